@@ -198,10 +198,7 @@ impl ArenaMut {
         // SAFETY: as in `bytes`; this guard is the only borrow of the range, and `&mut self` makes
         // the slice the only use of the guard.
         unsafe {
-            std::slice::from_raw_parts_mut(
-                self.arena.0.base.as_ptr().add(self.range.start),
-                self.range.len(),
-            )
+            std::slice::from_raw_parts_mut(self.arena.0.base.as_ptr().add(self.range.start), self.range.len())
         }
     }
 

@@ -8,8 +8,11 @@
 //! Nothing here knows tensors, ranks or files.
 
 mod arena;
+mod conv;
+mod cpu;
 mod element;
 mod error;
+mod gemm;
 mod isa;
 mod pool;
 pub mod rng;
@@ -17,8 +20,11 @@ pub mod simd;
 mod workers;
 
 pub use arena::{Arena, ArenaMut, ArenaRef};
+pub use conv::{ConvShape, conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient};
+pub use cpu::Cpu;
 pub use element::{DType, Element};
 pub use error::{Error, Result};
+pub use gemm::{Mat, MatMut, gemm};
 pub use isa::Isa;
 pub use pool::{Buffer, Pool, PoolStats};
 pub use workers::Workers;

@@ -522,7 +522,9 @@ mod tests {
             }
             // Column by column, so that sets of different widths can be compared.
             let per = 10;
-            (0..per).flat_map(|k| out.iter().skip(k).step_by(per).flatten().copied().collect::<Vec<_>>()).collect()
+            (0..per)
+                .flat_map(|k| out.iter().skip(k).step_by(per).flatten().copied().collect::<Vec<_>>())
+                .collect()
         }
     }
 
