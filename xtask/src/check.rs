@@ -1,0 +1,114 @@
+//! The single gate: what has to pass before a change lands.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::tidy;
+
+/// Leaves the slow tests out unless `PHALANX_SLOW` asks for them.
+const NOT_SLOW: &str = "not test(/(^|::)slow_/)";
+
+/// The gate's steps, cheapest first.
+const STEPS: [&str; 5] = ["fmt", "clippy", "tidy", "test", "doc"];
+
+/// Runs `wanted`, or all steps when it is empty. Every step runs, whatever the ones before it said.
+pub(crate) fn run(root: &Path, wanted: &[&str]) -> Result<bool> {
+    if let Some(unknown) = wanted.iter().find(|w| !STEPS.contains(w)) {
+        bail!("no step `{unknown}`; there are {}", STEPS.join(", "));
+    }
+    let mut failed = Vec::new();
+    for step in STEPS.into_iter().filter(|s| wanted.is_empty() || wanted.contains(s)) {
+        let start = Instant::now();
+        eprintln!("xtask: {step}");
+        let passed = match step {
+            "tidy" => tidy::run(root)?,
+            _ => command(root, &arguments(step, slow(), nextest(root)))?,
+        };
+        eprintln!(
+            "xtask: {step} {} in {:.1} s",
+            if passed { "passed" } else { "failed" },
+            start.elapsed().as_secs_f64()
+        );
+        if !passed {
+            failed.push(step);
+        }
+    }
+    if !failed.is_empty() {
+        eprintln!("xtask: failed: {}", failed.join(", "));
+    }
+    Ok(failed.is_empty())
+}
+
+/// What a step hands to cargo.
+fn arguments(step: &str, slow: bool, nextest: bool) -> Vec<&'static str> {
+    match (step, nextest) {
+        ("fmt", _) => vec!["fmt", "--all", "--check"],
+        ("clippy", _) => vec!["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        ("doc", _) => vec!["test", "--workspace", "--doc"],
+        (_, true) => {
+            let mut args = vec!["nextest", "run", "--workspace", "--no-fail-fast"];
+            args.extend(["--config-file", "tests/nextest.toml"]);
+            if !slow {
+                args.extend(["-E", NOT_SLOW]);
+            }
+            args
+        }
+        (_, false) => {
+            let mut args = vec!["test", "--workspace", "--all-targets", "--no-fail-fast"];
+            if !slow {
+                args.extend(["--", "--skip", "slow_"]);
+            }
+            args
+        }
+    }
+}
+
+fn slow() -> bool {
+    std::env::var_os("PHALANX_SLOW").is_some_and(|v| v == "1")
+}
+
+/// Whether `cargo nextest` is installed. It is optional: it runs tests in parallel processes and ends
+/// the ones that hang.
+fn nextest(root: &Path) -> bool {
+    let quiet = Stdio::null;
+    cargo(root)
+        .args(["nextest", "--version"])
+        .stdout(quiet())
+        .stderr(quiet())
+        .status()
+        .is_ok_and(|s| s.success())
+}
+
+fn command(root: &Path, args: &[&str]) -> Result<bool> {
+    let status =
+        cargo(root).args(args).status().with_context(|| format!("cargo {} did not start", args.join(" ")))?;
+    Ok(status.success())
+}
+
+fn cargo(root: &Path) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_tests_run_only_when_asked_for() {
+        for nextest in [false, true] {
+            let says = |slow| arguments("test", slow, nextest).iter().any(|a| a.contains("slow_"));
+            assert!(says(false) && !says(true));
+        }
+    }
+
+    #[test]
+    fn an_unknown_step_is_refused_before_anything_runs() {
+        let error = run(Path::new("/nonexistent"), &["fmt", "spell"]).unwrap_err().to_string();
+        assert!(error.contains("spell") && error.contains("clippy"), "{error}");
+    }
+}
