@@ -15,7 +15,7 @@ const ROOMS: &[&str] = &[
     "crates/host/src/arena.rs",
     "crates/host/src/pool.rs",
     // CPU kernels in SIMD intrinsics.
-    "crates/host/src/simd.rs",
+    "crates/host/src/simd/**",
     "crates/host/src/gemm/**",
     "crates/host/src/conv/**",
     "crates/tensor/src/ops/*/cpu.rs",
@@ -67,7 +67,7 @@ pub(super) fn rooms(tree: &Tree) -> Vec<Violation> {
         for (i, line) in lines.iter().enumerate() {
             for after in line.words("unsafe") {
                 if !room {
-                    let message = format!("`unsafe` outside its rooms: {}", ROOMS.join(", "));
+                    let message = "`unsafe` outside its rooms, which xtask/src/tidy/code.rs lists";
                     found.push(Violation::new(path, i + 1, "unsafe", message));
                 } else if needs_reason(after, &lines[i + 1..]) && !has_reason(&lines, i) {
                     found.push(Violation::new(
