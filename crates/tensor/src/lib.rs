@@ -1,1 +1,30 @@
-//! Room tensor.
+//! Tensors, their operations and their gradients.
+//!
+//! Shape, element type and device are run-time values: there is one [`Tensor`] type. Each operation is
+//! defined once, in one folder of [`ops`]: its shape rule, its kernel for each device and its gradient
+//! ([`Op`]). The executor ([`apply`]) checks, allocates, runs and records; [`Tensor::backward`] walks
+//! back and lets gradients be written straight into memory that a [`LeafSink`] provides.
+//!
+//! Nothing here knows of ranks, files or layers.
+
+mod device;
+mod error;
+mod op;
+pub mod ops;
+mod shape;
+mod sink;
+mod storage;
+mod tape;
+mod tensor;
+mod view;
+
+pub use device::Device;
+pub use error::{Error, Result};
+pub use op::{Exec, Meta, Op, Plan, Saved, Spec};
+pub use phalanx_host::{DType, Element};
+pub use shape::{Layout, MAX_AXES, Shape};
+pub use sink::{GradSink, Gradients, LeafMemory, LeafSink, Slot};
+pub use storage::{ArenaSlice, Held, Storage};
+pub use tape::{apply, apply_one};
+pub use tensor::{LeafId, Tensor};
+pub use view::{View, ViewMut};

@@ -1,0 +1,53 @@
+use std::fmt;
+use std::sync::Arc;
+
+use phalanx_host::Cpu;
+
+use crate::{Error, Result};
+
+/// Where a tensor lives and is computed: a value, not a type parameter. Cloning it clones a reference.
+#[derive(Clone)]
+pub enum Device {
+    /// One rank's CPU cores: its instruction set, compute threads and caching allocator.
+    Cpu(Arc<Cpu>),
+    /// One rank's GPU.
+    Cuda(phalanx_gpu::Context),
+}
+
+impl Device {
+    /// A CPU device.
+    pub fn cpu(cpu: Cpu) -> Self {
+        Device::Cpu(Arc::new(cpu))
+    }
+
+    /// GPU `ordinal`; [`Error::DeviceUnavailable`] says what was tried when there is none.
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        phalanx_gpu::Context::open(ordinal).map(Device::Cuda).map_err(|e| Error::DeviceUnavailable {
+            device: format!("cuda:{ordinal}"),
+            reason: e.to_string(),
+        })
+    }
+
+    /// `"cpu"` or `"cuda"`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Device::Cpu(_) => "cpu",
+            Device::Cuda(_) => "cuda",
+        }
+    }
+
+    /// Whether both are the same device of the same rank.
+    pub fn same(&self, other: &Device) -> bool {
+        match (self, other) {
+            (Device::Cpu(a), Device::Cpu(b)) => Arc::ptr_eq(a, b),
+            (Device::Cuda(a), Device::Cuda(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

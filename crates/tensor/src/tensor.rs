@@ -1,0 +1,208 @@
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use phalanx_host::{Arena, Buffer, DType, Element};
+
+use crate::storage::{ArenaSlice, Held, Storage};
+use crate::tape::Node;
+use crate::{Device, Error, Layout, Result, Shape};
+
+/// Names a leaf of the graph: something that a gradient is wanted for. Parameters use their index;
+/// leaves made by [`Tensor::leaf`] are numbered from [`LeafId::FREE`] on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LeafId(pub u64);
+
+impl LeafId {
+    /// The first number that [`Tensor::leaf`] gives out; smaller ones belong to parameters.
+    pub const FREE: u64 = 1 << 32;
+
+    fn fresh() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(LeafId::FREE);
+        LeafId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Where a tensor comes from in the graph.
+#[derive(Clone)]
+pub(crate) enum Edge {
+    Leaf(LeafId),
+    /// Output `1` of node `0`.
+    Node(Arc<Node>, usize),
+}
+
+/// An n-dimensional array on a device, with its place in the autograd graph if it has one.
+///
+/// A tensor is immutable and cheap to clone. Shape, type and device are values, not type parameters.
+#[derive(Clone)]
+pub struct Tensor {
+    pub(crate) storage: Storage,
+    pub(crate) layout: Layout,
+    pub(crate) dtype: DType,
+    pub(crate) device: Device,
+    pub(crate) edge: Option<Edge>,
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let graph = match &self.edge {
+            None => "",
+            Some(Edge::Leaf(_)) => ", leaf",
+            Some(Edge::Node(..)) => ", in graph",
+        };
+        write!(f, "Tensor({} {} on {}{graph})", self.dtype, self.shape(), self.device.name())
+    }
+}
+
+impl Tensor {
+    /// Wraps a buffer of `shape.numel()` elements of `dtype`, without a copy.
+    pub fn from_buffer(buffer: Buffer, dtype: DType, shape: Shape, device: &Device) -> Result<Self> {
+        Tensor::from_shared(Arc::new(buffer), dtype, shape, device)
+    }
+
+    /// As [`Tensor::from_buffer`] for a buffer that others read too (a field of a batch).
+    pub fn from_shared(buffer: Arc<Buffer>, dtype: DType, shape: Shape, device: &Device) -> Result<Self> {
+        let want = shape.numel() * dtype.size();
+        if buffer.len() != want {
+            let why = format!("the buffer has {} bytes, {want} are needed", buffer.len());
+            return Err(Error::Invalid { op: "from_buffer", shape, why });
+        }
+        Ok(Tensor::new(Storage::Host(buffer), Layout::contiguous(shape), dtype, device))
+    }
+
+    /// A tensor over elements `start..start + shape.numel()` (in units of `dtype`) of an arena.
+    pub fn from_arena(arena: &Arena, start: usize, dtype: DType, shape: Shape, device: &Device) -> Self {
+        let size = dtype.size();
+        let slice = ArenaSlice { arena: arena.clone(), start: start * size, len: shape.numel() * size };
+        Tensor::new(Storage::Arena(slice), Layout::contiguous(shape), dtype, device)
+    }
+
+    /// Copies a slice, row-major.
+    pub fn from_slice<T: Element>(data: &[T], shape: impl Into<Shape>, device: &Device) -> Result<Self> {
+        let shape = shape.into();
+        if data.len() != shape.numel() {
+            let why = format!("{} elements were given", data.len());
+            return Err(Error::Invalid { op: "from_slice", shape, why });
+        }
+        let mut buffer = device.alloc(size_of_val(data))?;
+        buffer.bytes_mut().copy_from_slice(bytemuck::cast_slice(data));
+        Tensor::from_buffer(buffer, T::DTYPE, shape, device)
+    }
+
+    /// All elements `value`.
+    pub fn full<T: Element>(value: T, shape: impl Into<Shape>, device: &Device) -> Result<Self> {
+        let shape = shape.into();
+        let mut buffer = device.alloc(shape.numel() * size_of::<T>())?;
+        buffer.as_mut_slice::<T>().fill(value);
+        Tensor::from_buffer(buffer, T::DTYPE, shape, device)
+    }
+
+    /// All elements zero.
+    pub fn zeros(dtype: DType, shape: impl Into<Shape>, device: &Device) -> Result<Self> {
+        let shape = shape.into();
+        let mut buffer = device.alloc(shape.numel() * dtype.size())?;
+        buffer.bytes_mut().fill(0);
+        Tensor::from_buffer(buffer, dtype, shape, device)
+    }
+
+    /// A scalar of a float type.
+    pub fn scalar(value: f64, dtype: DType, device: &Device) -> Result<Self> {
+        match dtype {
+            DType::F64 => Tensor::full(value, [], device),
+            DType::F32 => Tensor::full(value as f32, [], device),
+            got => Err(Error::DTypes { op: "scalar", operand: 0, got, want: "f32 or f64".into() }),
+        }
+    }
+
+    pub(crate) fn new(storage: Storage, layout: Layout, dtype: DType, device: &Device) -> Self {
+        Tensor { storage, layout, dtype, device: device.clone(), edge: None }
+    }
+
+    /// Sizes of the axes.
+    pub fn shape(&self) -> Shape {
+        self.layout.shape
+    }
+
+    /// How the elements lie in the storage.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the tensor lives.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Whether a backward pass from this tensor can reach a leaf.
+    pub fn requires_grad(&self) -> bool {
+        self.edge.is_some()
+    }
+
+    /// The leaf's name, when this tensor is one.
+    pub fn leaf_id(&self) -> Option<LeafId> {
+        match self.edge {
+            Some(Edge::Leaf(id)) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// The same values as a new leaf with a name of its own.
+    pub fn leaf(&self) -> Self {
+        self.leaf_named(LeafId::fresh())
+    }
+
+    /// The same values as the leaf `id`.
+    pub fn leaf_named(&self, id: LeafId) -> Self {
+        Tensor { edge: Some(Edge::Leaf(id)), ..self.clone() }
+    }
+
+    /// The same values outside the graph.
+    pub fn detach(&self) -> Self {
+        Tensor { edge: None, ..self.clone() }
+    }
+
+    /// The elements, row-major, as a new vector. Fails when the type is not `T`.
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        let dense = self.detach().contiguous()?;
+        let held = dense.storage.hold()?;
+        Ok(dense.view(&held).slice::<T>()?.to_vec())
+    }
+
+    /// The only element of a float tensor.
+    pub fn item(&self) -> Result<f64> {
+        if self.shape().numel() != 1 {
+            let why = "it has not exactly one element".to_owned();
+            return Err(Error::Invalid { op: "item", shape: self.shape(), why });
+        }
+        Ok(match self.dtype {
+            DType::F64 => self.to_vec::<f64>()?[0],
+            DType::F32 => f64::from(self.to_vec::<f32>()?[0]),
+            got => return Err(Error::DTypes { op: "item", operand: 0, got, want: "f32 or f64".into() }),
+        })
+    }
+
+    /// The bytes, held for reading.
+    pub fn hold(&self) -> Result<Held> {
+        self.storage.hold()
+    }
+
+    /// A kernel's view of the held bytes.
+    pub fn view<'a>(&self, held: &'a Held) -> crate::View<'a> {
+        crate::View::new(self.dtype, self.layout, held.bytes())
+    }
+}
+
+impl Device {
+    /// Memory for an output; the contents are arbitrary.
+    pub(crate) fn alloc(&self, bytes: usize) -> Result<Buffer> {
+        match self {
+            Device::Cpu(cpu) => Ok(cpu.pool.alloc(bytes)?),
+            Device::Cuda(c) => c.never(),
+        }
+    }
+}
