@@ -1,1 +1,38 @@
-//! Room data.
+//! Data sets, the order in which their samples are seen, and the loader that turns them into batches.
+//!
+//! The heart of the room is pure: which sample is seen when is a function of (seed, epoch, position)
+//! ([`Order`]), and which positions belong to a step and a virtual shard is arithmetic ([`Plan`]). The
+//! number of ranks, threads and restarts is no input of either, so a run that is killed, resized and
+//! started again sees every sample exactly once and in the same place.
+//!
+//! Around it: [`Source`] gives raw records (in memory today, shard sets on disk later), the
+//! [`Transform`] table turns images into what a model eats, and [`Loader`] does both on its own threads
+//! and delivers in the plan's order. Nothing here knows tensors or ranks.
+
+mod batch;
+mod config;
+mod embedded;
+mod error;
+mod fetch;
+mod idx;
+mod loader;
+mod memory;
+mod open;
+mod order;
+mod plan;
+mod source;
+mod transform;
+mod views;
+
+pub use batch::{Batch, Field};
+pub use config::{DataConfig, LoaderConfig};
+pub use error::{Error, Kind, Result};
+pub use fetch::{FetchedFile, Report, fetch, fetchable};
+pub use loader::{Loaded, Loader, Mode};
+pub use memory::{Column, Memory};
+pub use open::{Split, embedded_names, open};
+pub use order::{Order, shard_positions, step_positions, steps_per_epoch};
+pub use plan::{Plan, WorkItem};
+pub use source::{FieldSpec, Record, RecordField, Role, Schema, Source};
+pub use transform::{Param, Row, Transform, Value, rows};
+pub use views::{Subset, split_validation};

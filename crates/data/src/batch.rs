@@ -1,0 +1,155 @@
+use std::sync::Arc;
+
+use phalanx_host::{Buffer, DType, Element, Pool};
+
+use crate::{Error, Result};
+
+/// One named array of a batch: images, labels, text, targets alike.
+#[derive(Debug)]
+pub struct Field {
+    /// Its name, as in the set's schema.
+    pub name: Arc<str>,
+    /// The type of its elements.
+    pub dtype: DType,
+    /// Its dimensions; the first is the number of samples.
+    pub shape: Vec<usize>,
+    /// The elements, row-major.
+    pub bytes: Buffer,
+    /// For sequences padded to the longest of the batch: each sample's own length along dimension 1.
+    pub lengths: Option<Vec<u32>>,
+}
+
+impl Field {
+    /// A field of that shape with arbitrary contents, for filling in.
+    pub fn new(pool: &Pool, name: impl Into<Arc<str>>, dtype: DType, shape: &[usize]) -> Result<Self> {
+        let name = name.into();
+        let bytes = shape
+            .iter()
+            .try_fold(dtype.size(), |bytes, &d| bytes.checked_mul(d))
+            .ok_or_else(|| Error::field(&name, format!("shape {shape:?} does not fit the address space")))?;
+        Ok(Field { name, dtype, shape: shape.to_vec(), bytes: pool.alloc(bytes)?, lengths: None })
+    }
+
+    /// A field with these values. Fails when their number is not the shape's product.
+    pub fn from_slice<T: Element>(
+        pool: &Pool,
+        name: impl Into<Arc<str>>,
+        shape: &[usize],
+        values: &[T],
+    ) -> Result<Self> {
+        let mut field = Field::new(pool, name, T::DTYPE, shape)?;
+        if field.bytes.len() != size_of_val(values) {
+            let problem = format!("{} values were given for shape {shape:?}", values.len());
+            return Err(Error::field(&field.name, problem));
+        }
+        field.as_mut_slice::<T>()?.copy_from_slice(values);
+        Ok(field)
+    }
+
+    /// The elements. Fails when the field has another type.
+    pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
+        self.check_dtype(T::DTYPE)?;
+        Ok(self.bytes.as_slice())
+    }
+
+    /// The elements, for writing. Fails when the field has another type.
+    pub fn as_mut_slice<T: Element>(&mut self) -> Result<&mut [T]> {
+        self.check_dtype(T::DTYPE)?;
+        Ok(self.bytes.as_mut_slice())
+    }
+
+    fn check_dtype(&self, wanted: DType) -> Result<()> {
+        if self.dtype == wanted {
+            return Ok(());
+        }
+        Err(Error::field(&self.name, format!("holds {} and was asked for {wanted}", self.dtype)))
+    }
+}
+
+/// Some samples, ready for a model: what a loader delivers, and what a task with its own memory (replay)
+/// may build by hand.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// The arrays, all with the same first dimension.
+    pub fields: Vec<Field>,
+    /// Which samples these are, in their set's numbering; the ledger writes them down.
+    pub ids: Vec<u64>,
+    /// How much each sample counts in sums.
+    pub weights: Vec<f32>,
+}
+
+impl Batch {
+    /// A batch in which every sample counts 1. Fails when a field's first dimension is not the number
+    /// of ids, or when two fields have one name.
+    pub fn new(fields: Vec<Field>, ids: Vec<u64>) -> Result<Self> {
+        for (i, f) in fields.iter().enumerate() {
+            if f.shape.first() != Some(&ids.len()) {
+                let problem = format!("has shape {:?} in a batch of {} samples", f.shape, ids.len());
+                return Err(Error::field(&f.name, problem));
+            }
+            if f.lengths.as_ref().is_some_and(|l| l.len() != ids.len()) {
+                return Err(Error::field(&f.name, format!("needs {} lengths, one a sample", ids.len())));
+            }
+            if fields[..i].iter().any(|other| other.name == f.name) {
+                return Err(Error::field(&f.name, "is there twice"));
+            }
+        }
+        let weights = vec![1.0; ids.len()];
+        Ok(Batch { fields, ids, weights })
+    }
+
+    /// The number of samples.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there are no samples: a shard of a short last step may be empty.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// The sum of the weights.
+    pub fn weight(&self) -> f64 {
+        self.weights.iter().map(|&w| f64::from(w)).sum()
+    }
+
+    /// The field of that name. Fails with the names that are there.
+    pub fn field(&self, name: &str) -> Result<&Field> {
+        self.fields.iter().find(|f| &*f.name == name).ok_or_else(|| {
+            let names: Vec<_> = self.fields.iter().map(|f| &*f.name).collect();
+            Error::field(name, format!("is not in the batch, which has {}", names.join(", ")))
+        })
+    }
+
+    /// The elements of the field of that name; fails when it is not there or has another type.
+    pub fn values<T: Element>(&self, name: &str) -> Result<&[T]> {
+        self.field(name)?.as_slice()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_built_by_hand_and_checked() {
+        let pool = Pool::new();
+        let state = Field::from_slice(&pool, "state", &[2, 3], &[0f32, 1., 2., 3., 4., 5.]).unwrap();
+        let action = Field::from_slice(&pool, "action", &[2], &[1i64, 0]).unwrap();
+        let batch = Batch::new(vec![state, action], vec![7, 9]).unwrap();
+        assert_eq!((batch.len(), batch.weight()), (2, 2.0));
+        assert_eq!(batch.values::<i64>("action").unwrap(), [1, 0]);
+        assert_eq!(batch.field("state").unwrap().shape, [2, 3]);
+        let message = |e: Error| e.to_string();
+        assert!(message(batch.values::<f32>("action").unwrap_err()).contains("holds i64"));
+        assert!(message(batch.field("reward").unwrap_err()).contains("state, action"));
+
+        assert!(Field::from_slice(&pool, "x", &[2, 2], &[0f32; 3]).is_err());
+        assert!(Field::new(&pool, "x", DType::F32, &[usize::MAX, 2]).is_err());
+        let x = || Field::new(&pool, "x", DType::U8, &[2]).unwrap();
+        assert!(Batch::new(vec![x()], vec![1]).is_err());
+        assert!(message(Batch::new(vec![x(), x()], vec![1, 2]).unwrap_err()).contains("twice"));
+        let uneven = Field { lengths: Some(vec![1]), ..x() };
+        assert!(Batch::new(vec![uneven], vec![1, 2]).is_err());
+    }
+}
