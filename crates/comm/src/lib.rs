@@ -17,6 +17,7 @@ mod api;
 mod bucket;
 mod deadline;
 mod error;
+pub mod threads;
 mod tree;
 
 pub use abort::{AbortKind, AbortReason};

@@ -1,0 +1,153 @@
+//! How threads wait for each other, and how a failure reaches every one that waits.
+
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::{AbortReason, Deadline, Error};
+
+/// Locks, also after a panic elsewhere: no critical section here leaves its data half written.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long a thread stays awake before it parks. Waking a parked thread costs the waker a system call
+/// and the sleeper tens of microseconds; staying awake takes the core from whoever could use it.
+#[derive(Clone, Copy)]
+pub(super) struct Patience {
+    spin: Duration,
+    offer: Duration,
+}
+
+impl Patience {
+    /// Parks at once: for threads that nobody waits for.
+    pub(super) const NONE: Patience = Patience { spin: Duration::ZERO, offer: Duration::ZERO };
+
+    /// For a thread that has nothing else to do. With a core for every rank it spins, then keeps
+    /// offering its core to others; with fewer it offers from the start, as the one it waits for may
+    /// need this very core.
+    pub(super) fn of_waiter(ranks: usize) -> Self {
+        let cores = thread::available_parallelism().map_or(1, |n| n.get());
+        let spin = if ranks <= cores { Duration::from_micros(20) } else { Duration::ZERO };
+        Patience { spin, offer: Duration::from_micros(200) }
+    }
+}
+
+/// A bell for threads that wait until something about shared atomics is so.
+#[derive(Default)]
+pub(super) struct Signal {
+    sleepers: AtomicUsize,
+    lock: Mutex<()>,
+    bell: Condvar,
+}
+
+impl Signal {
+    /// Waits until `ready` holds or the deadline passes. `ready` may take locks that no one holds while
+    /// ringing.
+    pub(super) fn wait(&self, patience: Patience, deadline: Deadline, ready: impl Fn() -> bool) {
+        if ready() || self.wait_awake(patience, &ready) {
+            return;
+        }
+        let mut guard = lock(&self.lock);
+        self.sleepers.fetch_add(1, Ordering::Relaxed);
+        // Pairs with the fence in `ring`: either the ringer sees this sleeper, or the sleeper sees in
+        // `ready` what the ringer wrote before it rang. A ringer that sees the sleeper takes the lock,
+        // which is held here until the bell is being waited for, so its ring cannot fall in between.
+        fence(Ordering::SeqCst);
+        while !ready() {
+            guard = match deadline.remaining() {
+                None => self.bell.wait(guard).unwrap_or_else(PoisonError::into_inner),
+                Some(left) if left.is_zero() => break,
+                Some(left) => self.bell.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+        self.sleepers.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether `ready` came to hold while the thread was awake. Far shorter than any deadline.
+    fn wait_awake(&self, patience: Patience, ready: &impl Fn() -> bool) -> bool {
+        let whole = patience.spin + patience.offer;
+        if whole.is_zero() {
+            return false;
+        }
+        let since = Instant::now();
+        loop {
+            let waited = since.elapsed();
+            if waited >= whole {
+                return false;
+            }
+            if waited < patience.spin {
+                for _ in 0..16 {
+                    std::hint::spin_loop();
+                    if ready() {
+                        return true;
+                    }
+                }
+            } else {
+                thread::yield_now();
+                if ready() {
+                    return true;
+                }
+            }
+        }
+    }
+
+    /// Wakes all that wait, so that they look again. To be called after what they wait for was written.
+    pub(super) fn ring(&self) {
+        // See `wait`.
+        fence(Ordering::SeqCst);
+        if self.sleepers.load(Ordering::Relaxed) > 0 {
+            drop(lock(&self.lock));
+            self.bell.notify_all();
+        }
+    }
+}
+
+struct Cause {
+    reason: AbortReason,
+    /// What the waits of all ranks return.
+    error: Error,
+}
+
+/// The fate shared by a world and all that was split from it. Set once; the first cause stays.
+#[derive(Default)]
+pub(super) struct Poison {
+    cause: OnceLock<Cause>,
+    signals: Mutex<Vec<Weak<Signal>>>,
+}
+
+impl Poison {
+    /// A bell that is also rung when the world is poisoned.
+    pub(super) fn signal(&self) -> Arc<Signal> {
+        let signal = Arc::new(Signal::default());
+        let mut signals = lock(&self.signals);
+        signals.retain(|s| s.strong_count() > 0);
+        signals.push(Arc::downgrade(&signal));
+        signal
+    }
+
+    /// Poisons the world unless it is; returns whether this was the first cause. The caller must hold
+    /// no lock that a waiting thread's condition takes.
+    pub(super) fn set(&self, reason: AbortReason, error: Option<Error>) -> bool {
+        let error = error.unwrap_or_else(|| Error::Aborted { reason: reason.clone() });
+        let first = self.cause.set(Cause { reason, error }).is_ok();
+        if first {
+            let signals: Vec<_> = lock(&self.signals).iter().filter_map(Weak::upgrade).collect();
+            signals.iter().for_each(|s| s.ring());
+        }
+        first
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.cause.get().is_some()
+    }
+
+    pub(super) fn error(&self) -> Option<Error> {
+        self.cause.get().map(|c| c.error.clone())
+    }
+
+    pub(super) fn reason(&self) -> Option<AbortReason> {
+        self.cause.get().map(|c| c.reason.clone())
+    }
+}
