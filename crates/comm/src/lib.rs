@@ -14,6 +14,7 @@
 
 mod abort;
 mod api;
+pub mod bench;
 mod bucket;
 mod deadline;
 mod error;
