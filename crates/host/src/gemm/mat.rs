@@ -106,6 +106,18 @@ impl<'a, T> MatMut<'a, T> {
         let MatMut { data, rows, cols, row_stride, col_stride } = self;
         MatMut { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
     }
+
+    /// Sets every element, and nothing between them.
+    pub(crate) fn fill(&mut self, x: T)
+    where
+        T: Copy,
+    {
+        for i in 0..self.rows {
+            for j in 0..self.cols {
+                self.data[i * self.row_stride + j * self.col_stride] = x;
+            }
+        }
+    }
 }
 
 #[cfg(test)]
