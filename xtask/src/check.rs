@@ -57,7 +57,9 @@ fn arguments(step: &str, slow: bool, nextest: bool) -> Vec<&'static str> {
             args
         }
         (_, false) => {
-            let mut args = vec!["test", "--workspace", "--all-targets", "--no-fail-fast"];
+            let mut args = vec!["test", "--workspace", "--no-fail-fast"];
+            // What nextest runs: no benchmarks, and no doc tests, which are a step of their own.
+            args.extend(["--lib", "--bins", "--tests", "--examples"]);
             if !slow {
                 args.extend(["--", "--skip", "slow_"]);
             }
@@ -99,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slow_tests_run_only_when_asked_for() {
+    fn the_slow_tests_run_only_when_asked_for() {
         for nextest in [false, true] {
             let says = |slow| arguments("test", slow, nextest).iter().any(|a| a.contains("slow_"));
             assert!(says(false) && !says(true));
