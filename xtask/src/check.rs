@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_slow_tests_run_only_when_asked_for() {
+    fn marked_tests_run_only_when_asked_for() {
         for nextest in [false, true] {
             let says = |slow| arguments("test", slow, nextest).iter().any(|a| a.contains("slow_"));
             assert!(says(false) && !says(true));
