@@ -195,7 +195,7 @@ impl Step for Rotate {
 }
 
 /// Turns an image about its centre, counter-clockwise as it is seen (y points down).
-fn rotate(image: &mut Image, sin: f32, cos: f32) {
+pub(super) fn rotate(image: &mut Image, sin: f32, cos: f32) {
     let [h, w, c] = image.shape;
     let (cx, cy) = ((w as f32 - 1.0) / 2.0, (h as f32 - 1.0) / 2.0);
     image.scratch.clear();

@@ -1,1 +1,208 @@
+use super::ops::ROWS;
+use super::*;
 
+fn transform(text: &str) -> std::result::Result<Transform, toml::de::Error> {
+    #[derive(serde::Deserialize)]
+    struct Table {
+        row: Transform,
+    }
+    toml::from_str::<Table>(&format!("row = {text}")).map(|t| t.row)
+}
+
+fn key(sample: u64) -> Key {
+    Key::new(1).derive(2, sample)
+}
+
+/// One image through these rows, in training or (without a key) in evaluation.
+fn run(rows: &[&str], spec: &FieldSpec, pixels: &[u8], key: Option<Key>) -> Vec<f32> {
+    let rows: Vec<_> = rows.iter().map(|r| transform(r).unwrap()).collect();
+    let mut out = vec![f32::NAN; pixels.len()];
+    Pipeline::new(&rows, spec, key.is_some()).unwrap().run(pixels, key, &mut out);
+    out
+}
+
+/// Keeps the stored units.
+const AS_IS: &str = "{ name = \"normalise\", scale = 1.0 }";
+
+fn step(text: &str, spec: &FieldSpec) -> Box<dyn Step> {
+    let t = transform(text).unwrap();
+    (t.row.build)(&t.values, spec).unwrap()
+}
+
+#[test]
+fn normalisation_by_schema_and_by_hand() {
+    let grey = FieldSpec::image([1, 3, 1], 16.0);
+    assert_eq!(run(&[], &grey, &[0, 8, 16], None), [0.0, 0.5, 1.0]);
+    let rows = ["{ name = \"normalise\", mean = 0.5, std = 0.25 }"];
+    assert_eq!(run(&rows, &grey, &[0, 8, 16], None), [-2.0, 0.0, 2.0]);
+    let rows = ["{ name = \"normalise\", scale = 2, mean = [1, 2], std = [1, 4] }"];
+    assert_eq!(run(&rows, &FieldSpec::image([1, 2, 2], 255.0), &[1, 1, 3, 3], None), [1., 0., 5., 1.]);
+    let floats = FieldSpec { dtype: DType::F32, ..FieldSpec::image([1, 1, 2], 4.0) };
+    let mut out = [0.0; 2];
+    let bytes = bytemuck::bytes_of(&[2f32, -1.0]).to_vec();
+    Pipeline::new(&[], &floats, true).unwrap().run(&bytes, Some(key(0)), &mut out);
+    assert_eq!(out, [0.5, -0.25]);
+}
+
+#[test]
+fn flips_mirror_whole_pixels() {
+    let rows = ["{ name = \"flip\", p = 1 }", AS_IS];
+    let colour = FieldSpec::image([2, 3, 2], 255.0);
+    let image = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+    assert_eq!(run(&rows, &colour, &image, Some(key(0))), [5., 6., 3., 4., 1., 2., 11., 12., 9., 10., 7., 8.]);
+    let rows = ["{ name = \"flip\", p = 0.25 }", AS_IS];
+    let two = FieldSpec::image([1, 2, 1], 255.0);
+    let hits = (0..4000).filter(|&i| run(&rows, &two, &[1, 2], Some(key(i)))[0] == 2.0).count();
+    assert!((900..1100).contains(&hits), "{hits}");
+}
+
+#[test]
+fn shifts_fill_with_zeros_and_reach_every_place_equally() {
+    let spec = FieldSpec::image([3, 3, 1], 255.0);
+    let image: Vec<u8> = (1..=9).collect();
+    for rows in [["{ name = \"translate\", pixels = 1 }", AS_IS], ["{ name = \"pad-and-crop\", padding = 1 }", AS_IS]]
+    {
+        let mut seen = std::collections::BTreeMap::new();
+        for i in 0..1800 {
+            let out = run(&rows, &spec, &image, Some(key(i)));
+            let (y, x) = (0..9).map(|p| (p / 3, p % 3)).find(|&(y, x)| out[y * 3 + x] == 5.0).unwrap();
+            for (p, &value) in out.iter().enumerate() {
+                let (sy, sx) = (p / 3 + 1, p % 3 + 1);
+                let inside = (y..y + 3).contains(&sy) && (x..x + 3).contains(&sx);
+                let from = if inside { f32::from(image[(sy - y) * 3 + sx - x]) } else { 0.0 };
+                assert_eq!(value, from, "shift to {y}, {x}: {out:?}");
+            }
+            *seen.entry((y, x)).or_insert(0) += 1;
+        }
+        assert!(seen.len() == 9 && seen.values().all(|c| (140..260).contains(c)), "{seen:?}");
+    }
+    // A shift by more than the image leaves nothing of it.
+    let tiny = FieldSpec::image([1, 1, 1], 255.0);
+    let rows = ["{ name = \"translate\", pixels = 1000 }", AS_IS];
+    assert!((0..20).any(|i| run(&rows, &tiny, &[7], Some(key(i))) == [0.0]));
+}
+
+#[test]
+fn fractions_are_of_height_and_width() {
+    let spec = FieldSpec::image([1, 10, 1], 255.0);
+    let place = |i| {
+        let rows = ["{ name = \"translate\", fraction = 0.3 }", AS_IS];
+        let out = run(&rows, &spec, &[0, 0, 0, 0, 9, 0, 0, 0, 0, 0], Some(key(i)));
+        out.iter().position(|&x| x == 9.0).unwrap()
+    };
+    let seen: std::collections::BTreeSet<_> = (0..200).map(place).collect();
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn rotations_by_hand() {
+    let image = |pixels: &[f32], shape| Image { shape, pixels: pixels.to_vec(), scratch: Vec::new() };
+    // A quarter turn counter-clockwise: the right column becomes the top row.
+    let mut square = image(&[1., 2., 3., 4., 5., 6., 7., 8., 9.], [3, 3, 1]);
+    ops::rotate(&mut square, 1.0, 0.0);
+    assert_eq!(square.pixels, [3., 6., 9., 2., 5., 8., 1., 4., 7.]);
+    // Half a turn, two channels.
+    let mut two = image(&[1., 2., 3., 4., 5., 6., 7., 8.], [2, 2, 2]);
+    ops::rotate(&mut two, 0.0, -1.0);
+    assert_eq!(two.pixels, [7., 8., 5., 6., 3., 4., 1., 2.]);
+    // An eighth of a turn of a 1 by 3 line: its ends come from above and below, half a pixel's diagonal
+    // away: (±√½, ∓√½) has the weight (1 − √½) of the line's row and √½ of its outer pixel.
+    let (s, mut line) = (0.5f32.sqrt(), image(&[8., 4., 8.], [1, 3, 1]));
+    ops::rotate(&mut line, s, s);
+    let end = (4.0 * (1.0 - s) + 8.0 * s) * (1.0 - s);
+    for (got, want) in line.pixels.iter().zip([end, 4.0, end]) {
+        assert!((got - want).abs() < 1e-5, "{:?}", line.pixels);
+    }
+}
+
+#[test]
+fn no_strength_is_no_change() {
+    let spec = FieldSpec::image([5, 4, 3], 255.0);
+    let pixels: Vec<u8> = (0..60).map(|i| i * 4).collect();
+    let plain = run(&[], &spec, &pixels, None);
+    let idle = [
+        "{ name = \"flip\", p = 0 }",
+        "{ name = \"rotate\", degrees = 0 }",
+        "{ name = \"translate\", pixels = 0 }",
+        "{ name = \"pad-and-crop\", padding = 0 }",
+    ];
+    // By the table of bytes and by the long way: the same bits.
+    assert_eq!(run(&idle, &spec, &pixels, Some(key(3))), plain);
+    let strong = ["{ name = \"rotate\", degrees = 90 }", "{ name = \"flip\", p = 1 }"];
+    assert_eq!(run(&strong, &spec, &pixels, None), plain, "evaluation draws nothing");
+}
+
+#[test]
+fn random_numbers_belong_to_the_sample() {
+    let spec = FieldSpec::image([8, 8, 1], 255.0);
+    let pixels: Vec<u8> = (0..64).map(|i| i * 3).collect();
+    let texts = ["{ name = \"rotate\" }", "{ name = \"translate\" }", "{ name = \"flip\" }"];
+    let rows: Vec<_> = texts.iter().map(|r| transform(r).unwrap()).collect();
+    let mut pipeline = Pipeline::new(&rows, &spec, true).unwrap();
+    let mut all = |ids: &[u64]| -> Vec<Vec<f32>> {
+        let one = |&i: &u64| {
+            let mut out = vec![0.0; 64];
+            pipeline.run(&pixels, Some(key(i)), &mut out);
+            out
+        };
+        ids.iter().map(one).collect()
+    };
+    let (forward, mut backward) = (all(&[1, 2, 3]), all(&[3, 2, 1]));
+    backward.reverse();
+    assert_eq!(forward, backward);
+    assert!(forward[0] != forward[1] && forward[1] != forward[2]);
+    // Two rows of one kind draw differently: the second does not undo or repeat the first.
+    let twice = [texts[1], texts[1], AS_IS];
+    let (once, twice) = ([texts[1], AS_IS], twice);
+    assert!((0..20).any(|i| {
+        let one = run(&once, &spec, &pixels, Some(key(i)));
+        one != run(&twice, &spec, &pixels, Some(key(i)))
+    }));
+}
+
+#[test]
+fn rows_are_checked_and_misspellings_corrected() {
+    for (text, expected) in [
+        ("{ name = \"flop\" }", "unknown transform \"flop\"; did you mean \"flip\"?"),
+        ("{ name = \"zzz\" }", "there are normalise, pad-and-crop, flip, rotate, translate"),
+        ("{ name = \"rotate\", degree = 3 }", "unknown parameter \"degree\"; did you mean \"degrees\"?"),
+        ("{ name = \"flip\", p = 1.5 }", "transform flip, p: is 1.5, and must be in [0, 1]"),
+        ("{ name = \"flip\", p = nan }", "must be in [0, 1]"),
+        ("{ name = \"flip\", p = \"often\" }", "is \"often\", and must be a number"),
+        ("{ name = \"flip\", p = [0.5] }", "must be one number"),
+        ("{ name = \"pad-and-crop\", padding = 1.5 }", "must be a whole number"),
+        ("{ name = \"normalise\", std = 0 }", "must be in (0, ∞)"),
+        ("{ p = 0.5 }", "a transform needs a name"),
+        ("{ name = 3 }", "a transform needs a name"),
+        ("\"flip\"", "invalid type"),
+    ] {
+        let error = transform(text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+    let spec = FieldSpec::image([4, 4, 3], 255.0);
+    let refused = |rows: &[&str]| {
+        let rows: Vec<_> = rows.iter().map(|r| transform(r).unwrap()).collect();
+        let error = Pipeline::new(&rows, &spec, true).err().unwrap();
+        assert_eq!(error.kind(), crate::Kind::Usage);
+        error.to_string()
+    };
+    assert!(refused(&["{ name = \"normalise\", mean = [1, 2] }"]).contains("2 numbers for images of 3"));
+    assert!(refused(&["{ name = \"translate\", pixels = 1, fraction = 0.1 }"]).contains("not both"));
+    assert!(refused(&[AS_IS, AS_IS]).contains("twice"));
+}
+
+#[test]
+fn every_row_has_working_defaults_and_survives_a_round_trip() {
+    let spec = FieldSpec::image([4, 6, 3], 255.0);
+    for row in ROWS {
+        let t = Transform::new(row.name, &[]).unwrap();
+        let text = toml::to_string(&t).unwrap();
+        assert_eq!(toml::from_str::<Transform>(&text).unwrap(), t, "{text}");
+        let mut image = Image { shape: [4, 6, 3], pixels: vec![1.0; 72], scratch: Vec::new() };
+        step(&format!("{{ name = \"{}\" }}", row.name), &spec).apply(&mut image, &mut key(1).stream());
+        assert!(image.pixels.len() == 72 && image.pixels.iter().all(|x| x.is_finite()), "{}", row.name);
+    }
+    let given = Transform::new("normalise", &[("mean", Value::List(vec![0.5, 0.25]))]).unwrap();
+    assert_eq!(toml::from_str::<Transform>(&toml::to_string(&given).unwrap()).unwrap(), given);
+    assert_eq!(given.value("std"), Some(&Value::Auto));
+}
