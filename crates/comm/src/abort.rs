@@ -18,15 +18,15 @@ pub enum AbortKind {
 }
 
 impl AbortKind {
-    /// The exit code of a run that ended so: 2 usage, 3 data, 4 communication, 5 numerics, 1 for the
-    /// rest.
+    /// The exit code of a run that ended so: 2 usage, 3 data, 4 communication (a rank
+    /// that panicked is a lost peer), 5 numerics, 1 for the rest.
     pub const fn exit_code(self) -> u8 {
         match self {
             AbortKind::Usage => 2,
             AbortKind::Data => 3,
-            AbortKind::Communication => 4,
+            AbortKind::Communication | AbortKind::Panic => 4,
             AbortKind::Numerics => 5,
-            AbortKind::Panic | AbortKind::Other => 1,
+            AbortKind::Other => 1,
         }
     }
 

@@ -1,1 +1,28 @@
-//! Room train.
+//! Training: the one room that knows tensors, networks, ranks and data.
+//!
+//! [`run::train`] is what `phalanx train` does; [`Engine`] is one step of any [`task::Task`]. The
+//! engine loops over phases and virtual shards, a [`reducer::Reducer`] sums gradients over all shards
+//! while backward still runs, [`checkpoint`] and [`ledger`] keep the promise: kill it, resize it, start
+//! it again: the same bits, every sample exactly once.
+
+pub mod buckets;
+pub mod checkpoint;
+pub mod config;
+mod engine;
+mod error;
+pub mod evaluate;
+pub mod faults;
+pub mod fingerprint;
+pub mod ledger;
+pub mod ranks;
+pub mod reducer;
+pub mod report;
+pub mod run;
+pub mod rundir;
+pub mod setup;
+mod snapshot;
+pub mod task;
+
+pub use engine::{Engine, EngineOptions, PhaseReport, StepReport};
+pub use error::{Error, Result};
+pub use snapshot::{ModelHash, Snapshot};

@@ -1,0 +1,389 @@
+//! The configuration file: TOML, one table a component, unknown keys refused with the nearest known one.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use phalanx_data::{DataConfig, LoaderConfig};
+use phalanx_nn::{ModelConfig, OptimizerConfig, ScheduleConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// A run's configuration. Each component's table is that component's own type.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The root of all random streams.
+    #[serde(default)]
+    pub seed: u64,
+    /// What is trained.
+    pub model: ModelConfig,
+    /// What it is trained on.
+    pub data: DataConfig,
+    /// How samples become batches.
+    #[serde(default)]
+    pub loader: LoaderConfig,
+    /// How gradients change parameters.
+    pub optimizer: OptimizerConfig,
+    /// How the learning rate runs.
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
+    /// How long, and in which steps.
+    pub train: TrainConfig,
+    /// How the work is spread.
+    #[serde(default)]
+    pub distributed: DistributedConfig,
+    /// What computes.
+    #[serde(default)]
+    pub compute: ComputeConfig,
+    /// What is kept.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// When the evaluation set is looked at.
+    #[serde(default)]
+    pub eval: EvalConfig,
+    /// What is told.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// The `[train]` table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Passes over the training set.
+    pub epochs: u64,
+    /// Samples in one step over all ranks.
+    pub global_batch: u64,
+    /// The type of activations; parameters and gradients are always f32.
+    #[serde(default)]
+    pub precision: Precision,
+}
+
+/// The types that activations can have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    F32,
+}
+
+/// The `[distributed]` table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DistributedConfig {
+    /// V: the pieces that a global batch is cut into, fixed at a run's first start; its world size when
+    /// left out. A run with V shards can use any number of ranks up to V and gives the same bits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtual_shards: Option<u32>,
+    /// Bits that do not depend on the number of ranks. The CPU always gives them.
+    pub exact: bool,
+    /// Most megabytes (10⁶ bytes) in one bucket of gradients.
+    pub bucket_mb: f64,
+    /// Seconds that any wait on another rank may take.
+    pub deadline_s: f64,
+}
+
+impl Default for DistributedConfig {
+    fn default() -> Self {
+        DistributedConfig { virtual_shards: None, exact: true, bucket_mb: 25.0, deadline_s: 120.0 }
+    }
+}
+
+/// The `[compute]` table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ComputeConfig {
+    /// Compute threads of each rank; 0 shares the machine's cores out among the ranks on it.
+    pub threads: usize,
+    /// `auto`, or the instruction set to use: `portable`, `avx2`, `avx512`.
+    pub isa: String,
+}
+
+impl Default for ComputeConfig {
+    fn default() -> Self {
+        ComputeConfig { threads: 0, isa: "auto".into() }
+    }
+}
+
+/// The `[checkpoint]` table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints; 0 means none but at epoch ends and at the end.
+    pub every_steps: u64,
+    /// Epochs between checkpoints; 0 means none but by steps and at the end.
+    pub every_epochs: u64,
+    /// Checkpoints kept, at least one.
+    pub keep: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        CheckpointConfig { every_steps: 0, every_epochs: 1, keep: 3 }
+    }
+}
+
+/// The `[eval]` table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// Epochs between evaluations; 0 means at the end only.
+    pub every_epochs: u64,
+    /// Samples computed at once. The result depends on it no more than by rounding.
+    pub batch: u64,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        EvalConfig { every_epochs: 1, batch: 250 }
+    }
+}
+
+/// The `[log]` table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// Steps between lines of metrics; 0 means epochs only.
+    pub every_steps: u64,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig { every_steps: 10 }
+    }
+}
+
+impl Config {
+    /// Reads a file and applies `table.key=value` settings to it.
+    pub fn load(path: &Path, settings: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Error::config(path.display().to_string(), format!("cannot read the configuration: {e}"))
+        })?;
+        Config::parse(&text, &path.display().to_string(), settings)
+    }
+
+    /// As [`Config::load`] for a text; `place` names it in errors.
+    pub fn parse(text: &str, place: &str, settings: &[String]) -> Result<Self> {
+        // Parsed as it stands first, so that an error points at its line.
+        let explain = |e: toml::de::Error| Error::config(place, explain(&e));
+        let config = if settings.is_empty() {
+            toml::from_str::<Config>(text).map_err(explain)?
+        } else {
+            let mut table: toml::Table = toml::from_str(text).map_err(explain)?;
+            for setting in settings {
+                apply(&mut table, setting)?;
+            }
+            table.try_into::<Config>().map_err(|e: toml::de::Error| {
+                Error::config(format!("{place} with --set {}", settings.join(" ")), self::explain(&e))
+            })?
+        };
+        config.check(place)?;
+        Ok(config)
+    }
+
+    /// The configuration as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::config("config", format!("cannot be written as TOML: {e}")))
+    }
+
+    fn check(&self, place: &str) -> Result<()> {
+        let positive = |key: &str, value: f64| match value > 0.0 && value.is_finite() {
+            true => Ok(()),
+            false => Err(Error::config(place, format!("{key} is {value}; it must be above 0"))),
+        };
+        positive("train.global_batch", self.train.global_batch as f64)?;
+        positive("train.epochs", self.train.epochs as f64)?;
+        positive("distributed.bucket_mb", self.distributed.bucket_mb)?;
+        positive("distributed.deadline_s", self.distributed.deadline_s)?;
+        positive("checkpoint.keep", self.checkpoint.keep as f64)?;
+        positive("eval.batch", self.eval.batch as f64)?;
+        if let Some(v) = self.distributed.virtual_shards {
+            positive("distributed.virtual_shards", f64::from(v))?;
+        }
+        let most_seconds = 1e9;
+        if self.distributed.deadline_s > most_seconds {
+            return Err(Error::config(place, format!("distributed.deadline_s is above {most_seconds}")));
+        }
+        Ok(())
+    }
+
+    /// The part that fixes a run's numbers, as text: two configurations with equal identities are the
+    /// same run. What may change between a run's starts (its length, where and how often it reports,
+    /// how it is spread over threads and ranks) is left out.
+    pub fn identity(&self) -> Result<toml::Table> {
+        let mut table = toml::Table::try_from(self)
+            .map_err(|e| Error::config("config", format!("cannot be written as TOML: {e}")))?;
+        for (name, key) in [
+            ("train", "epochs"),
+            ("loader", "threads"),
+            ("loader", "prefetch"),
+            ("compute", "threads"),
+            ("compute", "isa"),
+            ("distributed", "bucket_mb"),
+            ("distributed", "deadline_s"),
+            ("distributed", "virtual_shards"),
+        ] {
+            if let Some(toml::Value::Table(t)) = table.get_mut(name) {
+                t.remove(key);
+            }
+        }
+        for name in ["checkpoint", "log", "eval"] {
+            table.remove(name);
+        }
+        Ok(table)
+    }
+}
+
+/// The first key, as a dotted path, in which two tables differ, with both values.
+pub(crate) fn first_difference(a: &toml::Table, b: &toml::Table) -> Option<(String, String, String)> {
+    let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    for key in keys {
+        match (a.get(key), b.get(key)) {
+            (x, y) if x == y => {}
+            (Some(toml::Value::Table(x)), Some(toml::Value::Table(y))) => {
+                if let Some((path, x, y)) = first_difference(x, y) {
+                    return Some((format!("{key}.{path}"), x, y));
+                }
+            }
+            (x, y) => {
+                let text = |v: Option<&toml::Value>| v.map_or("unset".to_owned(), ToString::to_string);
+                return Some((key.clone(), text(x), text(y)));
+            }
+        }
+    }
+    None
+}
+
+/// Applies one `table.key=value` setting. The value is read as TOML, or taken as a string where it is
+/// none.
+fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
+    let wrong = |problem: String| Error::config(format!("--set {setting}"), problem);
+    let (path, value) =
+        setting.split_once('=').ok_or_else(|| wrong("must have the form table.key=value".into()))?;
+    let value = value.trim();
+    let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
+    let value = parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let keys: Vec<&str> = path.trim().split('.').collect();
+    let Some((last, parents)) = keys.split_last().filter(|(l, p)| !l.is_empty() && p.iter().all(|k| !k.is_empty()))
+    else {
+        return Err(wrong("has an empty key".into()));
+    };
+    let mut at = table;
+    for key in parents {
+        let next = at.entry(*key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        at = next
+            .as_table_mut()
+            .ok_or_else(|| wrong(format!("{key} is a value, not a table")))?;
+    }
+    at.insert((*last).to_owned(), value);
+    Ok(())
+}
+
+/// The parser's message, with its line, and the nearest known key where an unknown one was given.
+fn explain(e: &toml::de::Error) -> String {
+    let mut text = e.to_string().trim_end().to_owned();
+    // serde's derive says: unknown field `x`, expected one of `a`, `b`.
+    if let Some(rest) = e.message().split("unknown field `").nth(1) {
+        let mut quoted = rest.split('`');
+        let wrong = quoted.next().unwrap_or_default();
+        let known: Vec<&str> = quoted.skip(1).step_by(2).collect();
+        if let Some(near) = nearest(wrong, &known) {
+            let _ = write!(text, "\nunknown key `{wrong}`; did you mean `{near}`?");
+        }
+    }
+    text
+}
+
+/// The known word that is most like `wrong`, if any is like it at all.
+pub(crate) fn nearest<'a>(wrong: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|k| (strsim::jaro_winkler(wrong, k), *k))
+        .filter(|(score, _)| *score > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, k)| k)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = r#"
+        seed = 3
+        [model]
+        name = "lenet5"
+        [data]
+        train = "digits"
+        [optimizer]
+        name = "sgd"
+        lr = 0.1
+        [train]
+        epochs = 2
+        global_batch = 32
+    "#;
+
+    fn text_of(text: &str, settings: &[&str]) -> String {
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        Config::parse(text, "x.toml", &settings).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_small_file_gets_defaults_and_round_trips() {
+        let c = Config::parse(SMALL, "x.toml", &[]).unwrap();
+        assert_eq!((c.seed, c.train.epochs, c.checkpoint.keep, c.distributed.bucket_mb), (3, 2, 3, 25.0));
+        assert_eq!(Config::parse(&c.to_toml().unwrap(), "y", &[]).unwrap(), c);
+    }
+
+    #[test]
+    fn unknown_keys_name_the_nearest_known_one_and_the_line() {
+        let text = text_of(&SMALL.replace("epochs", "epoch"), &[]);
+        assert!(text.contains("did you mean `epochs`") && text.contains("line 1"), "{text}");
+        let text = text_of(&format!("{SMALL}\n[chekpoint]\nkeep = 1"), &[]);
+        assert!(text.contains("did you mean `checkpoint`"), "{text}");
+        let text = text_of(SMALL, &["train.global_bach=3"]);
+        assert!(text.contains("did you mean `global_batch`") && text.contains("--set"), "{text}");
+    }
+
+    #[test]
+    fn wrong_types_signs_and_garbage_are_refused() {
+        for (from, to, say) in [
+            ("epochs = 2", "epochs = \"two\"", "line"),
+            ("epochs = 2", "epochs = 0", "train.epochs is 0"),
+            ("epochs = 2", "epochs = -1", "line"),
+            ("global_batch = 32", "global_batch = 0", "train.global_batch"),
+            ("[train]", "[train", "line"),
+        ] {
+            let text = text_of(&SMALL.replace(from, to), &[]);
+            assert!(text.contains(say), "{to}: {text}");
+        }
+        for (set, say) in [
+            ("distributed.virtual_shards=0", "virtual_shards is 0"),
+            ("distributed.deadline_s=nan", "deadline_s"),
+            ("train.epochs", "table.key=value"),
+            ("seed.x=1", "not a table"),
+            (".x=1", "empty key"),
+        ] {
+            let text = text_of(SMALL, &[set]);
+            assert!(text.contains(say), "{set}: {text}");
+        }
+    }
+
+    #[test]
+    fn settings_reach_every_type_of_value() {
+        let set = ["seed=9", "data.train=mnist dir", "schedule.name=\"cosine\"", "eval.batch=7"];
+        let c = Config::parse(SMALL, "x", &set.map(String::from)).unwrap();
+        assert_eq!((c.seed, c.data.train.as_str(), c.eval.batch), (9, "mnist dir", 7));
+    }
+
+    #[test]
+    fn identities_ignore_what_may_change_and_name_what_may_not() {
+        let a = Config::parse(SMALL, "x", &[]).unwrap();
+        let same = Config::parse(SMALL, "x", &["train.epochs=9", "loader.threads=0"].map(String::from)).unwrap();
+        assert_eq!(first_difference(&a.identity().unwrap(), &same.identity().unwrap()), None);
+        let other = Config::parse(SMALL, "x", &["optimizer.lr=0.2".to_owned()]).unwrap();
+        let (key, x, y) = first_difference(&a.identity().unwrap(), &other.identity().unwrap()).unwrap();
+        assert_eq!((key.as_str(), x.as_str(), y.as_str()), ("optimizer.lr", "0.1", "0.2"));
+    }
+}

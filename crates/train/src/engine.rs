@@ -1,0 +1,234 @@
+//! One step: the same loop for every task.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use phalanx_comm::{Communicator, Deadline, Tree};
+use phalanx_host::rng::Key;
+use phalanx_host::{Cpu, DType};
+use phalanx_nn::{Forward, Norms, Optimizer, Params};
+use phalanx_tensor::Device;
+
+use crate::faults::{Fault, Faults};
+use crate::reducer::{Reducer, ShardSink, Slots};
+use crate::task::{Batch, ShardCx, StepCx, Task};
+use crate::{Error, Result};
+
+/// Separates the engine's random streams from those of other uses of the seed.
+const STREAM: u64 = 0x0005_7e9;
+
+/// What the engine must know besides the task.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// The root of all random streams.
+    pub seed: u64,
+    /// V, the virtual shards.
+    pub shards: u32,
+    /// Most bytes in a bucket of gradients.
+    pub bucket_bytes: usize,
+    /// What any wait on another rank may take.
+    pub deadline: Duration,
+    /// Planted failures.
+    pub faults: Faults,
+}
+
+/// What one phase of a step came to, over all shards.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PhaseReport {
+    /// Σ weight · loss.
+    pub loss_sum: f64,
+    /// Σ weight.
+    pub weight: f64,
+    /// The task's own sums.
+    pub statistics: Vec<f64>,
+}
+
+/// What a step came to: the same on every rank.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepReport {
+    /// By phase.
+    pub phases: Vec<PhaseReport>,
+    /// Whether some rank has asked to stop after this step.
+    pub stop: bool,
+}
+
+/// A model, its task and its optimizers on one rank.
+pub struct Engine {
+    pub(crate) comm: Arc<dyn Communicator>,
+    pub(crate) device: Device,
+    pub(crate) cpu: Arc<Cpu>,
+    pub(crate) task: Box<dyn Task>,
+    pub(crate) params: Params,
+    pub(crate) norms: Norms,
+    pub(crate) optimizers: Vec<Optimizer>,
+    pub(crate) options: EngineOptions,
+    pub(crate) tree: Tree,
+    reducers: Vec<Reducer>,
+}
+
+/// The places of the engine's own numbers in front of a phase's statistics.
+const STOP: usize = 0;
+const LOSS: usize = 1;
+const WEIGHT: usize = 2;
+const OWN: usize = 3;
+
+impl Engine {
+    /// Puts a task on this rank. All ranks must give the same; bucket plans are compared.
+    pub fn new(
+        comm: Arc<dyn Communicator>,
+        device: &Device,
+        task: Box<dyn Task>,
+        params: Params,
+        norms: Norms,
+        options: EngineOptions,
+    ) -> Result<Self> {
+        let Device::Cpu(cpu) = device else {
+            let reason = "the engine has no kernels for it yet".to_owned();
+            return Err(phalanx_tensor::Error::DeviceUnavailable { device: device.name().into(), reason }.into());
+        };
+        let tree = Tree::new(options.shards)?;
+        let gradients = Slots::new(&*comm, tree, params.elements(), DType::F32)?;
+        let statistics = OWN + task.statistics().len() + norms.statistics_len();
+        let mut reducers = Vec::new();
+        let mut optimizers = Vec::new();
+        for phase in task.phases() {
+            let ids = phase.params.clone();
+            reducers.push(Reducer::new(
+                &comm, tree, &params, ids.clone(), &gradients, statistics, options.bucket_bytes,
+            )?);
+            optimizers.push(Optimizer::new(&phase.optimizer, &params, ids)?);
+        }
+        let plan: Vec<String> = reducers.iter().map(Reducer::plan).collect();
+        let deadline = Deadline::after(options.deadline);
+        phalanx_comm::check_same(&*comm, "the bucket plan", &plan.join(" | "), deadline)?;
+        let cpu = cpu.clone();
+        Ok(Engine { comm, device: device.clone(), cpu, task, params, norms, optimizers, options, tree, reducers })
+    }
+
+    /// The parameters.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The task.
+    pub fn task(&self) -> &dyn Task {
+        &*self.task
+    }
+
+    /// This rank's virtual shards.
+    pub fn shards(&self) -> Result<Range<u32>> {
+        Ok(self.tree.shards_of(self.comm.rank(), self.comm.world())?)
+    }
+
+    /// The context of a shard in a step's phase.
+    fn context(&self, phase: usize, step: u64, shard: u32, trainable: Range<u32>, training: bool) -> ShardCx<'_> {
+        let key = Key::new(self.options.seed).derive(STREAM, step).derive(phase as u64, u64::from(shard));
+        let forward = Forward::new(&self.params, &self.norms, &self.device, training, trainable, key);
+        ShardCx { forward, device: &self.device, step, shard }
+    }
+
+    /// A context for evaluation: nothing is recorded, norms use their running statistics.
+    pub fn inference(&self) -> ShardCx<'_> {
+        self.context(0, 0, 0, 0..0, false)
+    }
+
+    /// Runs step `step`. `batches` holds one batch for each of this rank's shards, in their order;
+    /// `factor` scales the phases' learning rates; `stop` asks all ranks to stop after this step.
+    ///
+    /// Every rank gets the same report or, when a loss is not finite, the same [`Error::NonFinite`],
+    /// before any parameter has changed.
+    pub fn step(&mut self, step: u64, mut batches: Vec<Batch>, factor: f64, stop: bool) -> Result<StepReport> {
+        let deadline = Deadline::after(self.options.deadline);
+        let mine = self.shards()?;
+        if batches.is_empty() && !self.task.needs_data() {
+            batches.resize_with(mine.len(), Batch::default);
+        }
+        if batches.len() != mine.len() {
+            let problem = format!("{} batches were given for {} shards", batches.len(), mine.len());
+            return Err(Error::Task { task: self.task.name(), problem });
+        }
+        self.options.faults.before_step(self.comm.rank(), step);
+        let mut report = StepReport { phases: Vec::new(), stop: false };
+        for phase in 0..self.reducers.len() {
+            let mut losses = Vec::with_capacity(mine.len());
+            for (at, shard) in mine.clone().enumerate() {
+                losses.push(self.shard(phase, step, at, shard, &batches[at], stop)?);
+            }
+            let total = self.reducers[phase].finish(deadline)?;
+            self.check_finite(phase, step, total[LOSS], &losses, deadline)?;
+            if total[WEIGHT] > 0.0 {
+                let lr = self.task.phases()[phase].optimizer.lr() * factor;
+                let gradients = self.reducers[phase].gradients();
+                self.optimizers[phase].step(&self.cpu, &self.params, gradients, 1.0 / total[WEIGHT], lr)?;
+            }
+            let own = OWN + self.task.statistics().len();
+            self.norms.fold(&total[own..])?;
+            let mut cx = StepCx { params: &self.params, device: &self.device, step, shards: mine.clone() };
+            self.task.after_phase(phase, &mut cx)?;
+            report.stop |= total[STOP] > 0.0;
+            report.phases.push(PhaseReport {
+                loss_sum: total[LOSS],
+                weight: total[WEIGHT],
+                statistics: total[OWN..own].to_vec(),
+            });
+        }
+        Ok(report)
+    }
+
+    /// Forward, backward and statistics of one shard. Returns its loss.
+    fn shard(&mut self, phase: usize, step: u64, at: usize, shard: u32, batch: &Batch, stop: bool) -> Result<f64> {
+        let trainable = self.task.phases()[phase].params.clone();
+        let key = Key::new(self.options.seed).derive(STREAM, step).derive(phase as u64, u64::from(shard));
+        let forward = Forward::new(&self.params, &self.norms, &self.device, true, trainable, key);
+        let cx = ShardCx { forward, device: &self.device, step, shard };
+        let own = self.task.prepare(phase, &cx)?;
+        let batch = own.as_ref().unwrap_or(batch);
+
+        let names = self.task.statistics().len();
+        let mut statistics = vec![0.0; OWN + names + self.norms.statistics_len()];
+        statistics[STOP] = f64::from(u8::from(stop && at == 0));
+        let reducer = &mut self.reducers[phase];
+        reducer.begin_shard(at);
+        if !batch.is_empty() {
+            let mut loss = self.task.loss(phase, batch, &cx)?;
+            if self.options.faults.hits(self.comm.rank(), step, Fault::Nan) {
+                loss.sum = loss.sum.scale(f64::NAN)?;
+            }
+            statistics[LOSS] = loss.sum.item()?;
+            statistics[WEIGHT] = loss.weight;
+            let given = loss.statistics.len().min(names);
+            statistics[OWN..OWN + given].copy_from_slice(&loss.statistics[..given]);
+            self.norms.contribution(&cx.forward.take_statistics(), &mut statistics[OWN + names..])?;
+            drop(cx);
+            let mut sink = ShardSink { reducer, cpu: &self.cpu, error: None };
+            let walked = loss.sum.backward(&mut sink);
+            match sink.error.take() {
+                Some(e) => return Err(e),
+                None => walked?,
+            }
+        }
+        reducer.end_shard(&self.cpu, &statistics)?;
+        Ok(statistics[LOSS])
+    }
+
+    /// Turns a loss that is not finite into one error that names the same shard on all ranks.
+    fn check_finite(&self, phase: usize, step: u64, total: f64, mine: &[f64], deadline: Deadline) -> Result<()> {
+        if total.is_finite() {
+            return Ok(());
+        }
+        let all = self.comm.all_gather(bytemuck::cast_slice(mine), deadline)?;
+        let mut found = (self.comm.rank(), 0, total);
+        for (rank, bytes) in (0u32..).zip(&all) {
+            let losses: Vec<f64> = bytemuck::pod_collect_to_vec(bytes);
+            let first = self.tree.shards_of(rank, self.comm.world())?.start;
+            if let Some((shard, &loss)) = (first..).zip(&losses).find(|(_, l)| !l.is_finite()) {
+                found = (rank, shard, loss);
+                break;
+            }
+        }
+        let (rank, shard, loss) = found;
+        let phase = self.task.phases()[phase].name.clone();
+        Err(Error::NonFinite { loss, step, rank, shard, phase })
+    }
+}

@@ -1,0 +1,83 @@
+//! Evaluation: every sample of the set once, spread over the shards, exact sums.
+
+use std::sync::Arc;
+
+use phalanx_comm::Deadline;
+use phalanx_data::{Loader, LoaderConfig, Mode, Plan, Source};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::Engine;
+use crate::task::Batch;
+use crate::{Error, Result};
+
+/// What an evaluation came to: means over the set, errors as fractions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Mean loss.
+    pub loss: f64,
+    /// The fraction whose class did not come first.
+    pub top1_error: f64,
+    /// The fraction whose class was not among the first five.
+    pub top5_error: f64,
+    /// Samples evaluated.
+    pub samples: u64,
+}
+
+/// Steps between votes on whether to stop.
+const VOTE_EVERY: u64 = 8;
+
+/// Evaluates the task on `source`, `batch` samples of each shard at a time. All ranks must call it; all
+/// get the same result, whatever their number. None when some rank's `stop` said so.
+pub fn evaluate(
+    engine: &Engine,
+    source: &Arc<dyn Source>,
+    loader: &LoaderConfig,
+    batch: u64,
+    stop: &dyn Fn() -> bool,
+) -> Result<Option<Evaluation>> {
+    let shards = u64::from(engine.options.shards);
+    let mine = engine.shards()?;
+    let width = engine.task.evaluations().len() + 1;
+    // No more samples at once than the set has: a small set is still spread over the shards.
+    let global = (batch * shards).min(source.len().max(1));
+    let range = u64::from(mine.start)..u64::from(mine.end);
+    let plan = Plan::new(source.len(), global, shards, range, 1)?;
+    let deadline = || Deadline::after(engine.options.deadline);
+    let mut sums = vec![0.0; mine.len() * width];
+    for loaded in Loader::new(source.clone(), loader, Mode::Eval, plan, &engine.cpu.pool)? {
+        let loaded = loaded?;
+        let first_of_step = loaded.item.shard == u64::from(mine.start);
+        if first_of_step
+            && loaded.item.step.is_multiple_of(VOTE_EVERY)
+            && engine.comm.vote(u8::from(stop()), deadline())? > 0
+        {
+            return Ok(None);
+        }
+        if loaded.batch.is_empty() {
+            continue;
+        }
+        let batch = Batch::from_data(loaded.batch, &engine.device)?;
+        let values = engine.task.evaluate(&batch, &engine.inference())?;
+        let at = (loaded.item.shard as usize - mine.start as usize) * width;
+        sums[at..at + width].iter_mut().zip(&values).for_each(|(s, v)| *s += v);
+    }
+    // Every rank adds all shards' sums in the order of the shards: one result for any world.
+    let all = engine.comm.all_gather(bytemuck::cast_slice(&sums), deadline())?;
+    let mut total = vec![0.0; width];
+    for part in all {
+        for shard in bytemuck::pod_collect_to_vec::<u8, f64>(&part).chunks(width) {
+            total.iter_mut().zip(shard).for_each(|(t, s)| *t += s);
+        }
+    }
+    let [loss, top1, top5, weight] = total[..] else {
+        let problem = format!("it has {} sums to evaluate, not 3 and a weight", width - 1);
+        return Err(Error::Task { task: engine.task.name(), problem });
+    };
+    let mean = |sum: f64| if weight > 0.0 { sum / weight } else { 0.0 };
+    Ok(Some(Evaluation {
+        loss: mean(loss),
+        top1_error: mean(top1),
+        top5_error: mean(top5),
+        samples: source.len(),
+    }))
+}

@@ -1,0 +1,128 @@
+//! Planted failures (`--inject`), for users who want to see what happens and for the tests.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::{Error, Result};
+
+/// A kind of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The rank's thread panics.
+    Panic,
+    /// The rank's loss is not a number.
+    Nan,
+    /// The rank sleeps before the step.
+    Slow(Duration),
+    /// Writing the next checkpoint finds the disk full.
+    DiskFull,
+}
+
+/// One planted failure: `rank=R,step=S,kind=panic|nan|slow:MS|disk-full`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Planted {
+    rank: u32,
+    step: u64,
+    fault: Fault,
+}
+
+/// All planted failures of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Faults(Vec<Planted>);
+
+impl FromStr for Planted {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |problem: String| {
+            let form = "the form is rank=R,step=S,kind=panic|nan|slow:MS|disk-full";
+            Error::config(format!("--inject {text}"), format!("{problem}; {form}"))
+        };
+        let (mut rank, mut step, mut fault) = (None, None, None);
+        for part in text.split(',') {
+            let (key, value) = part.split_once('=').ok_or_else(|| wrong(format!("{part:?} has no value")))?;
+            let number = || value.parse::<u64>().map_err(|_| wrong(format!("{value:?} is no number")));
+            match key.trim() {
+                "rank" => rank = Some(u32::try_from(number()?).map_err(|_| wrong("no such rank".into()))?),
+                "step" => step = Some(number()?),
+                "kind" => {
+                    fault = Some(match value.split_once(':') {
+                        None if value == "panic" => Fault::Panic,
+                        None if value == "nan" => Fault::Nan,
+                        None if value == "disk-full" => Fault::DiskFull,
+                        Some(("slow", ms)) => {
+                            let ms = ms.parse().map_err(|_| wrong(format!("{ms:?} is no number of ms")))?;
+                            Fault::Slow(Duration::from_millis(ms))
+                        }
+                        _ => return Err(wrong(format!("there is no kind {value:?}"))),
+                    });
+                }
+                other => return Err(wrong(format!("there is no key {other:?}"))),
+            }
+        }
+        match (rank, step, fault) {
+            (Some(rank), Some(step), Some(fault)) => Ok(Planted { rank, step, fault }),
+            _ => Err(wrong("rank, step and kind must all be given".into())),
+        }
+    }
+}
+
+impl Faults {
+    /// Reads the values of all `--inject` options.
+    pub fn parse(values: &[String]) -> Result<Self> {
+        values.iter().map(|v| v.parse()).collect::<Result<_>>().map(Faults)
+    }
+
+    /// The highest rank that a failure is planted on.
+    pub fn highest_rank(&self) -> Option<u32> {
+        self.0.iter().map(|p| p.rank).max()
+    }
+
+    /// Whether `fault` is planted on `rank` at `step`.
+    pub fn hits(&self, rank: u32, step: u64, fault: Fault) -> bool {
+        self.0.contains(&Planted { rank, step, fault })
+    }
+
+    /// Whether the checkpoint written at `step` finds the disk full: the first one from the planted
+    /// step on.
+    pub fn disk_full(&self, rank: u32, step: u64) -> bool {
+        self.0.iter().any(|p| p.rank == rank && p.step <= step && p.fault == Fault::DiskFull)
+    }
+
+    /// Sleeps or panics, when that is planted on `rank` at `step`.
+    pub fn before_step(&self, rank: u32, step: u64) {
+        for p in self.0.iter().filter(|p| p.rank == rank && p.step == step) {
+            match p.fault {
+                Fault::Panic => std::panic::panic_any(format!("planted by --inject at step {step}")),
+                Fault::Slow(time) => std::thread::sleep(time),
+                Fault::Nan | Fault::DiskFull => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specifications_are_read_and_wrong_ones_explained() {
+        let parse = |t: &str| Faults::parse(&[t.to_owned()]);
+        let f = parse("rank=1,step=7,kind=slow:50").unwrap();
+        assert!(f.hits(1, 7, Fault::Slow(Duration::from_millis(50))) && !f.hits(1, 6, Fault::Nan));
+        assert_eq!(f.highest_rank(), Some(1));
+        let f = parse("kind=disk-full,rank=0,step=3").unwrap();
+        assert!(!f.disk_full(0, 2) && f.disk_full(0, 3) && f.disk_full(0, 9) && !f.disk_full(1, 9));
+        for (text, say) in [
+            ("rank=1,step=2", "must all be given"),
+            ("rank=x,step=2,kind=nan", "no number"),
+            ("rank=0,step=2,kind=fire", "no kind"),
+            ("rank=0,step=2,kind=slow:x", "number of ms"),
+            ("host=0,step=2,kind=nan", "no key"),
+            ("nan", "no value"),
+        ] {
+            let e = parse(text).unwrap_err();
+            assert!(e.to_string().contains(say) && e.exit_code() == 2, "{e}");
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! The ledger: which samples each rank consumed at each step, and the proof that each was consumed
+//! exactly once an epoch.
+//!
+//! Every start of a run is an *attempt* and has a file for each of its ranks, `ledger/attempt-0001-
+//! rank-00000.jsonl`: a header, then a line for each step and virtual shard. A run that was killed
+//! after its last checkpoint repeats some steps in the next attempt; the earlier attempt's lines of
+//! those steps are superseded, as its work on them was. What is left is the history that the
+//! parameters have seen.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use phalanx_data::{Order, shard_positions, step_positions, steps_per_epoch};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint;
+use crate::{Error, Result};
+
+/// The first line of a ledger file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// Which start of the run this is, from 1.
+    pub attempt: u32,
+    /// The rank.
+    pub rank: u32,
+    /// The number of ranks.
+    pub world_size: u32,
+    /// The first step of the attempt.
+    pub first_step: u64,
+    /// The run's seed.
+    pub seed: u64,
+    /// Samples in the training set.
+    pub samples: u64,
+    /// Samples in a step.
+    pub global_batch: u64,
+    /// V.
+    pub virtual_shards: u32,
+}
+
+/// What one virtual shard consumed in one step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Line {
+    /// The step, from 0 over the whole run.
+    pub step: u64,
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// The virtual shard.
+    pub shard: u32,
+    /// The samples, in order.
+    pub ids: Vec<u64>,
+}
+
+/// One rank's side of the ledger.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+fn dir_of(run: &Path) -> PathBuf {
+    run.join("ledger")
+}
+
+fn files(run: &Path) -> Result<Vec<PathBuf>> {
+    let dir = dir_of(run);
+    let entries = match fs::read_dir(&dir) {
+        Ok(e) => e,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io("read", &dir)(e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(Error::io("read", &dir))?.path();
+        if path.extension().is_some_and(|e| e == "jsonl") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The number of the next attempt in this run directory.
+pub fn next_attempt(run: &Path) -> Result<u32> {
+    let number = |p: &PathBuf| p.file_name()?.to_str()?.strip_prefix("attempt-")?.split('-').next()?.parse().ok();
+    Ok(files(run)?.iter().filter_map(number).max().unwrap_or(0u32) + 1)
+}
+
+impl Ledger {
+    /// Opens this rank's file of a new attempt.
+    pub fn create(run: &Path, header: &Header) -> Result<Self> {
+        let dir = dir_of(run);
+        fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        let path = dir.join(format!("attempt-{:04}-rank-{:05}.jsonl", header.attempt, header.rank));
+        let file = File::create_new(&path).map_err(Error::io("create", &path))?;
+        let mut ledger = Ledger { path, file: BufWriter::new(file) };
+        ledger.put(header)?;
+        ledger.sync()?;
+        Ok(ledger)
+    }
+
+    fn put(&mut self, line: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_string(line)
+            .map_err(|e| Error::Ledger { path: self.path.clone(), problem: e.to_string() })?;
+        writeln!(self.file, "{text}").map_err(Error::io("write", &self.path))
+    }
+
+    /// Adds a line. It is on disk after the next [`Ledger::sync`].
+    pub fn add(&mut self, line: &Line) -> Result<()> {
+        self.put(line)
+    }
+
+    /// Makes all lines durable. Called on every rank before a checkpoint counts as complete.
+    pub fn sync(&mut self) -> Result<()> {
+        self.file.flush().map_err(Error::io("write", &self.path))?;
+        self.file.get_ref().sync_data().map_err(Error::io("sync", &self.path))
+    }
+}
+
+/// What a ledger proves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Proof {
+    /// Starts of the run.
+    pub attempts: u32,
+    /// World size of each attempt.
+    pub world_sizes: Vec<u32>,
+    /// Steps that count.
+    pub steps: u64,
+    /// Epochs of which every sample was consumed exactly once.
+    pub whole_epochs: u64,
+    /// Samples of the last, unfinished epoch, each consumed exactly once so far.
+    pub samples_in_last_epoch: u64,
+    /// Samples consumed in all.
+    pub samples: u64,
+    /// Steps that were done again after a crash; their first run does not count.
+    pub superseded_steps: u64,
+}
+
+/// Checks the ledger of a run directory. Fails with [`Error::Ledger`] on the first omission, repeat or
+/// misplaced sample, and says how many there are.
+pub fn verify(run: &Path) -> Result<Proof> {
+    let fail = |problem: String| Error::Ledger { path: run.to_owned(), problem };
+    let mut attempts: BTreeMap<u32, Vec<(Header, Vec<Line>)>> = BTreeMap::new();
+    for path in files(run)? {
+        let (header, lines) = read(&path).map_err(fail)?;
+        attempts.entry(header.attempt).or_default().push((header, lines));
+    }
+    let Some(first) = attempts.values().next().map(|a| a[0].0.clone()) else {
+        return Err(fail("there is none; is this a run directory?".into()));
+    };
+    for (attempt, ranks) in &attempts {
+        let h = &ranks[0].0;
+        if ranks.len() != h.world_size as usize || !ranks.iter().zip(0..).all(|((h, _), r)| h.rank == r) {
+            return Err(fail(format!(
+                "attempt {attempt} has the files of {} ranks, but ran on {}",
+                ranks.len(),
+                h.world_size
+            )));
+        }
+        let fixed = |h: &Header| (h.seed, h.samples, h.global_batch, h.virtual_shards);
+        if let Some((h, _)) = ranks.iter().find(|(h, _)| fixed(h) != fixed(&first)) {
+            return Err(fail(format!("attempt {attempt} is of another run: {h:?} against {first:?}")));
+        }
+    }
+
+    // An attempt counts up to the first step of the next one.
+    let starts: Vec<(u32, u64)> = attempts.iter().map(|(a, r)| (*a, r[0].0.first_step)).collect();
+    let mut by_step: BTreeMap<u64, BTreeMap<u32, Line>> = BTreeMap::new();
+    let mut superseded = std::collections::BTreeSet::new();
+    let mut problems = Vec::new();
+    for (attempt, ranks) in attempts {
+        let end = starts.iter().filter(|(a, _)| *a > attempt).map(|s| s.1).min().unwrap_or(u64::MAX);
+        for (header, lines) in ranks {
+            for line in lines {
+                if line.step >= end {
+                    superseded.insert((attempt, line.step));
+                    continue;
+                }
+                let (step, shard) = (line.step, line.shard);
+                if by_step.entry(step).or_default().insert(shard, line).is_some() {
+                    problems.push(format!(
+                        "shard {shard} of step {step} was computed twice (again on rank {} of attempt {attempt})",
+                        header.rank
+                    ));
+                }
+            }
+        }
+    }
+    let steps = committed(run, &by_step)?;
+    let mut proof = Proof {
+        attempts: starts.len() as u32,
+        world_sizes: Vec::new(),
+        steps,
+        whole_epochs: 0,
+        samples_in_last_epoch: 0,
+        samples: 0,
+        superseded_steps: superseded.len() as u64,
+    };
+    check_steps(&first, steps, &by_step, &mut proof, &mut problems);
+    for path in files(run)? {
+        let (header, _) = read(&path).map_err(fail)?;
+        if header.rank == 0 {
+            proof.world_sizes.push(header.world_size);
+        }
+    }
+    match problems.first() {
+        None => Ok(proof),
+        Some(p) if problems.len() == 1 => Err(fail(p.clone())),
+        Some(p) => Err(fail(format!("{p}; and {} more", problems.len() - 1))),
+    }
+}
+
+/// The number of steps that count: up to the newest checkpoint or the summary, whichever is later. What
+/// lies beyond was lost with the process that did it, or is still being written.
+fn committed(run: &Path, by_step: &BTreeMap<u64, BTreeMap<u32, Line>>) -> Result<u64> {
+    let saved = checkpoint::list(&run.join("checkpoints"))?.first().map_or(0, |c| c.0);
+    let summary = fs::read(run.join("summary.json")).ok();
+    let summary = summary.and_then(|b| serde_json::from_slice::<serde_json::Value>(&b).ok());
+    let ended = summary.and_then(|s| s.get("steps")?.as_u64()).unwrap_or(0);
+    let seen = by_step.keys().next_back().map_or(0, |s| s + 1);
+    // With neither, nothing is committed yet; what is there is checked all the same.
+    Ok(if saved == 0 && ended == 0 { seen } else { saved.max(ended) })
+}
+
+fn check_steps(
+    run: &Header,
+    steps: u64,
+    by_step: &BTreeMap<u64, BTreeMap<u32, Line>>,
+    proof: &mut Proof,
+    problems: &mut Vec<String>,
+) {
+    let per_epoch = steps_per_epoch(run.samples, run.global_batch).max(1);
+    let mut epoch_of_order = None;
+    let mut seen: HashMap<u64, u64> = HashMap::new();
+    for step in 0..steps {
+        let (epoch, within) = (step / per_epoch, step % per_epoch);
+        let order = match &epoch_of_order {
+            Some((e, order)) if *e == epoch => order,
+            _ => {
+                seen.clear();
+                &epoch_of_order.insert((epoch, Order::new(run.seed, epoch, run.samples))).1
+            }
+        };
+        let range = step_positions(run.samples, run.global_batch, within);
+        for shard in 0..run.virtual_shards {
+            let line = by_step.get(&step).and_then(|s| s.get(&shard));
+            let positions =
+                shard_positions(range.clone(), u64::from(run.virtual_shards), u64::from(shard));
+            let want: Vec<u64> = positions.map(|p| order.at(p)).collect();
+            let Some(line) = line else {
+                problems.push(format!(
+                    "step {step} has no line of shard {shard}: {} samples of epoch {epoch} are missing",
+                    want.len()
+                ));
+                continue;
+            };
+            for id in &line.ids {
+                if let Some(before) = seen.insert(*id, step) {
+                    problems.push(format!(
+                        "sample {id} was consumed twice in epoch {epoch}: at step {before} and at step {step} \
+                         (shard {shard})"
+                    ));
+                }
+            }
+            if line.ids != want || line.epoch != epoch {
+                let missing = want.iter().find(|id| !line.ids.contains(id));
+                let foreign = line.ids.iter().find(|id| !want.contains(id));
+                problems.push(match (missing, foreign) {
+                    (Some(id), None) => format!("sample {id} of epoch {epoch} is missing at step {step} (shard {shard})"),
+                    (_, Some(id)) => format!("sample {id} does not belong to step {step}, shard {shard} of epoch {epoch}"),
+                    (None, None) => format!("step {step}, shard {shard} has the right samples in a wrong number or order"),
+                });
+            }
+            proof.samples += line.ids.len() as u64;
+        }
+        proof.samples_in_last_epoch = seen.len() as u64;
+        if within + 1 == per_epoch && seen.len() as u64 == run.samples {
+            proof.whole_epochs += 1;
+            proof.samples_in_last_epoch = 0;
+        }
+    }
+}
+
+/// Reads one file. A torn last line, which a killed process leaves, is passed over.
+fn read(path: &Path) -> std::result::Result<(Header, Vec<Line>), String> {
+    let name = path.display();
+    let file = File::open(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+    let lines: Vec<String> =
+        BufReader::new(file).lines().collect::<std::io::Result<_>>().map_err(|e| format!("cannot read {name}: {e}"))?;
+    let Some((head, rest)) = lines.split_first() else { return Err(format!("{name} is empty")) };
+    let header = serde_json::from_str(head).map_err(|e| format!("{name}, line 1: {e}"))?;
+    let mut out = Vec::with_capacity(rest.len());
+    for (i, text) in rest.iter().enumerate() {
+        match serde_json::from_str(text) {
+            Ok(line) => out.push(line),
+            Err(e) if i + 1 == rest.len() && e.is_eof() => {}
+            Err(e) => return Err(format!("{name}, line {}: {e}", i + 2)),
+        }
+    }
+    Ok((header, out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(attempt: u32, rank: u32, world_size: u32, first_step: u64) -> Header {
+        Header { attempt, rank, world_size, first_step, seed: 5, samples: 23, global_batch: 6, virtual_shards: 4 }
+    }
+
+    /// Writes what an attempt on `world` ranks does from `first` to `end`.
+    fn attempt(run: &Path, world: u32, first: u64, end: u64) {
+        let number = next_attempt(run).unwrap();
+        for rank in 0..world {
+            let h = header(number, rank, world, first);
+            let mut ledger = Ledger::create(run, &h).unwrap();
+            for step in first..end {
+                let epoch = step / 4;
+                let order = Order::new(5, epoch, 23);
+                for shard in 4 * rank / world..4 * (rank + 1) / world {
+                    let at = shard_positions(step_positions(23, 6, step % 4), 4, u64::from(shard));
+                    ledger.add(&Line { step, epoch, shard, ids: at.map(|p| order.at(p)).collect() }).unwrap();
+                }
+            }
+            ledger.sync().unwrap();
+        }
+    }
+
+    #[test]
+    fn crashes_and_resizes_leave_each_sample_once() {
+        let dir = tempfile::tempdir().unwrap();
+        attempt(dir.path(), 2, 0, 5);
+        attempt(dir.path(), 3, 3, 6);
+        attempt(dir.path(), 1, 6, 10);
+        let proof = verify(dir.path()).unwrap();
+        assert_eq!(
+            (proof.attempts, proof.steps, proof.whole_epochs, proof.samples, proof.superseded_steps),
+            (3, 10, 2, 23 * 2 + 12, 2)
+        );
+        assert_eq!((proof.samples_in_last_epoch, proof.world_sizes), (12, vec![2, 3, 1]));
+    }
+
+    fn spoil(change: impl FnOnce(&mut Vec<String>)) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        attempt(dir.path(), 2, 0, 8);
+        let path = files(dir.path()).unwrap().remove(1);
+        let mut lines: Vec<String> = fs::read_to_string(&path).unwrap().lines().map(String::from).collect();
+        change(&mut lines);
+        fs::write(&path, lines.join("\n") + "\n").unwrap();
+        verify(dir.path()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn planted_omissions_and_repeats_are_found() {
+        let edit = |lines: &mut Vec<String>, at: usize, f: &dyn Fn(&mut Line)| {
+            let mut line: Line = serde_json::from_str(&lines[at]).unwrap();
+            f(&mut line);
+            lines[at] = serde_json::to_string(&line).unwrap();
+        };
+        let omitted = spoil(|l| edit(l, 5, &|line| drop(line.ids.pop())));
+        assert!(omitted.contains("missing at step 2"), "{omitted}");
+        let repeated = spoil(|l| {
+            let other: Line = serde_json::from_str(&l[1]).unwrap();
+            edit(l, 3, &|line| line.ids.push(other.ids[0]));
+        });
+        assert!(repeated.contains("consumed twice"), "{repeated}");
+        let swapped = spoil(|l| edit(l, 3, &|line| line.ids[0] = 999));
+        assert!(swapped.contains("999 does not belong"), "{swapped}");
+        let gone = spoil(|l| drop(l.remove(4)));
+        assert!(gone.contains("no line of shard"), "{gone}");
+        let doubled = spoil(|l| l.push(l[4].clone()));
+        assert!(doubled.contains("computed twice"), "{doubled}");
+        let garbage = spoil(|l| l[2] = "{\"step\":".into());
+        assert!(garbage.contains("line 3"), "{garbage}");
+    }
+
+    #[test]
+    fn a_torn_last_line_is_what_a_kill_leaves_and_a_lost_file_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        attempt(dir.path(), 2, 0, 4);
+        let path = files(dir.path()).unwrap().remove(0);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text + "{\"step\":4,\"ep").unwrap();
+        assert_eq!(verify(dir.path()).unwrap().whole_epochs, 1);
+        fs::remove_file(path).unwrap();
+        assert!(verify(dir.path()).unwrap_err().to_string().contains("ran on 2"));
+        assert!(verify(&dir.path().join("x")).unwrap_err().to_string().contains("is this a run directory"));
+    }
+}

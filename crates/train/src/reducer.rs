@@ -1,0 +1,284 @@
+//! From gradients to their sum over all shards, while the backward pass still runs.
+//!
+//! Gradients of a shard are written straight into a slot: an arena laid out like the parameters'. When
+//! the last parameter of a bucket is done in the rank's last shard, the bucket's range moves into an
+//! all-reduce at once. A rank with several shards needs a few slots, and adds them in the order of the
+//! fixed tree ([`phalanx_comm::Schedule`]), bucket by bucket, so every sum has the same bits for any
+//! number of ranks.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use phalanx_comm::{Bucket, Collective, Communicator, Deadline, Event, Overlap, Pending, Schedule, Tree};
+use phalanx_host::simd::{Kernel, Real, Simd};
+use phalanx_host::{Arena, Cpu, DType};
+use phalanx_nn::Params;
+use phalanx_tensor::{LeafId, LeafMemory, LeafSink, Tensor};
+
+use crate::buckets::{self, BucketSpec};
+use crate::{Error, Result};
+
+/// The arenas that a rank's shards are summed in, all laid out alike. Cloning shares them.
+#[derive(Debug, Clone)]
+pub struct Slots {
+    arenas: Vec<Arena>,
+    dtype: DType,
+}
+
+impl Slots {
+    /// As many slots of `elements` elements as this rank's share of the tree needs.
+    pub fn new(comm: &dyn Communicator, tree: Tree, elements: usize, dtype: DType) -> Result<Self> {
+        let bytes = elements * dtype.size();
+        let count = tree.schedule(comm.rank(), comm.world())?.slots;
+        let arenas = (0..count).map(|_| comm.alloc(bytes)).collect::<phalanx_comm::Result<_>>()?;
+        Ok(Slots { arenas, dtype })
+    }
+
+    fn bytes(&self, elements: &Range<usize>) -> Range<usize> {
+        elements.start * self.dtype.size()..elements.end * self.dtype.size()
+    }
+
+    fn merge(&self, cpu: &Cpu, step: &phalanx_comm::Step, elements: &Range<usize>) -> Result<()> {
+        for m in &step.merges {
+            let mut dst = self.arenas[m.dst].write(self.bytes(elements))?;
+            let src = self.arenas[m.src].read(self.bytes(elements))?;
+            match self.dtype {
+                DType::F64 => add::<f64>(cpu, dst.as_mut_slice()?, src.as_slice()?),
+                _ => add::<f32>(cpu, dst.as_mut_slice()?, src.as_slice()?),
+            }
+        }
+        Ok(())
+    }
+
+    fn bucket(&self, id: u32, nodes: usize, elements: &Range<usize>) -> Result<Bucket> {
+        let part = |i: usize| self.arenas[i].write(self.bytes(elements));
+        let parts = (0..nodes).map(part).collect::<phalanx_host::Result<_>>()?;
+        Ok(Bucket::new(id, self.dtype, parts)?)
+    }
+}
+
+struct Add<'a, T>(&'a mut [T], &'a [T]);
+
+impl<T: Real> Kernel<T> for Add<'_, T> {
+    type Out = ();
+    #[inline(always)]
+    fn run<V: Simd<T>>(self) {
+        self.0.iter_mut().zip(self.1).for_each(|(x, &y)| *x += y);
+    }
+}
+
+/// `dst += src`, element by element.
+fn add<T: Real>(cpu: &Cpu, dst: &mut [T], src: &[T]) {
+    const PIECE: usize = 1 << 16;
+    cpu.workers.chunks(dst, PIECE, |i, d| {
+        let n = d.len();
+        T::dispatch(cpu.isa, Add(d, &src[i * PIECE..i * PIECE + n]));
+    });
+}
+
+/// Sums one phase's gradients, and a vector of statistics beside them, over all shards.
+pub struct Reducer {
+    comm: Arc<dyn Communicator>,
+    tree: Tree,
+    schedule: Schedule,
+    /// The phase's parameters: indices into `places`.
+    first: u64,
+    places: Vec<Range<usize>>,
+    buckets: Vec<BucketSpec>,
+    bucket_of: Vec<usize>,
+    gradients: Slots,
+    statistics: Slots,
+    statistics_len: usize,
+    // The shard in work.
+    at: usize,
+    written: Vec<bool>,
+    ready: Vec<bool>,
+    left: Vec<usize>,
+    // Buckets are launched in their planned order, whatever order they fill in.
+    filled: Vec<bool>,
+    launched: usize,
+    pending: Vec<Pending>,
+}
+
+impl Reducer {
+    /// A reducer for the parameters `ids`, with room for `statistics_len` statistics. `gradients` is laid
+    /// out like all parameters; the reducers of several phases can share it, one at a time.
+    pub fn new(
+        comm: &Arc<dyn Communicator>,
+        tree: Tree,
+        params: &Params,
+        ids: Range<u32>,
+        gradients: &Slots,
+        statistics_len: usize,
+        bucket_bytes: usize,
+    ) -> Result<Self> {
+        let schedule = tree.schedule(comm.rank(), comm.world())?;
+        let places: Vec<_> = ids.clone().map(|i| params.range(phalanx_nn::ParamId(i))).collect();
+        let buckets = buckets::plan(&places, (bucket_bytes / size_of::<f32>()).max(1));
+        let mut bucket_of = vec![0; places.len()];
+        for (b, spec) in buckets.iter().enumerate() {
+            bucket_of[spec.params.clone()].fill(b);
+        }
+        let statistics = Slots::new(&**comm, tree, statistics_len, DType::F64)?;
+        Ok(Reducer {
+            comm: comm.clone(),
+            tree,
+            first: u64::from(ids.start),
+            written: vec![false; places.len()],
+            ready: vec![false; places.len()],
+            left: vec![0; buckets.len()],
+            filled: vec![false; buckets.len()],
+            schedule,
+            places,
+            buckets,
+            bucket_of,
+            gradients: gradients.clone(),
+            statistics,
+            statistics_len,
+            at: 0,
+            launched: 0,
+            pending: Vec::new(),
+        })
+    }
+
+    /// The bucket plan as text, to be compared across ranks.
+    pub fn plan(&self) -> String {
+        let of = |b: &BucketSpec| format!("{}..{}", b.elements.start, b.elements.end);
+        self.buckets.iter().map(of).collect::<Vec<_>>().join(" ")
+    }
+
+    /// The shards of this rank, in the order in which they are computed.
+    pub fn shards(&self) -> Vec<u32> {
+        self.schedule.steps.iter().map(|s| s.shard).collect()
+    }
+
+    /// Starts shard number `at` of [`Reducer::shards`]; the reducer is then the sink of its backward
+    /// pass.
+    pub fn begin_shard(&mut self, at: usize) {
+        if at == 0 {
+            self.launched = 0;
+            self.pending.clear();
+        }
+        self.at = at;
+        self.written.fill(false);
+        self.ready.fill(false);
+        self.filled.fill(false);
+        for (left, spec) in self.left.iter_mut().zip(&self.buckets) {
+            *left = spec.params.len();
+        }
+    }
+
+    /// Ends the shard: parameters that its graph did not reach have a gradient of zero. Adds the
+    /// shard's statistics.
+    pub fn end_shard(&mut self, cpu: &Cpu, statistics: &[f64]) -> Result<()> {
+        for i in (0..self.places.len()).rev() {
+            if !self.ready[i] {
+                self.done(cpu, i)?;
+            }
+        }
+        let step = &self.schedule.steps[self.at];
+        let all = 0..self.statistics_len;
+        if !all.is_empty() {
+            let mut slot = self.statistics.arenas[step.slot].write(self.statistics.bytes(&all))?;
+            slot.as_mut_slice::<f64>()?.copy_from_slice(statistics);
+        }
+        self.statistics.merge(cpu, step, &all)
+    }
+
+    /// Waits for all sums. The gradients are then in [`Reducer::gradients`].
+    pub fn finish(&mut self, deadline: Deadline) -> Result<Vec<f64>> {
+        let all = 0..self.statistics_len;
+        let id = self.buckets.len() as u32;
+        let bucket = self.statistics.bucket(id, self.schedule.nodes.len(), &all)?;
+        let what = Collective::AllReduce { tree: self.tree };
+        self.pending.push(self.comm.start(bucket, what, Event::Ready, Overlap::Caller)?);
+        for pending in self.pending.drain(..) {
+            pending.wait(deadline)?;
+        }
+        let total = self.statistics.arenas[0].read(self.statistics.bytes(&all))?;
+        Ok(total.as_slice::<f64>()?.to_vec())
+    }
+
+    /// The gradient sums of all shards, laid out like the parameters.
+    pub fn gradients(&self) -> &Arena {
+        &self.gradients.arenas[0]
+    }
+
+    fn index(&self, leaf: LeafId) -> Option<usize> {
+        let i = usize::try_from(leaf.0.checked_sub(self.first)?).ok()?;
+        (i < self.places.len()).then_some(i)
+    }
+
+    fn last_shard(&self) -> bool {
+        self.at + 1 == self.schedule.steps.len()
+    }
+
+    /// Parameter `i` is finished in this shard.
+    fn done(&mut self, cpu: &Cpu, i: usize) -> Result<()> {
+        let step = &self.schedule.steps[self.at];
+        if !self.written[i] {
+            let place = self.gradients.bytes(&self.places[i]);
+            self.gradients.arenas[step.slot].write(place)?.bytes_mut().fill(0);
+        }
+        self.ready[i] = true;
+        let b = self.bucket_of[i];
+        self.left[b] -= 1;
+        if self.left[b] > 0 {
+            return Ok(());
+        }
+        self.gradients.merge(cpu, step, &self.buckets[b].elements)?;
+        self.filled[b] = true;
+        if self.last_shard() {
+            self.launch()?;
+        }
+        Ok(())
+    }
+
+    fn launch(&mut self) -> Result<()> {
+        let what = Collective::AllReduce { tree: self.tree };
+        while self.launched < self.buckets.len() && self.filled[self.launched] {
+            let b = self.launched;
+            let bucket = self.gradients.bucket(b as u32, self.schedule.nodes.len(), &self.buckets[b].elements)?;
+            // The last bucket fills when backward ends: the caller waits next, so it does the work.
+            let overlap = if b + 1 == self.buckets.len() { Overlap::Caller } else { Overlap::Background };
+            self.pending.push(self.comm.start(bucket, what, Event::Ready, overlap)?);
+            self.launched += 1;
+        }
+        Ok(())
+    }
+}
+
+/// The reducer as the sink of one shard's backward pass.
+pub struct ShardSink<'a> {
+    /// The reducer, between `begin_shard` and `end_shard`.
+    pub reducer: &'a mut Reducer,
+    /// The CPU that merges slots.
+    pub cpu: &'a Cpu,
+    /// The first error of the reducer's own, which the tensor room cannot carry.
+    pub error: Option<Error>,
+}
+
+impl LeafSink for ShardSink<'_> {
+    fn wants(&self, leaf: LeafId) -> bool {
+        self.reducer.index(leaf).is_some()
+    }
+
+    fn memory(&mut self, leaf: LeafId) -> phalanx_tensor::Result<Option<LeafMemory>> {
+        let r = &mut *self.reducer;
+        let Some(i) = r.index(leaf) else { return Ok(None) };
+        let slot = r.schedule.steps[r.at].slot;
+        let range = r.gradients.arenas[slot].write(r.gradients.bytes(&r.places[i]))?;
+        let accumulate = std::mem::replace(&mut r.written[i], true);
+        Ok(Some(LeafMemory { range, accumulate }))
+    }
+
+    fn ready(&mut self, leaf: LeafId, _: Option<Tensor>) -> phalanx_tensor::Result<()> {
+        let Some(i) = self.reducer.index(leaf) else { return Ok(()) };
+        if let Err(e) = self.reducer.done(self.cpu, i) {
+            let why = e.to_string();
+            self.error.get_or_insert(e);
+            return Err(phalanx_tensor::Error::Backward { why });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,302 @@
+//! What a run tells: progress on the terminal, `metrics.jsonl`, `summary.json`.
+
+use std::fs;
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+use crate::evaluate::Evaluation;
+use crate::rundir::RunDir;
+use crate::{Error, Result};
+
+/// A line of `metrics.jsonl`, also printed with `--json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Event {
+    /// The run, or a further start of it, begins.
+    Start {
+        /// The first step.
+        step: u64,
+        /// World size.
+        world_size: u32,
+        /// V.
+        virtual_shards: u32,
+        /// Parameters of the model.
+        parameters: u64,
+        /// The checkpoint that it goes on from.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resumed_from: Option<PathBuf>,
+    },
+    /// A logged step.
+    Step {
+        /// Steps done.
+        step: u64,
+        /// The step's epoch.
+        epoch: u64,
+        /// Mean loss of the step.
+        loss: f64,
+        /// Learning rate.
+        lr: f64,
+        /// Samples a second since the line before.
+        samples_per_second: f64,
+        /// The phases' own statistics, by name.
+        #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+        statistics: serde_json::Map<String, serde_json::Value>,
+    },
+    /// An epoch has ended.
+    Epoch {
+        /// Steps done.
+        step: u64,
+        /// The epoch, from 0.
+        epoch: u64,
+        /// Mean loss over the epoch.
+        train_loss: f64,
+    },
+    /// An evaluation.
+    Eval {
+        /// Steps done.
+        step: u64,
+        /// The epoch that ended before it, from 0.
+        epoch: u64,
+        /// The result.
+        #[serde(flatten)]
+        eval: Evaluation,
+    },
+    /// Something the user should know.
+    Warning {
+        /// What.
+        message: String,
+    },
+}
+
+impl Event {
+    /// The steps done when it happened.
+    fn step(&self) -> Option<u64> {
+        match self {
+            Event::Start { step, .. }
+            | Event::Step { step, .. }
+            | Event::Epoch { step, .. }
+            | Event::Eval { step, .. } => Some(*step),
+            Event::Warning { .. } => None,
+        }
+    }
+}
+
+/// How a run ended, and what it came to (`summary.json`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// `finished`, `stopped` (on a signal) or `max-steps`.
+    pub status: String,
+    /// World size of the last start.
+    pub world_size: u32,
+    /// V.
+    pub virtual_shards: u32,
+    /// The transport.
+    pub comm: String,
+    /// The device.
+    pub device: String,
+    /// Whole epochs done.
+    pub epochs: u64,
+    /// Steps done.
+    pub steps: u64,
+    /// Samples consumed, over all starts of the run.
+    pub samples_seen: u64,
+    /// Samples a second in the training steps of this start.
+    pub samples_per_second: f64,
+    /// The median time of a step in this start, in milliseconds.
+    pub step_ms_p50: f64,
+    /// Mean loss over the last whole epoch, or over the running one when there is none.
+    pub train_loss: f64,
+    /// The last evaluation.
+    pub eval: Option<Evaluation>,
+    /// BLAKE3 of the parameters in name order, as in the checkpoint.
+    pub params_hash: String,
+    /// BLAKE3 of the norms' running statistics, likewise.
+    pub buffers_hash: String,
+    /// The most memory that the process had at once.
+    pub peak_rss_bytes: u64,
+    /// Seconds, over all starts of the run.
+    pub wall_s: f64,
+}
+
+/// The most memory that this process had at once, in bytes; 0 where the system does not tell.
+pub fn peak_rss_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// The `p`-quantile (0 to 1) of `values`, which it sorts; 0 for none.
+pub fn quantile(values: &mut [f64], p: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let at = (values.len().saturating_sub(1) as f64 * p).round() as usize;
+    values.get(at).copied().unwrap_or(0.0)
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// A bar on a terminal, lines elsewhere.
+    Human,
+    /// JSON lines on standard output.
+    Json,
+    /// Nothing but errors.
+    Quiet,
+}
+
+/// Rank 0's voice.
+pub struct Reporter {
+    style: Style,
+    bar: ProgressBar,
+    metrics: Option<fs::File>,
+    path: PathBuf,
+}
+
+impl Reporter {
+    /// Speaks for a run in `dir` that begins at `first_step` of `steps`. Lines of earlier starts that
+    /// this one will do again are taken out of `metrics.jsonl`.
+    pub fn new(dir: &RunDir, style: Style, first_step: u64, steps: u64) -> Result<Self> {
+        let path = dir.path().join("metrics.jsonl");
+        if let Ok(file) = fs::File::open(&path) {
+            let mut kept = String::new();
+            for line in BufReader::new(file).lines().map_while(std::io::Result::ok) {
+                let step = serde_json::from_str::<Event>(&line).ok().map(|e| e.step());
+                if step.is_some_and(|s| s.is_none_or(|s| s <= first_step)) {
+                    kept += &line;
+                    kept.push('\n');
+                }
+            }
+            dir.write("metrics.jsonl", kept.as_bytes())?;
+        }
+        let metrics = fs::OpenOptions::new().create(true).append(true).open(&path);
+        let metrics = Some(metrics.map_err(Error::io("open", &path))?);
+        let on_terminal = style == Style::Human && std::io::stderr().is_terminal();
+        let target = if on_terminal { ProgressDrawTarget::stderr_with_hz(5) } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(steps), target).with_position(first_step);
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} steps {elapsed} ETA {eta} {msg}") {
+            bar.set_style(style);
+        }
+        Ok(Reporter { style, bar, metrics, path })
+    }
+
+    /// Records an event and shows it.
+    pub fn tell(&mut self, event: &Event) -> Result<()> {
+        let json = serde_json::to_string(event)
+            .map_err(|e| Error::Io { doing: "write", path: self.path.clone(), cause: e.into() })?;
+        if let Some(file) = &mut self.metrics {
+            writeln!(file, "{json}").map_err(Error::io("write", &self.path))?;
+        }
+        match self.style {
+            Style::Json => say(&json),
+            Style::Quiet => {}
+            Style::Human => self.show(event),
+        }
+        Ok(())
+    }
+
+    fn show(&self, event: &Event) {
+        let text = match event {
+            Event::Start { step, world_size, virtual_shards, parameters, resumed_from } => {
+                let from = match resumed_from {
+                    Some(p) => format!(", going on from {} (step {step})", p.display()),
+                    None => String::new(),
+                };
+                format!("{parameters} parameters on {world_size} ranks, {virtual_shards} virtual shards{from}")
+            }
+            Event::Step { step, epoch, loss, lr, samples_per_second, .. } => {
+                let text = format!(
+                    "epoch {:>3}  step {step:>6}  loss {loss:.4}  lr {lr:.5}  {samples_per_second:.0} samples/s",
+                    epoch + 1
+                );
+                self.bar.set_position(*step);
+                if !self.bar.is_hidden() {
+                    self.bar.set_message(format!("loss {loss:.4} {samples_per_second:.0}/s"));
+                    return;
+                }
+                text
+            }
+            Event::Epoch { epoch, train_loss, .. } => format!("epoch {:>3}  training loss {train_loss:.4}", epoch + 1),
+            Event::Eval { epoch, eval, .. } => format!(
+                "epoch {:>3}  evaluation loss {:.4}  error {:.2} %  ({} samples)",
+                epoch + 1,
+                eval.loss,
+                eval.top1_error * 100.0,
+                eval.samples
+            ),
+            Event::Warning { message } => format!("warning: {message}"),
+        };
+        if self.bar.is_hidden() { say(&text) } else { self.bar.println(text) }
+    }
+
+    /// Shows the end of the run.
+    pub fn finish(&mut self, dir: &RunDir, summary: &Summary) -> Result<()> {
+        if let Some(file) = &self.metrics {
+            file.sync_all().map_err(Error::io("sync", &self.path))?;
+        }
+        self.bar.finish_and_clear();
+        match self.style {
+            Style::Quiet => {}
+            Style::Json => {
+                if let Ok(serde_json::Value::Object(mut map)) = serde_json::to_value(summary) {
+                    map.insert("kind".into(), "summary".into());
+                    say(&serde_json::Value::Object(map).to_string());
+                }
+            }
+            Style::Human => {
+                let eval = summary.eval.as_ref().map_or(String::new(), |e| {
+                    format!("\n  error        {:.2} % of {} samples (top 5: {:.2} %)", e.top1_error * 100.0, e.samples, e.top5_error * 100.0)
+                });
+                let wall = Duration::from_secs_f64(summary.wall_s.max(0.0));
+                say(&format!(
+                    "{} after {} epochs, {} steps, {} samples in {wall:.1?}\n  training loss {:.4}{eval}\n  speed        \
+                     {:.0} samples/s, {:.2} ms a step\n  params_hash  {}\n  run          {}",
+                    summary.status,
+                    summary.epochs,
+                    summary.steps,
+                    summary.samples_seen,
+                    summary.train_loss,
+                    summary.samples_per_second,
+                    summary.step_ms_p50,
+                    summary.params_hash,
+                    dir.path().display()
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Prints a line; a reader that has gone away is no reason to end a run.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_of_few_and_many() {
+        assert_eq!(quantile(&mut [], 0.5), 0.0);
+        assert_eq!(quantile(&mut [3.0, 1.0, 2.0], 0.5), 2.0);
+        assert!(peak_rss_bytes() > 0);
+    }
+
+    #[test]
+    fn a_resumed_run_has_no_line_twice() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(tmp.path());
+        let line = |step| Event::Epoch { step, epoch: 0, train_loss: 1.0 };
+        let mut r = Reporter::new(&dir, Style::Quiet, 0, 9).unwrap();
+        (1..=5).for_each(|s| r.tell(&line(s)).unwrap());
+        let mut r = Reporter::new(&dir, Style::Quiet, 3, 9).unwrap();
+        (4..=6).for_each(|s| r.tell(&line(s)).unwrap());
+        let text = fs::read_to_string(tmp.path().join("metrics.jsonl")).unwrap();
+        let steps: Vec<_> =
+            text.lines().map(|l| serde_json::from_str::<Event>(l).unwrap().step().unwrap()).collect();
+        assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
+    }
+}

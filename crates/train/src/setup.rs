@@ -1,0 +1,77 @@
+//! From a configuration to what one rank computes with.
+
+use std::sync::Arc;
+
+use phalanx_comm::Communicator;
+use phalanx_data::{Role, Source};
+use phalanx_host::{Arena, Cpu, Isa};
+use phalanx_nn::{Builder, Norms, Params};
+use phalanx_tensor::Device;
+
+use crate::config::Config;
+use crate::task::{Classification, Task};
+use crate::{Error, Result};
+
+/// A task with its model.
+pub struct Model {
+    /// What is trained.
+    pub task: Box<dyn Task>,
+    /// Its parameters, initialised from the seed.
+    pub params: Params,
+    /// Its norms' running statistics.
+    pub norms: Norms,
+}
+
+/// Compute threads of each rank when the configuration leaves it open: the machine's cores shared out
+/// among the ranks on it.
+pub fn threads_per_rank(configured: usize, ranks_here: u32) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if configured > 0 { configured } else { (cores / ranks_here.max(1) as usize).max(1) }
+}
+
+/// The device that `--device` names.
+pub fn device(name: &str, isa: Isa, threads: usize) -> Result<Device> {
+    match name {
+        "cpu" => Ok(Device::cpu(Cpu::new(isa, threads)?)),
+        "cuda" => Ok(Device::cuda(0)?),
+        // A GPU is taken when there is one that this build can use.
+        "auto" => match Device::cuda(0) {
+            Ok(d) => Ok(d),
+            Err(_) => Ok(Device::cpu(Cpu::new(isa, threads)?)),
+        },
+        other => Err(Error::config("--device", format!("there is no device {other:?}; use auto, cpu or cuda"))),
+    }
+}
+
+/// Builds the configured model for the samples of `source`. Parameters live in memory of `comm`.
+pub fn classification(config: &Config, source: &dyn Source, comm: &Arc<dyn Communicator>) -> Result<Model> {
+    let schema = source.schema();
+    let missing = |what: &str| Error::config("data.train", format!("{} has no {what}", source.name()));
+    let image = schema.first(Role::Image).ok_or_else(|| missing("images"))?;
+    let label = schema.first(Role::Label).ok_or_else(|| missing("labels"))?;
+    let [h, w, c] = image.shape[..] else { return Err(missing("images of the form height, width, channels")) };
+    let mut builder = Builder::new();
+    let layers = phalanx_nn::build(&config.model, [h, w, c], schema.classes.len(), &mut builder)?;
+    let (params, norms) = parameters(builder, config.seed, comm)?;
+    let task = Classification::new(layers, &params, config.optimizer.clone(), &*image.name, &*label.name);
+    Ok(Model { task: Box::new(task), params, norms })
+}
+
+/// The parameters that a builder has registered, in memory of `comm`, initialised from `seed`.
+pub fn parameters(builder: Builder, seed: u64, comm: &Arc<dyn Communicator>) -> Result<(Params, Norms)> {
+    let mut failed = None;
+    let mut alloc = |bytes: usize| match comm.alloc(bytes) {
+        Ok(arena) => Ok(arena),
+        Err(e) => {
+            failed = Some(e);
+            Arena::zeroed(0)
+        }
+    };
+    let built = builder.finish(&mut alloc);
+    if let Some(e) = failed {
+        return Err(e.into());
+    }
+    let (params, norms) = built?;
+    params.initialise(seed)?;
+    Ok((params, norms))
+}

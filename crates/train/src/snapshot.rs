@@ -1,0 +1,154 @@
+//! A run's whole state as plain arrays: taken from an engine, put back into one on any number of ranks.
+
+use phalanx_comm::Deadline;
+use phalanx_host::DType;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{from_safetensors, to_safetensors};
+use crate::engine::Engine;
+use crate::task::{Array, Arrays, StateMap};
+use crate::{Error, Result};
+
+/// Everything that the next step depends on, besides the configuration.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Snapshot {
+    /// Parameters and norms' running statistics, under torchvision's names and layouts.
+    pub model: Arrays,
+    /// The optimizers' state: `phase/state.parameter`.
+    pub optimizer: Arrays,
+    /// The task's state.
+    pub task: StateMap,
+    /// The optimizers' step counts, by phase.
+    pub optimizer_steps: Vec<u64>,
+}
+
+/// The BLAKE3 hash, in hex, of a model's parameters and of its norms' running statistics: the raw
+/// little-endian elements of each array of a checkpoint, in order of name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelHash {
+    /// Of the parameters.
+    pub params: String,
+    /// Of the norms' running statistics.
+    pub buffers: String,
+}
+
+impl Snapshot {
+    /// The first parameter that is not finite.
+    pub fn first_non_finite(&self) -> Option<String> {
+        let bad = |a: &Array| a.dtype == DType::F32 && a.to_vec::<f32>().is_ok_and(|v| v.iter().any(|x| !x.is_finite()));
+        self.model.iter().find(|(_, a)| bad(a)).map(|(n, _)| n.clone())
+    }
+}
+
+impl Engine {
+    /// Takes a snapshot. A meeting of all ranks, since the shards' states are gathered; ranks that do not
+    /// `keep` it get an empty one.
+    pub fn snapshot(&self, keep: bool) -> Result<Snapshot> {
+        let mut snapshot = Snapshot::default();
+        if keep {
+            snapshot.model = self.model_arrays()?;
+        }
+        let optimizers = self.optimizers.iter().filter(|_| keep);
+        for (phase, optimizer) in self.task.phases().iter().zip(optimizers) {
+            for (name, shape, values) in optimizer.export(&self.params)? {
+                snapshot.optimizer.insert(format!("{}/{name}", phase.name), Array::new(&shape, &values));
+            }
+            snapshot.optimizer_steps.push(optimizer.steps());
+        }
+        let mine = self.task.state();
+        snapshot.task.shared = mine.shared;
+        let flat: Arrays = mine
+            .shards
+            .into_iter()
+            .flat_map(|(shard, arrays)| arrays.into_iter().map(move |(n, a)| (format!("{shard}/{n}"), a)))
+            .collect();
+        let bytes = if flat.is_empty() { Vec::new() } else { to_safetensors(&flat)? };
+        let deadline = Deadline::after(self.options.deadline);
+        let parts = self.comm.all_gather(&bytes, deadline)?;
+        for part in parts.into_iter().filter(|p| keep && !p.is_empty()) {
+            for (name, array) in from_safetensors(&part)? {
+                snapshot.task.insert_sharded(&name, array)?;
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// Puts a snapshot back. Fails, naming the array, when the model or the optimizer is another one.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
+        for id in self.params.ids() {
+            let name = self.params.spec(id).name.clone();
+            let array = find(&snapshot.model, &name)?;
+            self.params.import(id, &array.shape, &array.to_vec::<f32>()?)?;
+        }
+        self.norms.import(&mut |name| {
+            let array = snapshot.model.get(name)?;
+            Some((array.shape.clone(), widen(array)?))
+        })?;
+        let phases = self.task.phases().iter().zip(&mut self.optimizers).zip(&snapshot.optimizer_steps);
+        for ((phase, optimizer), &steps) in phases {
+            optimizer.import(&self.params, steps, &mut |name| {
+                let array = snapshot.optimizer.get(&format!("{}/{name}", phase.name))?;
+                Some((array.shape.clone(), array.to_vec::<f32>().ok()?))
+            })?;
+        }
+        let mine = self.shards()?;
+        let shards = snapshot.task.shards.range(mine).map(|(s, a)| (*s, a.clone())).collect();
+        self.task.load_state(StateMap { shared: snapshot.task.shared.clone(), shards })
+    }
+
+    /// Parameters and norms under their checkpoint names.
+    fn model_arrays(&self) -> Result<Arrays> {
+        let mut arrays = Arrays::new();
+        for id in self.params.ids() {
+            let (shape, values) = self.params.export(id)?;
+            arrays.insert(self.params.spec(id).name.clone(), Array::new(&shape, &values));
+        }
+        for (name, shape, values) in self.norms.export() {
+            let array = match values {
+                phalanx_nn::NormValues::Float(v) => Array::new(&shape, &v),
+                phalanx_nn::NormValues::Count(n) => Array::new(&shape, &[n]),
+            };
+            arrays.insert(name, array);
+        }
+        Ok(arrays)
+    }
+
+    /// The hash of the model as it is.
+    pub fn hash(&self) -> Result<ModelHash> {
+        let is_param = |name: &str| self.params.find(name).is_some();
+        let mut hashers = [blake3::Hasher::new(), blake3::Hasher::new()];
+        for (name, array) in &self.model_arrays()? {
+            hashers[usize::from(!is_param(name))].update(&array.bytes);
+        }
+        let [params, buffers] = hashers.map(|h| h.finalize().to_hex().to_string());
+        Ok(ModelHash { params, buffers })
+    }
+}
+
+fn find<'a>(arrays: &'a Arrays, name: &str) -> Result<&'a Array> {
+    arrays.get(name).ok_or_else(|| {
+        let problem = format!("the checkpoint has no {name:?}: it is of another model");
+        Error::config("model", problem)
+    })
+}
+
+fn widen(array: &Array) -> Option<Vec<f64>> {
+    match array.dtype {
+        DType::F32 => array.to_vec::<f32>().ok().map(|v| v.into_iter().map(f64::from).collect()),
+        DType::F64 => array.to_vec().ok(),
+        DType::I64 => array.to_vec::<i64>().ok().map(|v| v.into_iter().map(|x| x as f64).collect()),
+        _ => None,
+    }
+}
+
+impl StateMap {
+    /// Puts an array named `shard/name` in its place.
+    pub(crate) fn insert_sharded(&mut self, name: &str, array: Array) -> Result<()> {
+        let parsed = name.split_once('/').and_then(|(s, n)| Some((s.parse::<u32>().ok()?, n)));
+        let (shard, name) = parsed.ok_or_else(|| {
+            Error::config("state", format!("{name:?} does not begin with a virtual shard's number"))
+        })?;
+        self.shards.entry(shard).or_default().insert(name.to_owned(), array);
+        Ok(())
+    }
+}

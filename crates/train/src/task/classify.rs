@@ -1,0 +1,66 @@
+//! Classification: cross-entropy on labels, errors at one and at five.
+
+use phalanx_nn::{Layer, OptimizerConfig, Params};
+use phalanx_tensor::Tensor;
+
+use super::{Batch, Loss, Phase, PhaseId, ShardCx, Task};
+use crate::Result;
+
+/// A network whose outputs are the logits of classes.
+#[derive(Debug)]
+pub struct Classification {
+    model: Box<dyn Layer>,
+    phases: [Phase; 1],
+    image: String,
+    label: String,
+}
+
+impl Classification {
+    /// Trains all of `params` by `model`, from the batch fields `image` and `label`.
+    pub fn new(
+        model: Box<dyn Layer>,
+        params: &Params,
+        optimizer: OptimizerConfig,
+        image: impl Into<String>,
+        label: impl Into<String>,
+    ) -> Self {
+        let phase = Phase { name: "train".into(), params: 0..params.len() as u32, optimizer };
+        Classification { model, phases: [phase], image: image.into(), label: label.into() }
+    }
+
+    fn logits(&self, batch: &Batch, cx: &ShardCx) -> Result<Tensor> {
+        Ok(self.model.forward(cx, batch.field(&self.image)?)?)
+    }
+}
+
+impl Task for Classification {
+    fn name(&self) -> &'static str {
+        "classification"
+    }
+
+    fn phases(&self) -> &[Phase] {
+        &self.phases
+    }
+
+    fn loss(&self, _: PhaseId, batch: &Batch, cx: &ShardCx) -> Result<Loss> {
+        let weights = batch.weights_on(cx.device)?;
+        let sum = self.logits(batch, cx)?.cross_entropy(batch.field(&self.label)?, weights.as_ref())?;
+        Ok(Loss { sum, weight: batch.weight(), statistics: Vec::new() })
+    }
+
+    fn evaluations(&self) -> &[&'static str] {
+        &["loss", "top1_error", "top5_error"]
+    }
+
+    fn evaluate(&self, batch: &Batch, cx: &ShardCx) -> Result<Vec<f64>> {
+        let (logits, labels) = (self.logits(batch, cx)?, batch.field(&self.label)?);
+        let weights = batch.weights_on(cx.device)?;
+        let loss = logits.cross_entropy(labels, weights.as_ref())?.item()?;
+        let wrong = logits.top_k_errors(labels, &[1, 5])?;
+        let weighed = |errors: &[bool]| -> f64 {
+            let of = |i: usize| batch.weights.as_ref().map_or(1.0, |w| f64::from(w[i]));
+            errors.iter().enumerate().filter(|(_, e)| **e).map(|(i, _)| of(i)).sum()
+        };
+        Ok(vec![loss, weighed(&wrong[0]), weighed(&wrong[1]), batch.weight()])
+    }
+}

@@ -1,0 +1,237 @@
+//! What is trained: a [`Task`] says what its losses are, and the engine does the rest.
+//!
+//! The engine loops over phases and virtual shards, runs backward, reduces and updates; a task never
+//! does. A task's own changing state is keyed by virtual shard where it belongs to one (a replay
+//! memory, an environment), so that it moves with the shard when a run is resized.
+
+mod classify;
+
+use std::collections::BTreeMap;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+pub use classify::Classification;
+use phalanx_host::{DType, Element};
+use phalanx_nn::{Forward, OptimizerConfig, ParamId, Params};
+use phalanx_tensor::{Device, Shape, Tensor};
+
+use crate::{Error, Result};
+
+/// A phase's index in [`Task::phases`].
+pub type PhaseId = usize;
+
+/// One optimisation inside a step: a GAN has two.
+#[derive(Debug, Clone)]
+pub struct Phase {
+    /// Its name in metrics and errors.
+    pub name: String,
+    /// The parameters that it changes: neighbours in order of registration. All others are frozen.
+    pub params: Range<u32>,
+    /// How they are changed.
+    pub optimizer: OptimizerConfig,
+}
+
+impl Phase {
+    /// The phase's parameters.
+    pub fn ids(&self) -> impl DoubleEndedIterator<Item = ParamId> + use<> {
+        self.params.clone().map(ParamId)
+    }
+}
+
+/// The samples of one virtual shard in one step, on the device.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// Named tensors; the first axis counts samples.
+    pub fields: BTreeMap<Arc<str>, Tensor>,
+    /// Which samples these are. Empty for a batch that a task made itself.
+    pub ids: Vec<u64>,
+    /// A weight for each sample; none means 1 each.
+    pub weights: Option<Vec<f32>>,
+}
+
+impl Batch {
+    /// Moves a loaded batch onto the device. On the CPU the buffers change hands without a copy.
+    pub fn from_data(batch: phalanx_data::Batch, device: &Device) -> Result<Self> {
+        let uniform = batch.weights.iter().all(|&w| w == 1.0);
+        let weights = (!uniform).then_some(batch.weights);
+        let fields = batch.fields.into_iter().map(|f| {
+            let shape = Shape::new(&f.shape);
+            Ok((f.name, Tensor::from_buffer(f.bytes, f.dtype, shape, device)?))
+        });
+        Ok(Batch { fields: fields.collect::<Result<_>>()?, ids: batch.ids, weights })
+    }
+
+    /// A batch that a task made itself.
+    pub fn of<const N: usize>(fields: [(&str, Tensor); N]) -> Self {
+        Batch { fields: fields.into_iter().map(|(n, t)| (n.into(), t)).collect(), ..Batch::default() }
+    }
+
+    /// The number of samples.
+    pub fn len(&self) -> usize {
+        self.fields.values().next().map_or(self.ids.len(), |t| t.shape().first().copied().unwrap_or(0))
+    }
+
+    /// Whether there is no sample.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The sum of the samples' weights.
+    pub fn weight(&self) -> f64 {
+        self.weights.as_ref().map_or(self.len() as f64, |w| w.iter().map(|&w| f64::from(w)).sum())
+    }
+
+    /// The field `name`.
+    pub fn field(&self, name: &str) -> Result<&Tensor> {
+        self.fields.get(name).ok_or_else(|| Error::Task {
+            task: "batch",
+            problem: format!("it has no field {name:?}; it has {:?}", self.fields.keys().collect::<Vec<_>>()),
+        })
+    }
+
+    /// The weights as a tensor, when they are not all 1.
+    pub fn weights_on(&self, device: &Device) -> Result<Option<Tensor>> {
+        let to = |w: &Vec<f32>| Tensor::from_slice(w, [w.len()], device);
+        Ok(self.weights.as_ref().map(to).transpose()?)
+    }
+}
+
+/// What a phase makes of one shard's batch. Sums, not means: the optimizer divides by the weight of all
+/// shards together.
+#[derive(Debug)]
+pub struct Loss {
+    /// Σ weight · loss over the samples, a scalar in the graph.
+    pub sum: Tensor,
+    /// Σ weight.
+    pub weight: f64,
+    /// Sums for the metrics, as many as [`Task::statistics`] names.
+    pub statistics: Vec<f64>,
+}
+
+/// What a task may use while it computes one shard: the model's [`Forward`] context and its place.
+#[derive(Debug)]
+pub struct ShardCx<'a> {
+    /// Parameters, normalisation and random numbers of this step, shard and phase.
+    pub forward: Forward<'a>,
+    /// The device.
+    pub device: &'a Device,
+    /// The step, from 0.
+    pub step: u64,
+    /// The virtual shard.
+    pub shard: u32,
+}
+
+impl<'a> Deref for ShardCx<'a> {
+    type Target = Forward<'a>;
+    fn deref(&self) -> &Forward<'a> {
+        &self.forward
+    }
+}
+
+/// What a task may use after a phase's parameters have been changed.
+#[derive(Debug)]
+pub struct StepCx<'a> {
+    /// All parameters.
+    pub params: &'a Params,
+    /// The device.
+    pub device: &'a Device,
+    /// The step, from 0.
+    pub step: u64,
+    /// The virtual shards that this rank holds.
+    pub shards: Range<u32>,
+}
+
+/// An array of a task's state.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    /// Element type.
+    pub dtype: DType,
+    /// Sizes of the axes.
+    pub shape: Vec<usize>,
+    /// The elements, row-major, little endian.
+    pub bytes: Vec<u8>,
+}
+
+impl Array {
+    /// Copies a slice; `shape` must have as many elements.
+    pub fn new<T: Element>(shape: &[usize], data: &[T]) -> Self {
+        Array { dtype: T::DTYPE, shape: shape.to_vec(), bytes: bytemuck::cast_slice(data).to_vec() }
+    }
+
+    /// The elements. Fails when the type is another.
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        if self.dtype != T::DTYPE {
+            let problem = format!("an array of its state is {}, not {}", self.dtype, T::DTYPE);
+            return Err(Error::Task { task: "state", problem });
+        }
+        Ok(bytemuck::pod_collect_to_vec(&self.bytes))
+    }
+}
+
+/// Arrays by name.
+pub type Arrays = BTreeMap<String, Array>;
+
+/// A task's state in a checkpoint. Each rank gives what it holds.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StateMap {
+    /// What all ranks have alike.
+    pub shared: Arrays,
+    /// What belongs to a virtual shard, and goes where the shard goes.
+    pub shards: BTreeMap<u32, Arrays>,
+}
+
+/// What is trained.
+pub trait Task: Send {
+    /// The name in metrics and errors.
+    fn name(&self) -> &'static str;
+
+    /// The optimisations of one step, in order.
+    fn phases(&self) -> &[Phase];
+
+    /// Names of the sums in [`Loss::statistics`].
+    fn statistics(&self) -> &[&'static str] {
+        &[]
+    }
+
+    /// Whether batches come from a data set. Otherwise [`Task::prepare`] makes them.
+    fn needs_data(&self) -> bool {
+        true
+    }
+
+    /// Called before each phase and shard: acts (an environment) and may make the batch to use
+    /// instead of the loaded one. Runs for every shard, also for one that got no samples.
+    fn prepare(&mut self, _phase: PhaseId, _cx: &ShardCx) -> Result<Option<Batch>> {
+        Ok(None)
+    }
+
+    /// The loss of one shard's batch, which is not empty.
+    fn loss(&self, phase: PhaseId, batch: &Batch, cx: &ShardCx) -> Result<Loss>;
+
+    /// Called once on every rank when a phase's parameters have been changed: target networks,
+    /// averages. What it does must not depend on the number of ranks.
+    fn after_phase(&mut self, _phase: PhaseId, _cx: &mut StepCx) -> Result<()> {
+        Ok(())
+    }
+
+    /// Names of the sums that [`Task::evaluate`] gives, the first being the loss; none when the task
+    /// cannot be evaluated.
+    fn evaluations(&self) -> &[&'static str] {
+        &[]
+    }
+
+    /// Sums over one batch of the evaluation set, the weight last: one more than
+    /// [`Task::evaluations`] names.
+    fn evaluate(&self, _batch: &Batch, _cx: &ShardCx) -> Result<Vec<f64>> {
+        Ok(Vec::new())
+    }
+
+    /// What must be in a checkpoint besides parameters, norms and optimizers.
+    fn state(&self) -> StateMap {
+        StateMap::default()
+    }
+
+    /// Puts a checkpoint's state back: the shared part and the shards that this rank now holds.
+    fn load_state(&mut self, _state: StateMap) -> Result<()> {
+        Ok(())
+    }
+}
