@@ -6,7 +6,7 @@ use phalanx_host::{Arena, Buffer, DType, Element};
 
 use crate::storage::{ArenaSlice, Held, Storage};
 use crate::tape::Node;
-use crate::{Device, Error, Layout, Result, Shape};
+use crate::{Device, Error, Layout, Result, Shape, View};
 
 /// Names a leaf of the graph: something that a gradient is wanted for. Parameters use their index;
 /// leaves made by [`Tensor::leaf`] are numbered from [`LeafId::FREE`] on.
@@ -191,9 +191,32 @@ impl Tensor {
         self.storage.hold()
     }
 
+    /// The elements, held for reading together with the way they lie.
+    pub(crate) fn read(&self) -> Result<Read> {
+        Ok(Read { held: self.hold()?, dtype: self.dtype, layout: self.layout })
+    }
+
     /// A kernel's view of the held bytes.
-    pub fn view<'a>(&self, held: &'a Held) -> crate::View<'a> {
-        crate::View::new(self.dtype, self.layout, held.bytes())
+    pub fn view<'a>(&self, held: &'a Held) -> View<'a> {
+        View::new(self.dtype, self.layout, held.bytes())
+    }
+}
+
+/// A tensor's elements while a backward kernel reads them.
+pub(crate) struct Read {
+    held: Held,
+    dtype: DType,
+    layout: Layout,
+}
+
+impl Read {
+    pub(crate) fn view(&self) -> View<'_> {
+        View::new(self.dtype, self.layout, self.held.bytes())
+    }
+
+    /// As [`View::slice`].
+    pub(crate) fn slice<T: Element>(&self) -> Result<&[T]> {
+        self.view().slice()
     }
 }
 

@@ -1,10 +1,24 @@
 //! The op table: one folder a family, each with its shape rules and gradients (`mod.rs`), its CPU
 //! kernels (`cpu.rs`) and, on machines that have one, its CUDA kernels.
 
+mod cast;
+mod columns;
+mod conv;
+mod dropout;
 pub mod elementwise;
+mod index;
+mod loss;
+mod matmul;
+mod norm;
+mod pool;
 pub mod reduce;
 pub mod shape;
 mod walk;
+
+pub(crate) use elementwise::{broadcast, stretch};
+pub use index::{concat, stack};
+pub use loss::top_k_errors;
+pub use norm::BatchNorm;
 
 /// Runs `$body` with the type alias `$t` for the compute type that `$dtype` names; other types are an
 /// error of operand 0 of `$op`.
@@ -25,13 +39,15 @@ macro_rules! real {
 }
 pub(crate) use real;
 
+use phalanx_host::DType;
+
 use crate::op::Meta;
-use crate::{Error, Result};
+use crate::{Error, Result, Shape};
 
 /// Checks that operand `i` is of a compute type.
 pub(crate) fn want_real(op: &'static str, inputs: &[Meta], i: usize) -> Result<()> {
     match inputs[i].dtype {
-        phalanx_host::DType::F32 | phalanx_host::DType::F64 => Ok(()),
+        DType::F32 | DType::F64 => Ok(()),
         got => Err(Error::DTypes { op, operand: i, got, want: "f32 or f64".to_owned() }),
     }
 }
@@ -44,4 +60,41 @@ pub(crate) fn want_same(op: &'static str, inputs: &[Meta], i: usize) -> Result<(
             Err(Error::DTypes { op, operand: i, got, want: format!("{} like operand 0", inputs[0].dtype) })
         }
     }
+}
+
+/// Checks that operand `i` holds indices.
+pub(crate) fn want_indices(op: &'static str, inputs: &[Meta], i: usize) -> Result<()> {
+    match inputs[i].dtype {
+        DType::I64 => Ok(()),
+        got => Err(Error::DTypes { op, operand: i, got, want: "i64 (indices)".to_owned() }),
+    }
+}
+
+/// Checks that operand `i` has exactly the shape `want`.
+pub(crate) fn want_shape(
+    op: &'static str,
+    inputs: &[Meta],
+    i: usize,
+    want: Shape,
+    hint: &'static str,
+) -> Result<()> {
+    match inputs[i].shape() {
+        got if got == want => Ok(()),
+        got => Err(Error::Shapes { op, lhs: inputs[0].shape(), rhs: got, hint }),
+    }
+}
+
+/// Checks that operand 0 has `axes` axes, named as in `names`.
+pub(crate) fn want_axes(op: &'static str, inputs: &[Meta], axes: usize, names: &str) -> Result<()> {
+    let shape = inputs[0].shape();
+    match shape.len() {
+        n if n == axes => Ok(()),
+        n => Err(Error::Invalid { op, shape, why: format!("it has {n} axes, not the {axes} of {names}") }),
+    }
+}
+
+/// Checks that operand 0 has an axis `axis` and gives its size.
+pub(crate) fn want_axis(op: &'static str, shape: Shape, axis: usize) -> Result<usize> {
+    let why = || format!("there is no axis {axis}");
+    shape.get(axis).copied().ok_or_else(|| Error::Invalid { op, shape, why: why() })
 }

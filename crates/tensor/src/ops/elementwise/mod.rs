@@ -118,7 +118,7 @@ impl<R: UnaryRule> Op for Unary<R> {
 struct Binary<R>(R);
 
 /// The shape that two operands broadcast to.
-fn broadcast(op: &'static str, a: Shape, b: Shape) -> Result<Shape> {
+pub(crate) fn broadcast(op: &'static str, a: Shape, b: Shape) -> Result<Shape> {
     a.broadcast(&b).ok_or(Error::Shapes {
         op,
         lhs: a,
@@ -176,7 +176,8 @@ impl<R: BinaryRule> Op for Binary<R> {
     }
 }
 
-fn stretch<'a>(op: &'static str, view: &View<'a>, shape: Shape) -> Result<View<'a>> {
+/// The view stretched to `shape`.
+pub(crate) fn stretch<'a>(op: &'static str, view: &View<'a>, shape: Shape) -> Result<View<'a>> {
     let hint = "it does not broadcast";
     let layout =
         view.layout.expand(shape).ok_or(Error::Shapes { op, lhs: view.shape(), rhs: shape, hint })?;

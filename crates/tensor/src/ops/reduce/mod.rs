@@ -1,6 +1,7 @@
 //! Reductions over axes.
 
 mod cpu;
+mod largest;
 
 use crate::op::{Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
@@ -40,33 +41,54 @@ impl Axes {
     }
 }
 
-/// Sum over axes; they stay with size 1.
+/// Sum or mean over axes; they stay with size 1.
 #[derive(Debug, Clone)]
-struct Sum(Axes);
+struct Sum {
+    axes: Axes,
+    mean: bool,
+}
+
+impl Sum {
+    /// What the sum is multiplied with.
+    fn factor(&self, shape: Shape) -> Option<f64> {
+        let count: usize = self.axes.0.iter().map(|&a| shape[a]).product();
+        self.mean.then(|| 1.0 / count as f64)
+    }
+
+    fn grad(&self, shape: Shape, g: &Tensor) -> Result<Tensor> {
+        match self.factor(shape) {
+            Some(f) => g.scale(f)?.expand(&shape),
+            None => g.expand(&shape),
+        }
+    }
+}
 
 impl Op for Sum {
     fn name(&self) -> &'static str {
-        "sum"
+        if self.mean { "mean" } else { "sum" }
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
-        ops::want_real("sum", inputs, 0)?;
-        self.0.check("sum", inputs[0].shape())?;
-        Ok(Plan::one(inputs[0].dtype, self.0.kept(inputs[0].shape())))
+        ops::want_real(self.name(), inputs, 0)?;
+        self.axes.check(self.name(), inputs[0].shape())?;
+        Ok(Plan::one(inputs[0].dtype, self.axes.kept(inputs[0].shape())))
     }
 
     fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], _: &mut [ViewMut]) -> Result<()> {
         let cpu = cx.cpu()?;
-        let (kept, reduced) = self.0.split(&ins[0].layout);
-        ops::real!("sum", ins[0].dtype, T => {
-            cpu::sum::<T>(cpu, ins[0].slice()?, &kept, &reduced, outs[0].slice()?);
+        let (kept, reduced) = self.axes.split(&ins[0].layout);
+        ops::real!(self.name(), ins[0].dtype, T => {
+            let out = outs[0].slice::<T>()?;
+            cpu::sum(cpu, ins[0].slice()?, &kept, &reduced, out);
+            if let Some(f) = self.factor(ins[0].shape()) {
+                out.iter_mut().for_each(|x| *x *= f as T);
+            }
             Ok(())
         })
     }
 
     fn backward(&self, _: &Exec, _: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {
-        let shape = sink.shape(0);
-        grads[0].iter().try_for_each(|g| sink.pass(0, g.expand(&shape)?))
+        grads[0].iter().try_for_each(|g| sink.pass(0, self.grad(sink.shape(0), g)?))
     }
 
     fn backward_graph(
@@ -76,7 +98,7 @@ impl Op for Sum {
         metas: &[Meta],
         grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![grads[0].as_ref().map(|g| g.expand(&metas[0].shape())).transpose()?])
+        Ok(vec![grads[0].as_ref().map(|g| self.grad(metas[0].shape(), g)).transpose()?])
     }
 }
 
@@ -95,7 +117,19 @@ impl Tensor {
         if axes.is_empty() {
             return Ok(self.clone());
         }
-        apply_one(Sum(Axes(axes.to_vec())), &[self])?.squeeze(axes, keep)
+        apply_one(Sum { axes: Axes(axes.to_vec()), mean: false }, &[self])?.squeeze(axes, keep)
+    }
+
+    /// Mean over `axes` (rising, each once); with `keep` they stay with size 1. The mean of nothing is
+    /// not a number.
+    pub fn mean(&self, axes: &[usize], keep: bool) -> Result<Tensor> {
+        apply_one(Sum { axes: Axes(axes.to_vec()), mean: true }, &[self])?.squeeze(axes, keep)
+    }
+
+    /// Mean of all elements, a scalar.
+    pub fn mean_all(&self) -> Result<Tensor> {
+        let axes: Vec<usize> = (0..self.shape().len()).collect();
+        self.mean(&axes, false)
     }
 
     /// Sum of all elements, a scalar.

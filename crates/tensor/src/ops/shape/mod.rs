@@ -39,6 +39,21 @@ macro_rules! any_type {
         }
     };
 }
+pub(crate) use any_type;
+
+/// Writes `from` to the part of `out` (row-major) that starts at element `start` of
+/// `axis` and takes every `step`-th.
+pub(crate) fn put(from: &View, axis: usize, start: usize, step: usize, out: &mut ViewMut) -> Result<()> {
+    let whole = Layout::contiguous(out.shape);
+    let mut strides = whole.strides().to_vec();
+    let offset = start * strides[axis];
+    strides[axis] *= step;
+    let target = Layout::with(from.shape(), &strides, offset);
+    any_type!(from.dtype, T => {
+        cpu::scatter::<T>(from.slice()?, &from.layout, &target, out.slice()?);
+        Ok(())
+    })
+}
 
 /// Copies `t` row-major into `out`, which has its size in bytes.
 pub(crate) fn copy_into(cx: &Exec, t: &Tensor, out: &mut [u8]) -> Result<()> {
@@ -236,17 +251,8 @@ impl Op for Scatter {
     }
     fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], _: &mut [ViewMut]) -> Result<()> {
         cx.cpu()?;
-        let out = &mut outs[0];
-        out.bytes().fill(0);
-        let whole = Layout::contiguous(out.shape);
-        let mut strides = whole.strides().to_vec();
-        let offset = self.start * strides[self.axis];
-        strides[self.axis] *= self.step;
-        let target = Layout::with(ins[0].shape(), &strides, offset);
-        any_type!(ins[0].dtype, T => {
-            cpu::scatter::<T>(ins[0].slice()?, &ins[0].layout, &target, out.slice()?);
-            Ok(())
-        })
+        outs[0].bytes().fill(0);
+        put(&ins[0], self.axis, self.start, self.step, &mut outs[0])
     }
     fn backward(&self, _: &Exec, _: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {
         grads[0].iter().try_for_each(|g| sink.pass(0, self.grad(g)?))

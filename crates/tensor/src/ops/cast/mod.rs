@@ -1,0 +1,139 @@
+//! Conversions between element types, and comparisons.
+
+use half::{bf16, f16};
+use phalanx_host::{DType, Element};
+
+use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::ops::walk::Walk;
+use crate::sink::GradSink;
+use crate::tape::apply_one;
+use crate::{Result, Tensor, View, ViewMut, ops};
+
+/// A number on its way from one type to another. Doubles hold every other type's values exactly, save
+/// for integers beyond 2⁵³.
+trait Number: Element {
+    fn widen(self) -> f64;
+    fn narrow(x: f64) -> Self;
+}
+
+macro_rules! number {
+    ($($t:ty: |$x:ident| $widen:expr, |$y:ident| $narrow:expr;)*) => { $(
+        impl Number for $t {
+            #[inline(always)]
+            fn widen(self) -> f64 { let $x = self; $widen }
+            #[inline(always)]
+            fn narrow($y: f64) -> Self { $narrow }
+        }
+    )* };
+}
+number! {
+    f32: |x| f64::from(x), |y| y as f32;
+    f64: |x| x, |y| y;
+    u8: |x| f64::from(x), |y| y as u8;
+    i64: |x| x as f64, |y| y as i64;
+    f16: |x| x.to_f64(), |y| f16::from_f64(y);
+    bf16: |x| x.to_f64(), |y| bf16::from_f64(y);
+}
+
+/// The same values in another type.
+#[derive(Debug, Clone, Copy)]
+struct To(DType);
+
+impl To {
+    fn run<A: Number, B: Number>(from: &[A], to: &mut [B]) {
+        to.iter_mut().zip(from).for_each(|(y, x)| *y = B::narrow(x.widen()));
+    }
+}
+
+impl Op for To {
+    fn name(&self) -> &'static str {
+        "to"
+    }
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        Ok(Plan::one(self.0, inputs[0].shape()).dense(1))
+    }
+
+    fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], _: &mut [ViewMut]) -> Result<()> {
+        cx.cpu()?;
+        ops::shape::any_type!(ins[0].dtype, A => ops::shape::any_type!(self.0, B => {
+            To::run::<A, B>(ins[0].slice()?, outs[0].slice()?);
+            Ok(())
+        }))
+    }
+
+    fn backward(&self, _: &Exec, saved: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {
+        grads[0].iter().try_for_each(|g| sink.pass(0, g.to(saved.metas[0].dtype)?))
+    }
+
+    fn backward_graph(
+        &self,
+        _: &[Option<Tensor>],
+        _: &[Option<Tensor>],
+        metas: &[Meta],
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![grads[0].as_ref().map(|g| g.to(metas[0].dtype)).transpose()?])
+    }
+}
+
+/// 1 where the first operand is larger, else 0.
+#[derive(Debug)]
+struct Gt;
+
+impl Op for Gt {
+    fn name(&self) -> &'static str {
+        "gt"
+    }
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        ops::want_real("gt", inputs, 0)?;
+        ops::want_same("gt", inputs, 1)?;
+        Ok(Plan::one(DType::U8, ops::broadcast("gt", inputs[0].shape(), inputs[1].shape())?))
+    }
+
+    fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], _: &mut [ViewMut]) -> Result<()> {
+        cx.cpu()?;
+        let shape = outs[0].shape;
+        let (a, b) = (ops::stretch("gt", &ins[0], shape)?, ops::stretch("gt", &ins[1], shape)?);
+        let out = outs[0].slice::<u8>()?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        ops::real!("gt", a.dtype, T => {
+            let (x, y) = (a.slice::<T>()?, b.slice::<T>()?);
+            let walk = Walk::new([&a.layout, &b.layout]);
+            let (n, [sx, sy]) = (walk.inner(), walk.steps());
+            walk.for_runs(0, walk.runs(), |r, [p, q]| {
+                for (i, o) in out[r * n..(r + 1) * n].iter_mut().enumerate() {
+                    *o = u8::from(x[p + i * sx] > y[q + i * sy]);
+                }
+            });
+            Ok(())
+        })
+    }
+
+    fn backward(&self, _: &Exec, _: Saved, _: &[Option<Tensor>], _: &mut GradSink) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Tensor {
+    /// The same values as `dtype`: rounded to the nearest float, cut towards zero and to the type's
+    /// range for integers (not a number is 0). Gradients flow between f32 and f64 alone; other
+    /// results are outside the graph.
+    pub fn to(&self, dtype: DType) -> Result<Tensor> {
+        let real = |d: DType| matches!(d, DType::F32 | DType::F64);
+        match dtype {
+            d if d == self.dtype() => Ok(self.clone()),
+            d if real(d) && real(self.dtype()) => apply_one(To(d), &[self]),
+            d => apply_one(To(d), &[&self.detach()]),
+        }
+    }
+
+    /// A mask (u8): 1 where this tensor is larger than `other`, else 0, also where either is not a
+    /// number. Both broadcast; there is no gradient.
+    pub fn gt(&self, other: &Tensor) -> Result<Tensor> {
+        apply_one(Gt, &[&self.detach(), &other.detach()])
+    }
+}

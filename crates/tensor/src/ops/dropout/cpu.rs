@@ -1,0 +1,59 @@
+//! Dropout on the CPU.
+
+use phalanx_host::Cpu;
+use phalanx_host::rng::Key;
+use phalanx_host::simd::{Kernel, Real, Simd};
+
+/// Philox blocks that are made together: four vectors' worth of words.
+const BLOCKS: usize = 16;
+/// Elements that one task computes.
+const PIECE: usize = 16 * 1024;
+
+struct Drop<'a, E> {
+    key: Key,
+    /// The first Philox block.
+    block: u64,
+    /// Words from this one on keep their element.
+    from: u32,
+    scale: E,
+    x: &'a [E],
+    y: &'a mut [E],
+    accumulate: bool,
+}
+
+impl<E: Real> Kernel<E> for Drop<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    fn run<V: Simd<E>>(self) {
+        let n = 4 * BLOCKS;
+        for (i, (x, y)) in self.x.chunks(n).zip(self.y.chunks_mut(n)).enumerate() {
+            // Plain loops: the compiler turns them into the vectors of the set.
+            let mut words = [0u32; 4 * BLOCKS];
+            let start = self.block + (i * BLOCKS) as u64;
+            for (b, w) in words.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                *w = self.key.block(start + b as u64);
+            }
+            for ((&x, y), &w) in x.iter().zip(y).zip(&words) {
+                let kept = if w >= self.from { x * self.scale } else { E::ZERO };
+                *y = if self.accumulate { *y + kept } else { kept };
+            }
+        }
+    }
+}
+
+/// `y (+)= x · mask / (1 − p)`.
+pub(super) fn drop<E: Real>(cpu: &Cpu, p: f64, key: Key, x: &[E], y: &mut [E], accumulate: bool) {
+    let from = (p * 4_294_967_296.0).round();
+    if from >= 4_294_967_296.0 {
+        if !accumulate {
+            y.fill(E::ZERO);
+        }
+        return;
+    }
+    let (from, scale) = (from as u32, E::from_f64(1.0 / (1.0 - p)));
+    cpu.workers.chunks(y, PIECE, |i, y| {
+        let x = &x[i * PIECE..i * PIECE + y.len()];
+        let block = (i * PIECE / 4) as u64;
+        E::dispatch(cpu.isa, Drop { key, block, from, scale, x, y, accumulate });
+    });
+}

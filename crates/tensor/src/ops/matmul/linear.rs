@@ -1,0 +1,121 @@
+//! A layer's product: rows times the transposed weight, plus a bias.
+
+use phalanx_host::simd::Real;
+use phalanx_host::{Cpu, MatMut, gemm};
+
+use super::{into_slot, mat};
+use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::ops::columns::add_column_sums;
+use crate::sink::GradSink;
+use crate::tape::apply_one;
+use crate::{Error, Result, Tensor, View, ViewMut, ops};
+
+/// `x wᵀ + b` for `x` `[N, I]`, `w` `[O, I]` and, as a third operand, `b` `[O]`.
+#[derive(Debug)]
+struct Linear;
+
+fn forward<T: Real>(cpu: &Cpu, ins: &[View], out: &mut ViewMut) -> Result<()> {
+    let [n, o] = [out.shape[0], out.shape[1]];
+    let y = out.slice::<T>()?;
+    // The product is added to rows that hold the bias already.
+    if let Some(b) = ins.get(2) {
+        let b = b.slice::<T>()?;
+        y.chunks_exact_mut(o.max(1)).for_each(|row| row.copy_from_slice(b));
+    }
+    Ok(gemm(cpu, mat(&ins[0])?, mat(&ins[1])?.t(), MatMut::row_major(y, n, o)?, ins.len() == 3)?)
+}
+
+impl Op for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        ops::want_real("linear", inputs, 0)?;
+        (1..inputs.len()).try_for_each(|i| ops::want_same("linear", inputs, i))?;
+        let (x, w) = (inputs[0].shape(), inputs[1].shape());
+        let (&[n, i], &[o, k]) = (&x[..], &w[..]) else {
+            let hint = "it takes rows [..,I] and a weight [O,I]";
+            return Err(Error::Shapes { op: "linear", lhs: x, rhs: w, hint });
+        };
+        if i != k {
+            let hint = "the last axes of the input and of the weight [O,I] must be equal";
+            return Err(Error::Shapes { op: "linear", lhs: x, rhs: w, hint });
+        }
+        if inputs.len() == 3 {
+            ops::want_shape("linear", inputs, 2, [o].into(), "the bias has one number a row of the weight")?;
+        }
+        Ok(Plan::one(inputs[0].dtype, [n, o].into()).saving_inputs(3).dense(4))
+    }
+
+    fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], _: &mut [ViewMut]) -> Result<()> {
+        let cpu = cx.cpu()?;
+        ops::real!("linear", ins[0].dtype, T => forward::<T>(cpu, ins, &mut outs[0]))
+    }
+
+    fn backward(
+        &self,
+        cx: &Exec,
+        mut saved: Saved,
+        grads: &[Option<Tensor>],
+        sink: &mut GradSink,
+    ) -> Result<()> {
+        let Some(g) = &grads[0] else { return Ok(()) };
+        let cpu = cx.cpu()?;
+        let (x, w) = (saved.input(0)?, saved.input(1)?);
+        let [n, i, o] = [x.shape()[0], x.shape()[1], w.shape()[0]];
+        ops::real!("linear", g.dtype(), T => {
+            if sink.wants(2) {
+                let g = g.contiguous()?;
+                if let Some(mut slot) = sink.slot(2)? {
+                    let accumulate = slot.accumulate();
+                    add_column_sums::<T>(cpu, g.read()?.slice()?, slot.slice()?, accumulate);
+                }
+            }
+            let g = g.read()?;
+            if let Some(mut slot) = sink.slot(1)? {
+                into_slot::<T>(cpu, mat(&g.view())?.t(), mat(&x.read()?.view())?, [o, i], &mut slot)?;
+            }
+            drop(x);
+            if let Some(mut slot) = sink.slot(0)? {
+                into_slot::<T>(cpu, mat(&g.view())?, mat(&w.read()?.view())?, [n, i], &mut slot)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn backward_graph(
+        &self,
+        inputs: &[Option<Tensor>],
+        _: &[Option<Tensor>],
+        metas: &[Meta],
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Option<Tensor>>> {
+        let [Some(x), Some(w), ..] = inputs else { return Err(Error::GraphReleased { op: "linear" }) };
+        let Some(g) = &grads[0] else { return Ok(vec![None; metas.len()]) };
+        let mut parts = vec![Some(g.matmul(w)?), Some(g.t()?.matmul(x)?)];
+        if metas.len() == 3 {
+            parts.push(Some(g.sum(&[0], false)?));
+        }
+        Ok(parts)
+    }
+}
+
+impl Tensor {
+    /// A layer's product: this tensor `[.., I]` times the transpose of `w` `[O, I]`, plus `bias` `[O]`;
+    /// the result is `[.., O]`. Other leading axes than one are folded into one.
+    pub fn linear(&self, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let run = |x: &Tensor| match bias {
+            Some(b) => apply_one(Linear, &[x, w, b]),
+            None => apply_one(Linear, &[x, w]),
+        };
+        let shape = self.shape();
+        match shape.split_last() {
+            Some((&i, lead)) if lead.len() != 1 => {
+                let y = run(&self.reshape(&[lead.iter().product(), i])?)?;
+                y.reshape(&[lead, &y.shape()[1..]].concat())
+            }
+            _ => run(self),
+        }
+    }
+}

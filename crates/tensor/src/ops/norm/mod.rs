@@ -1,0 +1,221 @@
+//! Batch normalisation (Ioffe and Szegedy, "Batch Normalization", 2015) over all axes but the last.
+
+mod cpu;
+
+use phalanx_host::simd::Real;
+
+use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::sink::GradSink;
+use crate::tape::{apply, apply_one};
+use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
+
+/// What [`Tensor::batch_norm_train`] gives.
+#[derive(Debug, Clone)]
+pub struct BatchNorm {
+    /// The normalised, scaled and shifted batch.
+    pub y: Tensor,
+    /// The mean of each channel, `[C]`; has no gradient.
+    pub mean: Tensor,
+    /// The biased variance of each channel, `[C]`; has no gradient.
+    pub variance: Tensor,
+    /// The number of values a channel, which statistics of several batches are weighted with.
+    pub count: usize,
+}
+
+/// Checks that operands from 1 on are one number a channel, and gives the channels' shape.
+fn per_channel(op: &'static str, inputs: &[Meta]) -> Result<Shape> {
+    ops::want_real(op, inputs, 0)?;
+    let shape = inputs[0].shape();
+    let Some(&c) = shape.last().filter(|_| shape.len() >= 2) else {
+        let why = "it needs at least the two axes of [N,C]".to_owned();
+        return Err(Error::Invalid { op, shape, why });
+    };
+    for i in 1..inputs.len() {
+        ops::want_same(op, inputs, i)?;
+        ops::want_shape(op, inputs, i, [c].into(), "it must be [C], one number for each of the last axis")?;
+    }
+    Ok([c].into())
+}
+
+fn check_eps(op: &'static str, shape: Shape, eps: f64) -> Result<()> {
+    match eps >= 0.0 && eps.is_finite() {
+        true => Ok(()),
+        false => Err(Error::Invalid { op, shape, why: format!("eps is {eps}, must be a number from 0 on") }),
+    }
+}
+
+/// Rows of the matrix that `shape` is when its last axis is the columns.
+fn rows(shape: Shape) -> usize {
+    shape[..shape.len() - 1].iter().product()
+}
+
+/// Inputs x, gamma, beta; outputs y, mean, biased variance; saved 1/√(variance + eps).
+#[derive(Debug)]
+struct Train {
+    eps: f64,
+}
+
+impl Op for Train {
+    fn name(&self) -> &'static str {
+        "batch_norm_train"
+    }
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        let channels = per_channel(self.name(), inputs)?;
+        check_eps(self.name(), inputs[0].shape(), self.eps)?;
+        let (dtype, of) = (inputs[0].dtype, inputs[0].shape());
+        let mut plan = Plan::one(dtype, of).saving_inputs(0b11).saving_outputs(0b10).dense(7);
+        plan.outputs.extend([crate::Spec::new(dtype, channels); 2]);
+        Ok(plan.saving(dtype, channels))
+    }
+
+    fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], saved: &mut [ViewMut]) -> Result<()> {
+        let cpu = cx.cpu()?;
+        let [y, mean, variance] = outs else {
+            return Err(Error::Backward { why: "batch_norm_train has three outputs".into() });
+        };
+        let rows = rows(ins[0].shape());
+        ops::real!(self.name(), ins[0].dtype, T => {
+            let (x, gamma, beta) = (ins[0].slice::<T>()?, ins[1].slice::<T>()?, ins[2].slice::<T>()?);
+            let (mean, variance, inverse) = (mean.slice::<T>()?, variance.slice()?, saved[0].slice()?);
+            cpu::moments(cpu, rows, x, mean, variance);
+            cpu::inverse_deviation(variance, self.eps, inverse);
+            cpu::normalise(cpu, x, cpu::Channels { mean, inverse, gamma, beta }, y.slice()?);
+            Ok(())
+        })
+    }
+
+    fn backward(
+        &self,
+        cx: &Exec,
+        mut saved: Saved,
+        grads: &[Option<Tensor>],
+        sink: &mut GradSink,
+    ) -> Result<()> {
+        let Some(g) = &grads[0] else { return Ok(()) };
+        let cpu = cx.cpu()?;
+        let (x, gamma, mean) = (saved.input(0)?, saved.input(1)?, saved.output(1)?);
+        let (rows, g) = (rows(x.shape()), g.contiguous()?);
+        ops::real!(self.name(), g.dtype(), T => {
+            let (g, x, gamma) = (g.read()?, x.read()?, gamma.read()?);
+            let (mean, inverse) = (mean.read()?, saved.extra[0].read()?);
+            let (g, x, mean, inverse) = (g.slice::<T>()?, x.slice()?, mean.slice()?, inverse.slice()?);
+            let sums = cpu::gradient_sums(cpu, rows, g, x, mean, inverse);
+            parameter_gradients(sink, &sums)?;
+            if let Some(mut slot) = sink.slot(0)? {
+                let accumulate = slot.accumulate();
+                let a = cpu::input_rule(rows, &sums, mean, inverse, gamma.slice()?);
+                cpu::input_gradient(cpu, g, x, &a, slot.slice()?, accumulate);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Gradients of gamma and beta from the sums over the rows of g and of g times the normalised input.
+fn parameter_gradients<T: Real>(sink: &mut GradSink, sums: &[T]) -> Result<()> {
+    let (of_beta, of_gamma) = sums.split_at(sums.len() / 2);
+    for (i, sums) in [(1, of_gamma), (2, of_beta)] {
+        if let Some(mut slot) = sink.slot(i)? {
+            let accumulate = slot.accumulate();
+            let out = slot.slice::<T>()?;
+            match accumulate {
+                true => out.iter_mut().zip(sums).for_each(|(o, &s)| *o += s),
+                false => out.copy_from_slice(sums),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Inputs x, gamma, beta, mean, variance; the statistics are constants.
+#[derive(Debug)]
+struct Eval {
+    eps: f64,
+}
+
+impl Op for Eval {
+    fn name(&self) -> &'static str {
+        "batch_norm_eval"
+    }
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        per_channel(self.name(), inputs)?;
+        check_eps(self.name(), inputs[0].shape(), self.eps)?;
+        Ok(Plan::one(inputs[0].dtype, inputs[0].shape()).saving_inputs(0b11011).dense(31))
+    }
+
+    fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], _: &mut [ViewMut]) -> Result<()> {
+        let cpu = cx.cpu()?;
+        ops::real!(self.name(), ins[0].dtype, T => {
+            let part = |i: usize| ins[i].slice::<T>();
+            let mut inverse = part(4)?.to_vec();
+            cpu::inverse_deviation(part(4)?, self.eps, &mut inverse);
+            let of = cpu::Channels { gamma: part(1)?, beta: part(2)?, mean: part(3)?, inverse: &inverse };
+            cpu::normalise(cpu, part(0)?, of, outs[0].slice()?);
+            Ok(())
+        })
+    }
+
+    fn backward(
+        &self,
+        cx: &Exec,
+        mut saved: Saved,
+        grads: &[Option<Tensor>],
+        sink: &mut GradSink,
+    ) -> Result<()> {
+        let Some(g) = &grads[0] else { return Ok(()) };
+        let cpu = cx.cpu()?;
+        let (x, gamma) = (saved.input(0)?, saved.input(1)?);
+        let (mean, variance) = (saved.input(3)?, saved.input(4)?);
+        let (rows, g) = (rows(x.shape()), g.contiguous()?);
+        ops::real!(self.name(), g.dtype(), T => {
+            let (g, x, gamma) = (g.read()?, x.read()?, gamma.read()?);
+            let (g, x, mean) = (g.slice::<T>()?, x.slice()?, mean.read()?);
+            let mut inverse = variance.to_vec::<T>()?;
+            cpu::inverse_deviation(&inverse.clone(), self.eps, &mut inverse);
+            if sink.wants(1) {
+                let sums = cpu::gradient_sums(cpu, rows, g, x, mean.slice()?, &inverse);
+                parameter_gradients(sink, &sums)?;
+            } else if let Some(mut slot) = sink.slot(2)? {
+                let accumulate = slot.accumulate();
+                ops::columns::add_column_sums(cpu, g, slot.slice()?, accumulate);
+            }
+            if let Some(mut slot) = sink.slot(0)? {
+                let accumulate = slot.accumulate();
+                let a = cpu::frozen_rule(&inverse, gamma.slice()?);
+                cpu::input_gradient(cpu, g, x, &a, slot.slice()?, accumulate);
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Tensor {
+    /// Normalises each channel (the last axis of `[N, C]` or `[N, H, W, C]`) by this batch's own mean
+    /// and biased variance, then scales by `gamma` and shifts by `beta`, both `[C]`.
+    ///
+    /// A channel of a single value has variance 0 and becomes `beta`, and an empty batch gives
+    /// statistics of 0 with a count of 0: a virtual shard may hold one sample or none, and its
+    /// statistics are weighted with the count.
+    pub fn batch_norm_train(&self, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<BatchNorm> {
+        let mut outs = apply(Train { eps }, &[self, gamma, beta])?.into_iter();
+        let (Some(y), Some(mean), Some(variance)) = (outs.next(), outs.next(), outs.next()) else {
+            return Err(Error::Backward { why: "batch_norm_train has three outputs".into() });
+        };
+        let count = rows(self.shape());
+        Ok(BatchNorm { y, mean: mean.detach(), variance: variance.detach(), count })
+    }
+
+    /// As [`Tensor::batch_norm_train`] with given statistics `mean` and `variance`, which get no gradient.
+    pub fn batch_norm_eval(
+        &self,
+        gamma: &Tensor,
+        beta: &Tensor,
+        mean: &Tensor,
+        variance: &Tensor,
+        eps: f64,
+    ) -> Result<Tensor> {
+        apply_one(Eval { eps }, &[self, gamma, beta, &mean.detach(), &variance.detach()])
+    }
+}
