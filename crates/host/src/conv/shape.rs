@@ -72,23 +72,28 @@ impl ConvShape {
         self.out(1)
     }
 
-    /// Elements of the input.
+    /// Elements of the input; [`usize::MAX`] when there are more.
     pub fn in_len(&self) -> usize {
-        self.batch * self.in_h * self.in_w * self.in_c
+        saturating(&[self.batch, self.in_h, self.in_w, self.in_c])
     }
 
-    /// Elements of the weight.
+    /// Elements of the weight; [`usize::MAX`] when there are more.
     pub fn weight_len(&self) -> usize {
-        self.out_c * self.kernel[0] * self.kernel[1] * self.in_c
+        saturating(&[self.out_c, self.kernel[0], self.kernel[1], self.in_c])
     }
 
     /// Elements of the output; fails as [`ConvShape::out_h`].
     pub fn out_len(&self) -> Result<usize> {
-        Ok(self.batch * self.out_h()? * self.out_w()? * self.out_c)
+        Ok(saturating(&[self.batch, self.out_h()?, self.out_w()?, self.out_c]))
     }
 
-    /// Fails unless the slices have the sizes of the operands.
-    pub(crate) fn check(&self, input: usize, weight: usize, output: usize) -> Result<()> {
+    /// Whether the convolution is a matrix product over pixels as they lie.
+    pub(super) fn is_product(&self) -> bool {
+        self.kernel == [1, 1] && self.stride == [1, 1] && self.padding == [0, 0]
+    }
+
+    /// The sizes that follow; fails unless the slices have the sizes of the operands.
+    pub(super) fn check(&self, input: usize, weight: usize, output: usize) -> Result<Sizes> {
         for (operand, want, found) in [
             ("input", self.in_len(), input),
             ("weight", self.weight_len(), weight),
@@ -98,8 +103,44 @@ impl ConvShape {
                 return Err(Error::Operand { operand, want, found, shape: format!("{self:?}") });
             }
         }
-        Ok(())
+        // Offsets inside padded images are computed without further checks.
+        let padded = [self.in_h + 2 * self.padding[0], self.in_w + 2 * self.padding[1]];
+        if saturating(&[self.batch.max(1), padded[0], padded[1], self.in_c.max(1), 16]) > isize::MAX as usize
+        {
+            return Err(self.refuse("the padded input does not fit in memory"));
+        }
+        let run = self.kernel[1] * self.in_c;
+        Ok(Sizes {
+            out_h: self.out_h()?,
+            out_w: self.out_w()?,
+            run,
+            reach: self.kernel[0] * run,
+            pad_h: padded[0],
+            pad_row: padded[1] * self.in_c,
+            padded: self.padding != [0, 0],
+        })
     }
+}
+
+/// What the kernels compute with besides the shape, in elements.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    pub out_h: usize,
+    pub out_w: usize,
+    /// Neighbouring numbers that an output pixel takes from one input row.
+    pub run: usize,
+    /// All numbers that an output pixel takes.
+    pub reach: usize,
+    /// Rows of a padded image.
+    pub pad_h: usize,
+    /// A row of a padded image.
+    pub pad_row: usize,
+    /// Whether there is padding at all.
+    pub padded: bool,
+}
+
+fn saturating(factors: &[usize]) -> usize {
+    if factors.contains(&0) { 0 } else { factors.iter().fold(1, |p, &f| p.saturating_mul(f)) }
 }
 
 #[cfg(test)]

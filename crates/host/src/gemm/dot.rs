@@ -6,25 +6,26 @@
 
 use crate::simd::{Kernel, Real, Simd};
 
+use super::tile::{Depth, Walk};
+
 const MAX_ROWS: usize = 6;
 const MAX_COLS: usize = 4;
 
-/// A tile of C = Σ A·Bᵀ: dot products of `rows` rows of A with `cols` rows of B. Each row is read in
-/// `segments` runs of `steps` neighbouring numbers.
+/// A tile of C = Σ A·Bᵀ: dot products of `rows` rows of A with `cols` rows of B. The steps of
+/// the sum are neighbours in memory, in both (a walk's `step` is 1).
 ///
 /// Running it is sound if all those runs are readable and C is writable and nobody else's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Dot<E> {
     pub rows: usize,
     pub cols: usize,
-    pub steps: usize,
-    pub segments: usize,
+    pub depth: Depth,
     pub a: *const E,
     pub a_row: usize,
-    pub a_segment: usize,
+    pub a_walk: Walk,
     pub b: *const E,
     pub b_row: usize,
-    pub b_segment: usize,
+    pub b_walk: Walk,
     pub c: *mut E,
     pub c_row: usize,
     pub c_col: usize,
@@ -69,18 +70,22 @@ impl<E: Real> Dot<E> {
     #[inline(always)]
     unsafe fn shape<V: Simd<E>, const R: usize, const C: usize>(&self) {
         let mut acc = [[V::splat(E::ZERO); C]; R];
-        let whole = self.steps - self.steps % V::LANES;
-        for s in 0..self.segments {
-            let (a, b) = (self.a.wrapping_add(s * self.a_segment), self.b.wrapping_add(s * self.b_segment));
+        debug_assert!(self.a_walk.step == 1 && self.b_walk.step == 1);
+        let Depth { steps, segments, groups } = self.depth;
+        let whole = steps - steps % V::LANES;
+        for s in 0..groups * segments {
+            let (group, segment) = (s / segments, s % segments);
+            let a = self.a.wrapping_add(group * self.a_walk.group + segment * self.a_walk.segment);
+            let b = self.b.wrapping_add(group * self.b_walk.group + segment * self.b_walk.segment);
             let mut p = 0;
             while p < whole {
                 // SAFETY: a whole vector inside each run.
                 unsafe { self.step::<V, R, C>(&mut acc, a.add(p), b.add(p), V::LANES) };
                 p += V::LANES;
             }
-            if p < self.steps {
+            if p < steps {
                 // SAFETY: the rest of each run.
-                unsafe { self.step::<V, R, C>(&mut acc, a.add(p), b.add(p), self.steps - p) };
+                unsafe { self.step::<V, R, C>(&mut acc, a.add(p), b.add(p), steps - p) };
             }
         }
         for i in 0..R {

@@ -107,6 +107,18 @@ impl<'a, T> MatMut<'a, T> {
         MatMut { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
     }
 
+    /// Adds `bias` to each row.
+    pub(crate) fn add_to_rows(&mut self, bias: Option<&[T]>)
+    where
+        T: Copy + std::ops::AddAssign,
+    {
+        for i in 0..self.rows {
+            for (j, &x) in bias.unwrap_or_default().iter().enumerate() {
+                self.data[i * self.row_stride + j * self.col_stride] += x;
+            }
+        }
+    }
+
     /// Sets every element, and nothing between them.
     pub(crate) fn fill(&mut self, x: T)
     where

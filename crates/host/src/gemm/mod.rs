@@ -32,36 +32,56 @@ const STRIPS: usize = 4;
 ///
 /// With k = 0 the product is zero. Fails with [`Error::Product`] when the sizes do not fit each other,
 /// and with [`Error::OutOfMemory`] when there is no workspace.
-pub fn gemm<T: Real>(cpu: &Cpu, a: Mat<T>, b: Mat<T>, mut c: MatMut<T>, accumulate: bool) -> Result<()> {
+pub fn gemm<T: Real>(cpu: &Cpu, a: Mat<T>, b: Mat<T>, c: MatMut<T>, accumulate: bool) -> Result<()> {
+    gemm_bias(cpu, a, b, None, c, accumulate)
+}
+
+/// As [`gemm`], with `bias` (one number a column of C) added to each row of the product: a linear layer.
+pub fn gemm_bias<T: Real>(
+    cpu: &Cpu,
+    a: Mat<T>,
+    b: Mat<T>,
+    bias: Option<&[T]>,
+    mut c: MatMut<T>,
+    accumulate: bool,
+) -> Result<()> {
     if a.cols != b.rows || a.rows != c.rows || b.cols != c.cols {
         return Err(Error::Product { a: (a.rows, a.cols), b: (b.rows, b.cols), c: (c.rows, c.cols) });
+    }
+    if let Some(bias) = bias
+        && bias.len() != c.cols
+    {
+        return Err(Error::Product { a: (1, bias.len()), b: (1, 1), c: (c.rows, c.cols) });
     }
     if c.rows == 0 || c.cols == 0 {
         return Ok(());
     }
+    let engine = Engine::new(cpu);
     if a.cols == 0 {
         if !accumulate {
             c.fill(T::ZERO);
         }
-        return Ok(());
-    }
-    let engine = Engine::new(cpu);
-    if dots_are_better(&a, &b) {
-        dots(cpu, &engine, a, b, c, accumulate);
-        return Ok(());
-    }
-    // Cᵀ = BᵀAᵀ is the same product with the vectors along the other side.
-    if cost(&engine, &b.t(), &a.t(), &c, true) < cost(&engine, &a, &b, &c, false) {
-        product(cpu, &engine, b.t(), a.t(), c.t(), accumulate)
+        c.add_to_rows(bias);
+    } else if dots_are_better(&a, &b) {
+        dots(cpu, &engine, a, b, &mut c, accumulate);
+        c.add_to_rows(bias);
+    } else if cost(&engine, &b.t(), &a.t(), c.row_stride) < cost(&engine, &a, &b, c.col_stride) {
+        // Cᵀ = BᵀAᵀ is the same product with the vectors along the other side.
+        return product(cpu, &engine, b.t(), a.t(), c.t(), |_, rows| at(bias, rows, Bias::Rows), accumulate);
     } else {
-        product(cpu, &engine, a, b, c, accumulate)
+        return product(cpu, &engine, a, b, c, |cols, _| at(bias, cols, Bias::Cols), accumulate);
     }
+    Ok(())
+}
+
+/// The bias from number `i` on.
+fn at<T>(bias: Option<&[T]>, i: usize, side: impl Fn(*const T) -> Bias<T>) -> Bias<T> {
+    bias.map_or(Bias::None, |b| side(b[i..].as_ptr()))
 }
 
 /// An estimate in cycles of the product with vectors along the columns of `b`.
-fn cost<T: Real>(e: &Engine<T>, a: &Mat<T>, b: &Mat<T>, c: &MatMut<T>, swapped: bool) -> usize {
+fn cost<T: Real>(e: &Engine<T>, a: &Mat<T>, b: &Mat<T>, c_col: usize) -> usize {
     let (m, k, n) = (a.rows, a.cols, b.cols);
-    let c_col = if swapped { c.row_stride } else { c.col_stride };
     let vectors = n.div_ceil(e.lanes);
     // Two multiply-adds a cycle, but a tile takes at least the latency of eight a step.
     let columns = n.div_ceil(e.cols);
@@ -78,7 +98,7 @@ fn dots_are_better<T>(a: &Mat<T>, b: &Mat<T>) -> bool {
 }
 
 /// Small m or n, both operands contiguous along k.
-fn dots<T: Real>(cpu: &Cpu, e: &Engine<T>, a: Mat<T>, b: Mat<T>, c: MatMut<T>, accumulate: bool) {
+fn dots<T: Real>(cpu: &Cpu, e: &Engine<T>, a: Mat<T>, b: Mat<T>, c: &mut MatMut<T>, accumulate: bool) {
     let (m, k, n) = (a.rows, a.cols, b.cols);
     let (down, across) = (m.div_ceil(e.dots.0), n.div_ceil(e.dots.1));
     let (c_row, c_col) = (c.row_stride, c.col_stride);
@@ -92,14 +112,13 @@ fn dots<T: Real>(cpu: &Cpu, e: &Engine<T>, a: Mat<T>, b: Mat<T>, c: MatMut<T>, a
             (e.dot)(Dot {
                 rows: rows.len(),
                 cols: cols.len(),
-                steps: k,
-                segments: 1,
+                depth: Depth { steps: k, segments: 1, groups: 1 },
                 a: a.data[rows.start * a.row_stride..].as_ptr(),
                 a_row: a.row_stride,
-                a_segment: 0,
+                a_walk: Walk { step: 1, ..Walk::default() },
                 b: b.data[cols.start * b.col_stride..].as_ptr(),
                 b_row: b.col_stride,
-                b_segment: 0,
+                b_walk: Walk { step: 1, ..Walk::default() },
                 c: c.at(rows.start * c_row + cols.start * c_col),
                 c_row,
                 c_col,
@@ -112,12 +131,14 @@ fn dots<T: Real>(cpu: &Cpu, e: &Engine<T>, a: Mat<T>, b: Mat<T>, c: MatMut<T>, a
 /// Numbers along the sum that a task of dot products reads a row.
 const PER_TASK: usize = 1 << 15;
 
+/// The product in blocks; `bias(column, row)` is what a tile that starts there adds.
 fn product<T: Real>(
     cpu: &Cpu,
     e: &Engine<T>,
     a: Mat<T>,
     b: Mat<T>,
     c: MatMut<T>,
+    bias: impl Fn(usize, usize) -> Bias<T> + Sync,
     accumulate: bool,
 ) -> Result<()> {
     let (m, k, n) = (a.rows, a.cols, b.cols);
@@ -203,7 +224,7 @@ fn product<T: Real>(
                                 c: c.at(rows.start * c_row + cols.start * c_col),
                                 c_row,
                                 c_col,
-                                bias: Bias::None,
+                                bias: if level == 0 { bias(cols.start, rows.start) } else { Bias::None },
                                 add: accumulate || level > 0,
                             });
                         }
