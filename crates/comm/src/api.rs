@@ -98,7 +98,8 @@ pub trait Flight: Send {
 }
 
 /// An operation in flight, which holds its bucket. Dropping it gives the bucket up, not the operation:
-/// the other ranks still get their result.
+/// the other ranks still get their result. Its ranges stay borrowed until the operation is done and this
+/// rank starts or awaits another one.
 #[must_use = "the bucket comes back from `wait` only"]
 pub struct Pending(Box<dyn Flight>);
 

@@ -24,7 +24,7 @@ pub struct Report {
     pub seconds_p50: f64,
     /// `2 (W − 1) / W · bytes / time`: what a ring would send and receive on every link.
     pub bus_bandwidth_gb_s: f64,
-    /// The least that the ranks must read and write, each byte of every bucket once each, by time.
+    /// Bytes read and written by time, where each byte of every bucket must be read and written once.
     pub memory_bandwidth_gb_s: f64,
     /// Bytes read and written by time when every rank copies a buffer of its own of that size.
     pub copy_gb_s: f64,
@@ -81,7 +81,7 @@ pub fn all_reduce(rank: &dyn Communicator, bytes: usize, rounds: usize) -> Resul
         return Err(Error::Bucket { id: 0, why });
     }
     // Zeros stay finite however often they are summed.
-    bucket.parts_mut()[0].bytes_mut().fill(0);
+    bucket.parts_mut().iter_mut().for_each(|p| p.bytes_mut().fill(0));
     let (mut sums, mut copies) = (Vec::new(), Vec::new());
     for _ in 0..rounds.max(1) {
         rank.barrier(rank.deadline())?;

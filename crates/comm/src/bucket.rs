@@ -62,8 +62,14 @@ impl Bucket {
         &self.parts
     }
 
-    /// The parts, for writing.
-    pub fn parts_mut(&mut self) -> &mut [ArenaMut] {
+    /// The bytes of part `i`, for writing; `None` when there is no such part. The guard itself is not
+    /// lent out, as a shorter one in its place would undo the checks that transports rely on.
+    pub fn bytes_mut(&mut self, i: usize) -> Option<&mut [u8]> {
+        self.parts.get_mut(i).map(ArenaMut::bytes_mut)
+    }
+
+    /// For transports.
+    pub(crate) fn parts_mut(&mut self) -> &mut [ArenaMut] {
         &mut self.parts
     }
 
@@ -90,8 +96,10 @@ mod tests {
         assert!(why(uneven).contains("part 1 of 12"));
         assert!(why(Bucket::new(3, DType::F64, vec![part(4..12)])).contains("f64 bounds"));
         assert!(why(Bucket::new(3, DType::F32, vec![part(0..6)])).contains("f32 bounds"));
-        let good = Bucket::new(3, DType::F32, vec![part(0..8), part(8..16)]).unwrap();
+        let mut good = Bucket::new(3, DType::F32, vec![part(0..8), part(8..16)]).unwrap();
         assert_eq!((good.id(), good.len(), good.parts().len()), (3, 2, 2));
+        good.bytes_mut(1).unwrap().fill(9);
+        assert!(good.bytes_mut(2).is_none() && good.parts()[1].bytes() == [9; 8]);
         assert!(arena.read(0..4).is_err());
         drop(good.into_parts());
         assert!(arena.read(0..4).is_ok());

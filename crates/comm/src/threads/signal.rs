@@ -24,12 +24,12 @@ impl Patience {
     /// Parks at once: for threads that nobody waits for.
     pub(super) const NONE: Patience = Patience { spin: Duration::ZERO, offer: Duration::ZERO };
 
-    /// For a thread that has nothing else to do. With a core for every rank it spins, then keeps
-    /// offering its core to others; with fewer it offers from the start, as the one it waits for may
-    /// need this very core.
+    /// For a thread that has nothing else to do. With a core for every rank it spins, but not for
+    /// longer than it takes to give the core away, as another process may have taken the peer's; then
+    /// it keeps offering its core to others. With fewer cores it offers from the start.
     pub(super) fn of_waiter(ranks: usize) -> Self {
         let cores = thread::available_parallelism().map_or(1, |n| n.get());
-        let spin = if ranks <= cores { Duration::from_micros(20) } else { Duration::ZERO };
+        let spin = if ranks <= cores { Duration::from_micros(2) } else { Duration::ZERO };
         Patience { spin, offer: Duration::from_micros(200) }
     }
 }
