@@ -1,1 +1,30 @@
-//! Room nn.
+//! Networks: parameters and their flat arena, layers, models, initialisation, optimizers, schedules.
+//!
+//! A model is built once against a [`Builder`], which gives out parameter and norm ids; layers hold ids,
+//! never values. [`Params`] keeps all values in one arena, so that an optimizer runs fused over it and a
+//! bucket of gradients is a range of its twin. A [`Forward`] hands values to layers for one virtual
+//! shard. Nothing here hears of files or ranks.
+
+mod builder;
+mod error;
+mod forward;
+mod init;
+mod layer;
+mod model;
+mod norm;
+mod optim;
+mod params;
+mod schedule;
+
+pub use builder::{Builder, Described};
+pub use error::{Error, Result};
+pub use forward::Forward;
+pub use init::Init;
+pub use layer::{
+    Activation, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer, Linear, MaxPool2d, Sequential,
+};
+pub use model::{ModelConfig, Row, build};
+pub use norm::{MOMENTUM, NormId, NormRecord, NormValues, Norms};
+pub use optim::{Optimizer, OptimizerConfig};
+pub use params::{ParamId, ParamSpec, Params, Stored};
+pub use schedule::{Plateau, PlateauState, ScheduleConfig, ScheduleName};

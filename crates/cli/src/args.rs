@@ -1,0 +1,263 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Trains neural networks data-parallel: kill it, resize it, start it again: the same bits, every
+/// sample exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "phalanx", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(after_help = "Begin with:  phalanx train configs/digits.toml --ranks 2\n\
+    Exit codes:  0 done, 2 bad usage or configuration, 3 bad data, 4 communication (a rank is lost),\n             \
+    5 numerics (a loss is not finite), 75 stopped on a signal after a checkpoint, 1 anything else")]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model; run it again to go on where it stopped
+    Train(Train),
+    /// Evaluate a checkpoint on the configured evaluation set
+    Evaluate(Evaluate),
+    /// Get and look at data sets
+    #[command(subcommand)]
+    Data(Data),
+    /// Prove what a run consumed
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
+    /// Measure this machine
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Check configurations
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DeviceName {
+    /// A GPU where there is one, else the CPU
+    Auto,
+    /// The CPU
+    Cpu,
+    /// A GPU
+    Cuda,
+}
+
+impl DeviceName {
+    pub fn name(self) -> &'static str {
+        match self {
+            DeviceName::Auto => "auto",
+            DeviceName::Cpu => "cpu",
+            DeviceName::Cuda => "cuda",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum CommName {
+    /// What fits how the program was started
+    Auto,
+    /// Ranks are threads of this process
+    Threads,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Train {
+    /// The configuration, a TOML file
+    pub config: PathBuf,
+    /// Ranks, as threads of this process
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub ranks: u32,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: DeviceName,
+    /// How ranks talk to each other
+    #[arg(long, value_enum, default_value = "auto")]
+    pub comm: CommName,
+    /// The run directory [default: runs/<name of the configuration>]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// auto: go on from the newest good checkpoint in the run directory; never: start anew in an empty
+    /// one; DIR: go on from that checkpoint or run
+    #[arg(long, value_name = "auto|never|DIR", default_value = "auto")]
+    pub resume: String,
+    /// Stop when N steps are done in all, with a checkpoint
+    #[arg(long, value_name = "N")]
+    pub max_steps: Option<u64>,
+    /// Change a value of the configuration, as --set optimizer.lr=0.05; may be repeated
+    #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Print events as JSON lines
+    #[arg(long, conflicts_with = "quiet")]
+    pub json: bool,
+    /// Print errors only
+    #[arg(long)]
+    pub quiet: bool,
+    /// Plant a failure: rank=R,step=S,kind=panic|nan|slow:MS|disk-full; may be repeated
+    #[arg(long, value_name = "SPEC")]
+    pub inject: Vec<String>,
+    /// Go on although the checkpoint was written with other instructions or another version
+    #[arg(long)]
+    pub allow_fingerprint_change: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Evaluate {
+    /// The configuration, a TOML file
+    pub config: PathBuf,
+    /// A checkpoint, or a run directory for its newest one
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: PathBuf,
+    /// Ranks, as threads of this process
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub ranks: u32,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: DeviceName,
+    /// Change a value of the configuration
+    #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Data {
+    /// Get a data set and check it: from a folder, a system package or the network
+    Fetch {
+        /// mnist or fashion-mnist
+        name: String,
+        /// Where to put it
+        dir: PathBuf,
+        /// A folder that has the files already
+        #[arg(long, value_name = "DIR")]
+        from: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LedgerCommand {
+    /// Prove that each sample was consumed exactly once an epoch
+    Verify {
+        /// The run directory
+        run: PathBuf,
+        /// Print the proof as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check configurations without running them
+    Check {
+        /// TOML files
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Change a value of the configurations
+        #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
+        settings: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Matrix product
+    Gemm {
+        /// Rows of the result
+        #[arg(long, default_value_t = 1024)]
+        m: usize,
+        /// Columns of the result
+        #[arg(long, default_value_t = 1024)]
+        n: usize,
+        /// Length of the sums
+        #[arg(long, default_value_t = 1024)]
+        k: usize,
+        #[command(flatten)]
+        common: BenchCommon,
+    },
+    /// Training steps of a model on random data
+    Step(BenchStep),
+    /// Sum over ranks, beside a plain copy
+    Allreduce {
+        /// Bytes of each rank's buffer
+        #[arg(long, default_value_t = 100_000_000)]
+        bytes: usize,
+        /// Ranks, as threads
+        #[arg(long, default_value_t = 2)]
+        ranks: u32,
+        /// Rounds to take the median of
+        #[arg(long, default_value_t = 15)]
+        rounds: usize,
+        /// auto, portable, avx2 or avx512
+        #[arg(long, default_value = "auto")]
+        isa: String,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BenchCommon {
+    /// Compute threads of each rank
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// auto, portable, avx2 or avx512
+    #[arg(long, default_value = "auto")]
+    pub isa: String,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BenchStep {
+    /// The model's name, as in a configuration
+    #[arg(long)]
+    pub model: String,
+    /// Samples of each rank in a step
+    #[arg(long, default_value_t = 128)]
+    pub batch: u64,
+    /// Height, width and channels of a sample
+    #[arg(long, value_name = "HxWxC", default_value = "28x28x1")]
+    pub input: String,
+    /// Classes
+    #[arg(long, default_value_t = 10)]
+    pub classes: usize,
+    /// Ranks, as threads
+    #[arg(long, default_value_t = 1)]
+    pub ranks: u32,
+    /// Virtual shards [default: one a rank]
+    #[arg(long)]
+    pub virtual_shards: Option<u32>,
+    /// Seconds to measure
+    #[arg(long, default_value_t = 2.0)]
+    pub seconds: f64,
+    /// Forward and backward, or forward alone
+    #[arg(long, value_enum, default_value = "train")]
+    pub mode: BenchMode,
+    /// The type of activations
+    #[arg(long, value_enum, default_value = "f32")]
+    pub precision: BenchPrecision,
+    #[command(flatten)]
+    pub common: BenchCommon,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum BenchMode {
+    /// A whole training step
+    Train,
+    /// The forward pass alone
+    Infer,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum BenchPrecision {
+    /// Single precision
+    F32,
+}

@@ -1,0 +1,176 @@
+//! Each command as a call into a room.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use phalanx_train::config::Config;
+use phalanx_train::faults::Faults;
+use phalanx_train::report::Style;
+use phalanx_train::run::{TrainRequest, train};
+use phalanx_train::{bench, evaluate, ledger};
+
+use crate::args::{
+    Args, Bench, BenchCommon, BenchMode, BenchStep, Command, ConfigCommand, Data, Evaluate, LedgerCommand,
+    Train,
+};
+
+/// Stopped on a signal after a checkpoint: start it again (sysexits' EX_TEMPFAIL).
+const AGAIN: u8 = 75;
+
+/// The process's exit code for an error.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let train = error.chain().find_map(|e| e.downcast_ref::<phalanx_train::Error>());
+    let data = error.chain().find_map(|e| e.downcast_ref::<phalanx_data::Error>());
+    match (train, data) {
+        (Some(e), _) => e.exit_code(),
+        (None, Some(e)) if e.kind() == phalanx_data::Kind::Data => 3,
+        (None, Some(_)) => 2,
+        (None, None) => 2,
+    }
+}
+
+/// Runs a command and returns the exit code.
+pub fn run(args: Args) -> Result<u8> {
+    match args.command {
+        Command::Train(args) => run_train(args),
+        Command::Evaluate(args) => run_evaluate(&args),
+        Command::Data(Data::Fetch { name, dir, from }) => {
+            let report = phalanx_data::fetch(&name, &dir, from.as_deref())?;
+            print(&report.to_string());
+            Ok(0)
+        }
+        Command::Ledger(LedgerCommand::Verify { run, json }) => {
+            let proof = ledger::verify(&run)?;
+            if json {
+                return print_json(&proof);
+            }
+            print(&proof.to_string());
+            Ok(0)
+        }
+        Command::Config(ConfigCommand::Check { files, settings }) => {
+            for file in files {
+                phalanx_train::setup::check(&Config::load(&file, &settings)?)
+                    .with_context(|| file.display().to_string())?;
+                print(&format!("{}: ok", file.display()));
+            }
+            Ok(0)
+        }
+        Command::Bench(bench) => run_bench(bench),
+    }
+}
+
+/// `runs/<name of the configuration>`.
+fn default_out(config: &Path) -> PathBuf {
+    Path::new("runs").join(config.file_stem().unwrap_or(config.as_os_str()))
+}
+
+fn run_train(args: Train) -> Result<u8> {
+    let request = TrainRequest {
+        config: Config::load(&args.config, &args.settings)?,
+        ranks: args.ranks,
+        device: args.device.name().to_owned(),
+        out: args.out.unwrap_or_else(|| default_out(&args.config)),
+        resume: args.resume.parse().unwrap_or_default(),
+        max_steps: args.max_steps,
+        style: match (args.json, args.quiet) {
+            (true, _) => Style::Json,
+            (_, true) => Style::Quiet,
+            _ => Style::Human,
+        },
+        faults: Faults::parse(&args.inject)?,
+        allow_fingerprint_change: args.allow_fingerprint_change,
+        stop: phalanx_launch::stop_on_signals()?,
+    };
+    let outcome = train(&request)?;
+    if outcome.stopped && request.style == Style::Human {
+        print("stopped with a checkpoint; run the same command again to go on");
+    }
+    Ok(if outcome.stopped { AGAIN } else { 0 })
+}
+
+fn run_evaluate(args: &Evaluate) -> Result<u8> {
+    let config = Config::load(&args.config, &args.settings)?;
+    let eval = evaluate::evaluate_checkpoint(&config, &args.checkpoint, args.ranks, args.device.name())?;
+    if args.json {
+        return print_json(&eval);
+    }
+    print(&format!(
+        "loss {:.4}  error {:.2} %  top-5 error {:.2} %  ({} samples)",
+        eval.loss,
+        eval.top1_error * 100.0,
+        eval.top5_error * 100.0,
+        eval.samples
+    ));
+    Ok(0)
+}
+
+fn run_bench(args: Bench) -> Result<u8> {
+    match args {
+        Bench::Gemm { m, n, k, common } => {
+            let report = bench::gemm(m, n, k, common.threads, &common.isa)?;
+            show(
+                &common,
+                &report,
+                &format!("{:.1} GFLOP/s ({:.3} ms)", report.gflops, report.seconds_p50 * 1e3),
+            )
+        }
+        Bench::Step(args) => run_bench_step(&args),
+        Bench::Allreduce { bytes, ranks, rounds, isa, json } => {
+            let r = bench::all_reduce(bytes, ranks, rounds, &isa)?;
+            if json {
+                return print_json(&r);
+            }
+            print(&format!(
+                "{:.3} ms  bus {:.2} GB/s  memory {:.2} GB/s ({:.2} of a plain copy's {:.2} GB/s)",
+                r.seconds_p50 * 1e3,
+                r.bus_bandwidth_gb_s,
+                r.memory_bandwidth_gb_s,
+                r.memory_bandwidth_gb_s / r.copy_gb_s,
+                r.copy_gb_s
+            ));
+            Ok(0)
+        }
+    }
+}
+
+fn run_bench_step(args: &BenchStep) -> Result<u8> {
+    let sizes: Vec<usize> = args.input.split('x').filter_map(|s| s.parse().ok()).collect();
+    let [h, w, c] = sizes[..] else { bail!("--input {}: the form is HxWxC, as 28x28x1", args.input) };
+    let request = bench::StepRequest {
+        model: args.model.clone(),
+        input: [h, w, c],
+        classes: args.classes,
+        batch: args.batch,
+        ranks: args.ranks,
+        virtual_shards: args.virtual_shards.unwrap_or(args.ranks),
+        threads: args.common.threads,
+        isa: args.common.isa.clone(),
+        seconds: args.seconds,
+        train: matches!(args.mode, BenchMode::Train),
+    };
+    let report = bench::step(&request)?;
+    let text = format!(
+        "{:.0} samples/s  {:.3} ms a step  {:.1} GFLOP/s",
+        report.samples_per_second, report.step_ms_p50, report.gflops
+    );
+    show(&args.common, &report, &text)
+}
+
+fn show(common: &BenchCommon, report: &impl serde::Serialize, text: &str) -> Result<u8> {
+    if common.json {
+        return print_json(report);
+    }
+    print(text);
+    Ok(0)
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<u8> {
+    print(&serde_json::to_string(value)?);
+    Ok(0)
+}
+
+/// Prints a line; a reader that has gone away is no reason to fail.
+fn print(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{text}");
+}

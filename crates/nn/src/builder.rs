@@ -1,0 +1,109 @@
+use phalanx_host::Arena;
+use phalanx_tensor::Shape;
+
+use crate::norm::{NormId, Norms};
+use crate::params::{ParamId, ParamSpec, Params, Stored};
+use crate::{Init, Result};
+
+/// A layer of a built model, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// Its name and kind, as `conv1 (conv)`.
+    pub layer: String,
+    /// The shape of one sample after it.
+    pub output: Shape,
+    /// Its trainable elements.
+    pub parameters: usize,
+    /// Multiply-adds of one sample.
+    pub multiply_adds: u64,
+}
+
+/// Registers parameters and norms while a model is built; names are scoped like paths.
+#[derive(Debug, Default)]
+pub struct Builder {
+    specs: Vec<ParamSpec>,
+    norms: Norms,
+    path: Vec<String>,
+    described: Vec<Described>,
+}
+
+impl Builder {
+    /// Nothing registered yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Runs `build` with `name` in front of all names that it registers.
+    pub fn scope<T>(&mut self, name: impl Into<String>, build: impl FnOnce(&mut Builder) -> T) -> T {
+        self.path.push(name.into());
+        let result = build(self);
+        self.path.pop();
+        result
+    }
+
+    pub(crate) fn path_push(&mut self, name: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    pub(crate) fn path_pop(&mut self) {
+        self.path.pop();
+    }
+
+    /// The full name of `name` in this scope; the scope's own when `name` is empty.
+    pub fn name(&self, name: &str) -> String {
+        let parts = self.path.iter().map(String::as_str).chain([name]).filter(|p| !p.is_empty());
+        parts.collect::<Vec<_>>().join(".")
+    }
+
+    /// Registers a parameter. `fans` are the inputs and outputs of one unit.
+    pub fn param(
+        &mut self,
+        name: &str,
+        shape: impl Into<Shape>,
+        stored: Stored,
+        decay: bool,
+        init: Init,
+        fans: [usize; 2],
+    ) -> ParamId {
+        let id = ParamId(self.specs.len() as u32);
+        let (name, shape) = (self.name(name), shape.into());
+        self.specs.push(ParamSpec { name, shape, stored, decay, init, fans });
+        id
+    }
+
+    /// Registers the running statistics of a norm.
+    pub fn norm(&mut self, channels: usize) -> NormId {
+        self.norms.register(self.name(""), channels)
+    }
+
+    /// The next parameter's index: where a part of a model (a phase's) begins or ends.
+    pub fn next_param(&self) -> u32 {
+        self.specs.len() as u32
+    }
+
+    /// Notes a layer for [`Builder::description`]. `from` is [`Builder::next_param`] before it.
+    pub fn describe(&mut self, kind: &str, output: Shape, from: u32, multiply_adds: u64) {
+        let parameters = self.specs[from as usize..].iter().map(|s| s.shape.numel()).sum();
+        let layer = format!("{} ({kind})", self.name(""));
+        self.described.push(Described { layer, output, parameters, multiply_adds });
+    }
+
+    /// The layers, in order.
+    pub fn description(&self) -> &[Described] {
+        &self.described
+    }
+
+    /// Multiply-adds of one sample's forward pass in linear and convolution layers.
+    pub fn multiply_adds(&self) -> u64 {
+        self.described.iter().map(|d| d.multiply_adds).sum()
+    }
+
+    /// Lays everything out; `alloc` gives the parameters' arena. They hold zeros until
+    /// [`Params::initialise`].
+    pub fn finish(
+        self,
+        alloc: &mut dyn FnMut(usize) -> phalanx_host::Result<Arena>,
+    ) -> Result<(Params, Norms)> {
+        Ok((Params::new(self.specs, alloc)?, self.norms))
+    }
+}

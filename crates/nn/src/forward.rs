@@ -1,0 +1,102 @@
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ops::Range;
+
+use phalanx_host::rng::Key;
+use phalanx_tensor::{Device, LeafId, Tensor};
+
+use crate::Result;
+use crate::norm::{NormId, NormRecord, Norms};
+use crate::params::{ParamId, Params};
+
+/// What layers are handed while they run: parameters, norms, random numbers, and a place to record what
+/// training needs besides gradients. One for each step, phase and virtual shard.
+#[derive(Debug)]
+pub struct Forward<'a> {
+    params: &'a Params,
+    norms: &'a Norms,
+    device: &'a Device,
+    training: bool,
+    trainable: Range<u32>,
+    key: Key,
+    drawn: Cell<u64>,
+    handed: RefCell<HashMap<ParamId, Tensor>>,
+    records: RefCell<Vec<NormRecord>>,
+}
+
+impl<'a> Forward<'a> {
+    /// A context in which `trainable` parameters are leaves of the graph and all others are constants,
+    /// so that nothing is recorded for them. `key` names its random streams.
+    pub fn new(
+        params: &'a Params,
+        norms: &'a Norms,
+        device: &'a Device,
+        training: bool,
+        trainable: Range<u32>,
+        key: Key,
+    ) -> Self {
+        Forward {
+            params,
+            norms,
+            device,
+            training,
+            trainable,
+            key,
+            drawn: Cell::new(0),
+            handed: RefCell::default(),
+            records: RefCell::default(),
+        }
+    }
+
+    /// A context for the same parameters without training: nothing is recorded, norms use their running
+    /// statistics, dropout lets all through.
+    pub fn inference(&self) -> Forward<'a> {
+        Forward::new(self.params, self.norms, self.device, false, 0..0, self.key)
+    }
+
+    /// Whether norms use the batch and dropout drops.
+    pub fn training(&self) -> bool {
+        self.training
+    }
+
+    /// The device.
+    pub fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    /// All parameters.
+    pub fn params(&self) -> &'a Params {
+        self.params
+    }
+
+    /// A parameter: a leaf named by its index when it is trainable here, a constant otherwise.
+    pub fn param(&self, id: ParamId) -> Tensor {
+        let make = || {
+            let plain = self.params.tensor(id, self.device);
+            if self.trainable.contains(&id.0) { plain.leaf_named(LeafId(u64::from(id.0))) } else { plain }
+        };
+        self.handed.borrow_mut().entry(id).or_insert_with(make).clone()
+    }
+
+    /// A random stream for the next layer that needs one; each call gives another.
+    pub fn next_key(&self) -> Key {
+        let n = self.drawn.get();
+        self.drawn.set(n + 1);
+        self.key.derive(n, 0)
+    }
+
+    /// A norm's running mean and variance.
+    pub fn running(&self, id: NormId) -> Result<(Tensor, Tensor)> {
+        self.norms.running(id, self.device)
+    }
+
+    /// Keeps what a norm saw, for [`Norms::contribution`].
+    pub fn record(&self, record: NormRecord) {
+        self.records.borrow_mut().push(record);
+    }
+
+    /// What norms saw since the last call.
+    pub fn take_statistics(&self) -> Vec<NormRecord> {
+        self.records.take()
+    }
+}

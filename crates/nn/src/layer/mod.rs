@@ -1,0 +1,94 @@
+//! Layers: parameters by id, computation by ops. A layer holds no values; [`Forward`] hands them out.
+
+mod conv;
+mod linear;
+mod norm;
+mod simple;
+
+use std::fmt::Debug;
+
+pub use conv::Conv2d;
+pub use linear::Linear;
+pub use norm::BatchNorm;
+use phalanx_tensor::{Shape, Tensor};
+pub use simple::{Activation, Dropout, Flatten, GlobalAvgPool, MaxPool2d};
+
+use crate::{Error, Forward, Result};
+
+/// A function with parameters.
+pub trait Layer: Debug + Send + Sync {
+    /// Computes the outputs of a batch; the first axis of `x` counts samples.
+    fn forward(&self, cx: &Forward, x: &Tensor) -> Result<Tensor>;
+}
+
+/// Layers one after another.
+#[derive(Debug, Default)]
+pub struct Sequential {
+    layers: Vec<Box<dyn Layer>>,
+}
+
+impl Sequential {
+    /// No layer yet: the identity.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a layer at the end.
+    pub fn push(&mut self, layer: impl Layer + 'static) {
+        self.layers.push(Box::new(layer));
+    }
+}
+
+impl Layer for Sequential {
+    fn forward(&self, cx: &Forward, x: &Tensor) -> Result<Tensor> {
+        self.layers.iter().try_fold(x.clone(), |x, layer| layer.forward(cx, &x))
+    }
+}
+
+/// The sizes of one sample when it is an image [H, W, C].
+fn image(layer: &str, input: Shape) -> Result<[usize; 3]> {
+    <[usize; 3]>::try_from(&input[..]).map_err(|_| Error::Layer {
+        layer: layer.to_owned(),
+        input,
+        why: "it takes images [height, width, channels]".into(),
+    })
+}
+
+/// The size of one sample when it is a vector.
+fn vector(layer: &str, input: Shape) -> Result<usize> {
+    match input[..] {
+        [n] => Ok(n),
+        _ => Err(Error::Layer {
+            layer: layer.to_owned(),
+            input,
+            why: "it takes vectors; put a flatten layer before it".into(),
+        }),
+    }
+}
+
+/// The outputs along one axis of a window that slides over it.
+fn slide(
+    layer: &str,
+    input: Shape,
+    size: usize,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+) -> Result<usize> {
+    let fail = |why: String| Error::Layer { layer: layer.to_owned(), input, why };
+    if kernel == 0 || stride == 0 {
+        return Err(fail(format!("kernel {kernel} and stride {stride} must be at least 1")));
+    }
+    let room = (size + 2 * padding)
+        .checked_sub(kernel)
+        .ok_or_else(|| fail(format!("its kernel {kernel} is larger than {size} with padding {padding}")))?;
+    Ok(room / stride + 1)
+}
+
+/// Fails when a layer is to have no outputs.
+fn some(layer: &str, input: Shape, outputs: usize) -> Result<()> {
+    match outputs {
+        0 => Err(Error::Layer { layer: layer.to_owned(), input, why: "it is to have 0 outputs".into() }),
+        _ => Ok(()),
+    }
+}

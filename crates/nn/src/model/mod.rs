@@ -1,0 +1,313 @@
+//! Models: named ones in code, others as rows of a configuration.
+
+mod zoo;
+
+use phalanx_tensor::Shape;
+use serde::{Deserialize, Serialize};
+
+use crate::layer::{
+    Activation, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer, Linear, MaxPool2d, Sequential,
+};
+use crate::{Builder, Error, Init, Result, error};
+
+/// The `[model]` table: a name with its options, or rows of layers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A named model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Sizes of the hidden layers (`mlp`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<Vec<usize>>,
+    /// The function between layers (`mlp`, `lenet5`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation: Option<Activation>,
+    /// The probability of dropping before the last layer (`mlp`, `digits-cnn`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
+    /// Layers, first to last, instead of a name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<Row>,
+}
+
+/// A row of `[[model.layers]]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Row {
+    /// A 2-D convolution with a square window.
+    Conv {
+        /// Output channels.
+        out: usize,
+        /// The window's side.
+        kernel: usize,
+        /// Its step.
+        #[serde(default = "one")]
+        stride: usize,
+        /// Zeros around the image.
+        #[serde(default)]
+        padding: usize,
+        /// Whether a bias is added.
+        #[serde(default = "yes")]
+        bias: bool,
+        /// How the weight begins.
+        #[serde(default = "he")]
+        init: Init,
+    },
+    /// A fully connected layer.
+    Linear {
+        /// Outputs; the number of classes when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        out: Option<usize>,
+        /// Whether a bias is added.
+        #[serde(default = "yes")]
+        bias: bool,
+        /// How the weight begins.
+        #[serde(default = "uniform")]
+        init: Init,
+    },
+    /// Batch normalisation by channel.
+    BatchNorm {},
+    /// max(x, 0)
+    Relu {},
+    /// 1 / (1 + e^−x)
+    Sigmoid {},
+    /// Hyperbolic tangent.
+    Tanh {},
+    /// The largest value of each window.
+    MaxPool {
+        /// The window's side.
+        kernel: usize,
+        /// Its step; the window's side when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stride: Option<usize>,
+        /// −∞ around the image.
+        #[serde(default)]
+        padding: usize,
+    },
+    /// The mean of each channel.
+    GlobalAvgPool {},
+    /// Drops elements in training.
+    Dropout {
+        /// The probability.
+        p: f64,
+    },
+    /// A vector of each sample.
+    Flatten {},
+}
+
+fn one() -> usize {
+    1
+}
+fn yes() -> bool {
+    true
+}
+fn he() -> Init {
+    Init::HeNormal
+}
+fn uniform() -> Init {
+    Init::Uniform
+}
+
+/// A stack in the making: pushes a layer and follows the shape of one sample.
+pub(crate) struct Stack<'a> {
+    pub(crate) builder: &'a mut Builder,
+    pub(crate) shape: Shape,
+    layers: Sequential,
+}
+
+impl<'a> Stack<'a> {
+    pub(crate) fn new(builder: &'a mut Builder, input: Shape) -> Self {
+        Stack { builder, shape: input, layers: Sequential::new() }
+    }
+
+    pub(crate) fn finish(self) -> Box<dyn Layer> {
+        Box::new(self.layers)
+    }
+
+    fn add<L: Layer + 'static>(&mut self, (layer, shape): (L, Shape)) {
+        self.layers.push(layer);
+        self.shape = shape;
+    }
+
+    /// Adds a row's layer under `name`.
+    pub(crate) fn row(&mut self, name: &str, row: &Row, classes: usize) -> Result<()> {
+        let input = self.shape;
+        self.builder.path_push(name);
+        let result = self.build(row, input, classes);
+        self.builder.path_pop();
+        result
+    }
+
+    fn build(&mut self, row: &Row, input: Shape, classes: usize) -> Result<()> {
+        let b = &mut *self.builder;
+        match *row {
+            Row::Conv { out, kernel, stride, padding, bias, init } => {
+                let made = Conv2d::build(b, input, out, [kernel, stride, padding], bias, init)?;
+                self.add(made);
+            }
+            Row::Linear { out, bias, init } => {
+                let made = Linear::build(b, input, out.unwrap_or(classes), bias, init)?;
+                self.add(made);
+            }
+            Row::BatchNorm {} => {
+                let made = BatchNorm::build(b, input)?;
+                self.add(made);
+            }
+            Row::Relu {} => self.add((Activation::Relu, input)),
+            Row::Sigmoid {} => self.add((Activation::Sigmoid, input)),
+            Row::Tanh {} => self.add((Activation::Tanh, input)),
+            Row::MaxPool { kernel, stride, padding } => {
+                let made = MaxPool2d::build(b, input, [kernel, stride.unwrap_or(kernel), padding])?;
+                self.add(made);
+            }
+            Row::GlobalAvgPool {} => {
+                let made = GlobalAvgPool::build(b, input)?;
+                self.add(made);
+            }
+            Row::Dropout { p } => {
+                let made = Dropout::build(b, input, p)?;
+                self.add(made);
+            }
+            Row::Flatten {} => self.add(Flatten::build(input)),
+        }
+        Ok(())
+    }
+}
+
+impl ModelConfig {
+    /// The named model with its default options.
+    pub fn named(name: &str) -> Self {
+        ModelConfig { name: Some(name.to_owned()), ..ModelConfig::default() }
+    }
+
+    /// What can be checked without knowing the samples.
+    pub fn check(&self) -> Result<()> {
+        let fail = |problem: String| Err(Error::config("model", problem));
+        let names: Vec<&str> = zoo::NAMES.iter().map(|m| m.name).collect();
+        let Some(name) = &self.name else {
+            let options = [self.hidden.is_some(), self.activation.is_some(), self.dropout.is_some()];
+            return match (self.layers.is_empty(), options.contains(&true)) {
+                (true, _) => {
+                    fail(format!("it needs a name (one of {}) or rows [[model.layers]]", names.join(", ")))
+                }
+                (false, true) => {
+                    fail("hidden, activation and dropout go with a name, not with layers".into())
+                }
+                (false, false) => Ok(()),
+            };
+        };
+        if !self.layers.is_empty() {
+            return fail(format!("it has both the name {name:?} and layers; give one of the two"));
+        }
+        let Some(entry) = zoo::NAMES.iter().find(|m| m.name == name) else {
+            return fail(format!(
+                "there is no model {name:?}; there are {}{}",
+                names.join(", "),
+                error::nearest(name, &names)
+            ));
+        };
+        let given = [
+            ("hidden", self.hidden.is_some()),
+            ("activation", self.activation.is_some()),
+            ("dropout", self.dropout.is_some()),
+        ];
+        if let Some((option, _)) = given.iter().find(|(o, given)| *given && !entry.options.contains(o)) {
+            return fail(format!("{name} has no option {option}; it has {:?}", entry.options));
+        }
+        if let Some(0) = self.hidden.iter().flatten().min() {
+            return fail("a hidden layer has 0 outputs".into());
+        }
+        Ok(())
+    }
+}
+
+/// Builds a model for samples of `input` [H, W, C] and `classes` outputs, registering its parameters.
+pub fn build(
+    config: &ModelConfig,
+    input: [usize; 3],
+    classes: usize,
+    b: &mut Builder,
+) -> Result<Box<dyn Layer>> {
+    config.check()?;
+    if classes == 0 {
+        return Err(Error::config("model", "the data set has no classes"));
+    }
+    if let Some(name) = &config.name {
+        return zoo::build(name, config, input.into(), classes, b);
+    }
+    let mut stack = Stack::new(b, input.into());
+    for (i, row) in config.layers.iter().enumerate() {
+        stack.row(&format!("layers.{i}"), row, classes)?;
+    }
+    if *stack.shape != [classes] {
+        let problem = format!(
+            "its last layer gives {} a sample, but the data set has {classes} classes; end with a linear layer \
+             without out",
+            stack.shape
+        );
+        return Err(Error::config("model.layers", problem));
+    }
+    Ok(stack.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn built(text: &str, input: [usize; 3]) -> Result<Builder> {
+        let config: ModelConfig = toml::from_str(text).unwrap();
+        let mut b = Builder::new();
+        build(&config, input, 10, &mut b).map(|_| b)
+    }
+
+    #[test]
+    fn rows_make_a_stack_whose_shapes_fit() {
+        let b = built(
+            "layers = [{ type = \"conv\", out = 4, kernel = 3, padding = 1 }, { type = \"batch-norm\" },
+              { type = \"relu\" }, { type = \"max-pool\", kernel = 2 }, { type = \"dropout\", p = 0.5 },
+              { type = \"flatten\" }, { type = \"linear\" }]",
+            [8, 6, 2],
+        )
+        .unwrap();
+        let shapes: Vec<_> = b.description().iter().map(|d| d.output.to_vec()).collect();
+        assert_eq!(shapes, [vec![8, 6, 4], vec![8, 6, 4], vec![4, 3, 4], vec![10]]);
+        assert_eq!(b.multiply_adds(), 8 * 6 * 4 * 18 + 48 * 10);
+        let (params, norms) = b.finish(&mut phalanx_host::Arena::zeroed).unwrap();
+        assert_eq!(params.count(), 4 * 18 + 4 + 8 + 480 + 10);
+        assert_eq!(norms.statistics_len(), 9);
+        assert!(params.find("layers.0.weight").is_some() && params.find("layers.6.bias").is_some());
+    }
+
+    #[test]
+    fn wrong_models_name_the_layer_and_the_shapes() {
+        for (text, say) in [
+            ("", "needs a name"),
+            ("name = \"lenet\"", "did you mean \"lenet5\""),
+            ("name = \"perceptron\"\nhidden = [3]", "no option hidden"),
+            ("name = \"mlp\"\nhidden = [0]", "0 outputs"),
+            ("name = \"mlp\"\nlayers = [{ type = \"relu\" }]", "both the name"),
+            (
+                "layers = [{ type = \"linear\" }]",
+                "layers.0 cannot take [8,8,1]: it takes vectors; put a flatten",
+            ),
+            (
+                "layers = [{ type = \"flatten\" }, { type = \"conv\", out = 1, kernel = 1 }]",
+                "layers.1 cannot take [64]",
+            ),
+            ("layers = [{ type = \"conv\", out = 0, kernel = 1 }]", "0 outputs"),
+            ("layers = [{ type = \"conv\", out = 1, kernel = 9 }]", "larger than 8"),
+            ("layers = [{ type = \"conv\", out = 1, kernel = 1, stride = 0 }]", "at least 1"),
+            ("layers = [{ type = \"max-pool\", kernel = 2, padding = 2 }]", "more than half"),
+            ("layers = [{ type = \"dropout\", p = 1.5 }]", "probability"),
+            ("layers = [{ type = \"flatten\" }, { type = \"linear\", out = 3 }]", "10 classes"),
+        ] {
+            let e = built(text, [8, 8, 1]).unwrap_err();
+            assert!(e.to_string().contains(say) && e.is_usage(), "{text}: {e}");
+        }
+        assert!(
+            toml::from_str::<ModelConfig>("layers = [{ type = \"conv\", out = 1, kernels = 1 }]").is_err()
+        );
+        assert!(toml::from_str::<ModelConfig>("layers = [{ type = \"conf\" }]").is_err());
+    }
+}

@@ -1,0 +1,232 @@
+//! Running statistics of batch norms, and how the batches of several virtual shards become one update.
+//!
+//! Every shard is normalised by its own mean and variance. For the running statistics each gives its
+//! sums (count, Σx, Σx²); summed over the shards' tree they are those of the whole global batch, as if
+//! it had been one, whatever the number of ranks.
+
+use phalanx_host::DType;
+use phalanx_tensor::{Device, Shape, Tensor};
+
+use crate::{Error, Result};
+
+/// A norm's index, in order of registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NormId(pub u32);
+
+/// How a norm's running statistics follow the batches: PyTorch's momentum.
+pub const MOMENTUM: f64 = 0.1;
+
+#[derive(Debug, Clone)]
+struct Norm {
+    name: String,
+    mean: Vec<f32>,
+    variance: Vec<f32>,
+    batches: i64,
+    /// Where its sums begin in the flat vector.
+    offset: usize,
+}
+
+/// What one use of a norm in training saw: tensors of one value a channel.
+#[derive(Debug)]
+pub struct NormRecord {
+    /// The norm.
+    pub norm: NormId,
+    /// Values of each channel.
+    pub count: usize,
+    /// Their mean.
+    pub mean: Tensor,
+    /// Their variance, biased.
+    pub variance: Tensor,
+}
+
+/// Values of a stored statistic.
+#[derive(Debug, Clone, PartialEq)]
+pub enum NormValues {
+    /// Means and variances.
+    Float(Vec<f32>),
+    /// The number of batches.
+    Count(i64),
+}
+
+/// All norms of a model.
+#[derive(Debug, Clone, Default)]
+pub struct Norms {
+    norms: Vec<Norm>,
+    len: usize,
+}
+
+impl Norms {
+    /// Registers a norm of `channels` channels: mean 0, variance 1, no batches.
+    pub(crate) fn register(&mut self, name: String, channels: usize) -> NormId {
+        let id = NormId(self.norms.len() as u32);
+        let norm = Norm {
+            name,
+            mean: vec![0.0; channels],
+            variance: vec![1.0; channels],
+            batches: 0,
+            offset: self.len,
+        };
+        self.norms.push(norm);
+        self.len += 1 + 2 * channels;
+        id
+    }
+
+    /// The running mean and variance of a norm, as tensors.
+    pub fn running(&self, id: NormId, device: &Device) -> Result<(Tensor, Tensor)> {
+        let norm = &self.norms[id.0 as usize];
+        let channels = [norm.mean.len()];
+        Ok((
+            Tensor::from_slice(&norm.mean, channels, device)?,
+            Tensor::from_slice(&norm.variance, channels, device)?,
+        ))
+    }
+
+    /// Length of the flat vector of sums.
+    pub fn statistics_len(&self) -> usize {
+        self.len
+    }
+
+    /// Adds a shard's sums to `out`, which has [`Norms::statistics_len`] elements.
+    pub fn contribution(&self, records: &[NormRecord], out: &mut [f64]) -> Result<()> {
+        for r in records {
+            let norm = &self.norms[r.norm.0 as usize];
+            let channels = norm.mean.len();
+            let values = |t: &Tensor| -> Result<Vec<f64>> { Ok(t.to(DType::F64)?.to_vec()?) };
+            let (mean, variance) = (values(&r.mean)?, values(&r.variance)?);
+            let n = r.count as f64;
+            let sums = &mut out[norm.offset..norm.offset + 1 + 2 * channels];
+            sums[0] += n;
+            for c in 0..channels {
+                sums[1 + c] += n * mean[c];
+                sums[1 + channels + c] += n * (variance[c] + mean[c] * mean[c]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Folds the sums of a whole step in, once. Norms that were not used keep what they have.
+    pub fn fold(&mut self, sums: &[f64]) -> Result<()> {
+        for norm in &mut self.norms {
+            let channels = norm.mean.len();
+            let sums = &sums[norm.offset..norm.offset + 1 + 2 * channels];
+            let n = sums[0];
+            if n <= 0.0 {
+                continue;
+            }
+            norm.batches += 1;
+            // As PyTorch: the running variance follows the unbiased one.
+            let unbias = if n > 1.0 { n / (n - 1.0) } else { 1.0 };
+            let follow = |old: f32, new: f64| ((1.0 - MOMENTUM) * f64::from(old) + MOMENTUM * new) as f32;
+            for c in 0..channels {
+                let mean = sums[1 + c] / n;
+                let variance = (sums[1 + channels + c] / n - mean * mean).max(0.0) * unbias;
+                norm.mean[c] = follow(norm.mean[c], mean);
+                norm.variance[c] = follow(norm.variance[c], variance);
+            }
+        }
+        Ok(())
+    }
+
+    /// Names, shapes and values for a checkpoint.
+    pub fn export(&self) -> Vec<(String, Vec<usize>, NormValues)> {
+        let of = |n: &Norm| {
+            let channels = vec![n.mean.len()];
+            [
+                (format!("{}.running_mean", n.name), channels.clone(), NormValues::Float(n.mean.clone())),
+                (format!("{}.running_var", n.name), channels, NormValues::Float(n.variance.clone())),
+                (format!("{}.num_batches_tracked", n.name), vec![], NormValues::Count(n.batches)),
+            ]
+        };
+        self.norms.iter().flat_map(of).collect()
+    }
+
+    /// Sets all statistics from what `find` gives for their names. The number of batches may be missing,
+    /// as in old PyTorch files.
+    pub fn import(&mut self, find: &mut dyn FnMut(&str) -> Option<(Vec<usize>, Vec<f64>)>) -> Result<()> {
+        for norm in &mut self.norms {
+            let channels = norm.mean.len();
+            let mut get = |kind: &str| -> Result<Vec<f32>> {
+                let name = format!("{}.{kind}", norm.name);
+                let (shape, values) = find(&name).ok_or_else(|| Error::Missing { name: name.clone() })?;
+                if shape != [channels] {
+                    return Err(Error::Mismatch { name, want: [channels].into(), got: Shape::new(&shape) });
+                }
+                Ok(values.into_iter().map(|v| v as f32).collect())
+            };
+            let (mean, variance) = (get("running_mean")?, get("running_var")?);
+            let count = find(&format!("{}.num_batches_tracked", norm.name));
+            norm.batches = count.and_then(|(_, v)| v.first().copied()).unwrap_or(0.0) as i64;
+            (norm.mean, norm.variance) = (mean, variance);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use phalanx_host::{Cpu, Isa};
+
+    use super::*;
+
+    fn record(norm: NormId, data: &[f32], device: &Device) -> NormRecord {
+        let n = data.len() as f32;
+        let mean = data.iter().sum::<f32>() / n;
+        let variance = data.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / n;
+        let t = |v: f32| Tensor::from_slice(&[v], [1], device).unwrap();
+        NormRecord { norm, count: data.len(), mean: t(mean), variance: t(variance) }
+    }
+
+    #[test]
+    fn several_shards_fold_to_the_statistics_of_the_whole_batch() {
+        let device = Device::cpu(Cpu::new(Isa::Portable, 1).unwrap());
+        let all = [1.0f32, 4.0, -2.0, 0.5, 3.0, 9.0, 2.0];
+        let mut results = Vec::new();
+        for cut in [&[7usize][..], &[3, 4], &[1, 1, 5]] {
+            let mut norms = Norms::default();
+            let id = norms.register("bn".into(), 1);
+            let unused = norms.register("other".into(), 2);
+            let mut sums = vec![0.0; norms.statistics_len()];
+            let mut at = 0;
+            for &n in cut {
+                norms.contribution(&[record(id, &all[at..at + n], &device)], &mut sums).unwrap();
+                at += n;
+            }
+            norms.fold(&sums).unwrap();
+            assert_eq!(norms.norms[unused.0 as usize].batches, 0);
+            results.push((norms.norms[0].mean[0], norms.norms[0].variance[0], norms.norms[0].batches));
+        }
+        // torch.nn.BatchNorm1d(1) after one batch: 0.1 · mean; 0.9 + 0.1 · unbiased variance.
+        let (mean, variance) = (17.5 / 7.0, 11.916_667);
+        for (m, v, n) in results {
+            assert!(
+                (m - 0.1 * mean as f32).abs() < 1e-6 && (v - (0.9 + 0.1 * variance as f32)).abs() < 1e-5,
+                "{m} {v}"
+            );
+            assert_eq!(n, 1);
+        }
+    }
+
+    #[test]
+    fn statistics_travel_by_name() {
+        let mut a = Norms::default();
+        a.register("bn".into(), 2);
+        a.fold(&[4.0, 1.0, 2.0, 3.0, 8.0]).unwrap();
+        let stored = a.export();
+        let mut b = Norms::default();
+        b.register("bn".into(), 2);
+        let mut find = |name: &str| {
+            let (_, shape, values) = stored.iter().find(|(n, ..)| n == name)?;
+            Some((
+                shape.clone(),
+                match values {
+                    NormValues::Float(v) => v.iter().map(|&x| f64::from(x)).collect(),
+                    NormValues::Count(n) => vec![*n as f64],
+                },
+            ))
+        };
+        b.import(&mut find).unwrap();
+        assert_eq!(b.export(), stored);
+        b.register("more".into(), 1);
+        assert!(matches!(b.import(&mut find), Err(Error::Missing { name }) if name == "more.running_mean"));
+    }
+}

@@ -1,0 +1,246 @@
+//! Optimizers: one pass over the flat arena, state beside it.
+
+mod cpu;
+
+use std::ops::Range;
+
+use phalanx_host::{Arena, Cpu};
+use serde::{Deserialize, Serialize};
+
+use crate::params::{ParamId, Params};
+use crate::{Error, Result};
+
+/// The `[optimizer]` table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "lowercase", deny_unknown_fields)]
+pub enum OptimizerConfig {
+    /// Stochastic gradient descent, with momentum as PyTorch defines it: `v ← μ v + g`, `w ← w − η v`.
+    Sgd {
+        /// Learning rate η.
+        lr: f64,
+        /// μ
+        #[serde(default)]
+        momentum: f64,
+        /// Nesterov's look-ahead: the step is `g + μ v`.
+        #[serde(default)]
+        nesterov: bool,
+        /// λ in `g ← g + λ w`, for weights but not for norms and biases.
+        #[serde(default)]
+        weight_decay: f64,
+    },
+    /// Adam (Kingma and Ba, 2015) with bias correction.
+    Adam {
+        /// Learning rate.
+        #[serde(default = "adam_lr")]
+        lr: f64,
+        /// Decay of the mean.
+        #[serde(default = "adam_beta1")]
+        beta1: f64,
+        /// Decay of the mean square.
+        #[serde(default = "adam_beta2")]
+        beta2: f64,
+        /// Added to the root.
+        #[serde(default = "adam_eps")]
+        eps: f64,
+        /// λ in `g ← g + λ w`, for weights but not for norms and biases.
+        #[serde(default)]
+        weight_decay: f64,
+    },
+}
+
+fn adam_lr() -> f64 {
+    1e-3
+}
+fn adam_beta1() -> f64 {
+    0.9
+}
+fn adam_beta2() -> f64 {
+    0.999
+}
+fn adam_eps() -> f64 {
+    1e-8
+}
+
+impl OptimizerConfig {
+    /// SGD with momentum.
+    pub fn sgd(lr: f64, momentum: f64, weight_decay: f64) -> Self {
+        OptimizerConfig::Sgd { lr, momentum, nesterov: false, weight_decay }
+    }
+
+    /// Adam with the paper's constants.
+    pub fn adam(lr: f64) -> Self {
+        OptimizerConfig::Adam {
+            lr,
+            beta1: adam_beta1(),
+            beta2: adam_beta2(),
+            eps: adam_eps(),
+            weight_decay: 0.0,
+        }
+    }
+
+    /// The learning rate before any schedule.
+    pub fn lr(&self) -> f64 {
+        match self {
+            OptimizerConfig::Sgd { lr, .. } | OptimizerConfig::Adam { lr, .. } => *lr,
+        }
+    }
+
+    /// Checks the values.
+    pub fn check(&self) -> Result<()> {
+        let want = |key: &str, value: f64, ok: bool, rule: &str| match ok {
+            true => Ok(()),
+            false => Err(Error::config("optimizer", format!("{key} is {value}; {rule}"))),
+        };
+        let lr = self.lr();
+        want("lr", lr, lr > 0.0 && lr.is_finite(), "it must be above 0")?;
+        let fraction = |key, x: f64| want(key, x, (0.0..1.0).contains(&x), "it must lie in 0..1");
+        let decay = |x: f64| want("weight_decay", x, x >= 0.0 && x.is_finite(), "it must not be negative");
+        match *self {
+            OptimizerConfig::Sgd { momentum, nesterov, weight_decay, .. } => {
+                fraction("momentum", momentum)?;
+                want("momentum", momentum, !nesterov || momentum > 0.0, "nesterov needs it above 0")?;
+                decay(weight_decay)
+            }
+            OptimizerConfig::Adam { beta1, beta2, eps, weight_decay, .. } => {
+                fraction("beta1", beta1)?;
+                fraction("beta2", beta2)?;
+                want("eps", eps, eps > 0.0, "it must be above 0")?;
+                decay(weight_decay)
+            }
+        }
+    }
+
+    /// Names of the state arrays.
+    fn state_names(&self) -> &'static [&'static str] {
+        match self {
+            OptimizerConfig::Sgd { momentum, .. } if *momentum == 0.0 => &[],
+            OptimizerConfig::Sgd { .. } => &["momentum"],
+            OptimizerConfig::Adam { .. } => &["exp_avg", "exp_avg_sq"],
+        }
+    }
+
+    fn weight_decay(&self) -> f64 {
+        match *self {
+            OptimizerConfig::Sgd { weight_decay, .. } | OptimizerConfig::Adam { weight_decay, .. } => {
+                weight_decay
+            }
+        }
+    }
+}
+
+/// Neighbouring parameters with one rule of weight decay, padding included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Segment {
+    elements: Range<usize>,
+    decay: bool,
+}
+
+/// An optimizer of some neighbouring parameters of a model.
+#[derive(Debug)]
+pub struct Optimizer {
+    config: OptimizerConfig,
+    ids: Range<u32>,
+    elements: Range<usize>,
+    segments: Vec<Segment>,
+    state: Vec<Vec<f32>>,
+    steps: u64,
+}
+
+impl Optimizer {
+    /// An optimizer without history for the parameters `ids`.
+    pub fn new(config: &OptimizerConfig, params: &Params, ids: Range<u32>) -> Result<Self> {
+        config.check()?;
+        if ids.end as usize > params.len() {
+            let problem = format!("parameters {ids:?} are not among the model's {}", params.len());
+            return Err(Error::config("optimizer", problem));
+        }
+        let mut segments: Vec<Segment> = Vec::new();
+        for id in ids.clone().map(ParamId) {
+            let (range, decay) = (params.range(id), params.spec(id).decay && config.weight_decay() != 0.0);
+            match segments.last_mut() {
+                // The gap up to here is padding: zero in parameters, gradients and state, and stays so.
+                Some(s) if s.decay == decay => s.elements.end = range.end,
+                _ => segments.push(Segment { elements: range, decay }),
+            }
+        }
+        let elements = match (segments.first(), segments.last()) {
+            (Some(a), Some(b)) => a.elements.start..b.elements.end,
+            _ => 0..0,
+        };
+        let state = config.state_names().iter().map(|_| vec![0.0; elements.len()]).collect();
+        Ok(Optimizer { config: config.clone(), ids, elements, segments, state, steps: 0 })
+    }
+
+    /// Updates made so far.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Makes one update from gradient sums laid out like the parameters. They are multiplied by `scale`
+    /// (1 over the weight of all samples) first; `lr` is the learning rate of this step.
+    pub fn step(&mut self, cpu: &Cpu, params: &Params, gradients: &Arena, scale: f64, lr: f64) -> Result<()> {
+        self.steps += 1;
+        let bytes = |r: &Range<usize>| r.start * size_of::<f32>()..r.end * size_of::<f32>();
+        for segment in &self.segments {
+            let mut w = params.arena().write(bytes(&segment.elements))?;
+            let g = gradients.read(bytes(&segment.elements))?;
+            let (w, g) = (w.as_mut_slice::<f32>()?, g.as_slice::<f32>()?);
+            let at = segment.elements.start - self.elements.start..segment.elements.end - self.elements.start;
+            let mut state = self.state.iter_mut().map(|s| &mut s[at.clone()]);
+            let decay = if segment.decay { self.config.weight_decay() } else { 0.0 };
+            match (self.config.clone(), state.next(), state.next()) {
+                (OptimizerConfig::Sgd { momentum, nesterov, .. }, v, _) => {
+                    let rule = cpu::Sgd::new(scale, lr, momentum, nesterov, decay, self.steps == 1);
+                    cpu::sgd(cpu, rule, w, g, v);
+                }
+                (OptimizerConfig::Adam { beta1, beta2, eps, .. }, Some(m), Some(v)) => {
+                    let rule = cpu::Adam::new(scale, lr, [beta1, beta2], eps, decay, self.steps);
+                    cpu::adam(cpu, rule, w, g, m, v);
+                }
+                (OptimizerConfig::Adam { .. }, ..) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn part(&self, params: &Params, id: ParamId) -> Range<usize> {
+        let r = params.range(id);
+        r.start - self.elements.start..r.end - self.elements.start
+    }
+
+    /// Names (`momentum.conv1.weight`), stored shapes and values of the state.
+    pub fn export(&self, params: &Params) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+        let mut out = Vec::new();
+        for (kind, state) in self.config.state_names().iter().zip(&self.state) {
+            for id in self.ids.clone().map(ParamId) {
+                let values = params.to_stored(id, &state[self.part(params, id)]);
+                out.push((
+                    format!("{kind}.{}", params.spec(id).name),
+                    params.stored_shape(id).to_vec(),
+                    values,
+                ));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Sets the state from what `find` gives for its names.
+    pub fn import(
+        &mut self,
+        params: &Params,
+        steps: u64,
+        find: &mut dyn FnMut(&str) -> Option<(Vec<usize>, Vec<f32>)>,
+    ) -> Result<()> {
+        for (k, kind) in self.config.state_names().iter().enumerate() {
+            for id in self.ids.clone().map(ParamId) {
+                let name = format!("{kind}.{}", params.spec(id).name);
+                let (shape, stored) = find(&name).ok_or_else(|| Error::Missing { name: name.clone() })?;
+                let values = params.from_stored(id, &name, &shape, &stored)?;
+                let part = self.part(params, id);
+                self.state[k][part].copy_from_slice(&values);
+            }
+        }
+        self.steps = steps;
+        Ok(())
+    }
+}

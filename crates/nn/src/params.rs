@@ -1,0 +1,259 @@
+//! All parameters of a model in one flat arena.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use phalanx_host::rng::Key;
+use phalanx_host::{ALIGN, Arena, DType};
+use phalanx_tensor::{Device, Shape, Tensor};
+
+use crate::{Error, Init, Result};
+
+/// A parameter's index, in order of registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParamId(pub u32);
+
+/// How a checkpoint's layout differs from ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// Not at all.
+    Plain,
+    /// A convolution's weight: ours is [O, KH, KW, I], stored as [O, I, KH, KW].
+    Conv,
+}
+
+/// What a parameter is.
+#[derive(Debug, Clone)]
+pub struct ParamSpec {
+    /// Its name, as torchvision would call it.
+    pub name: String,
+    /// Our shape.
+    pub shape: Shape,
+    /// How a checkpoint lays it out.
+    pub stored: Stored,
+    /// Whether weight decay applies: not to norms and biases.
+    pub decay: bool,
+    /// How it begins.
+    pub init: Init,
+    /// Inputs and outputs of one unit, for the initialisation.
+    pub fans: [usize; 2],
+}
+
+/// Separates the initialisation's random streams from other uses of the seed.
+const STREAM: u64 = 0x1a17;
+
+/// A model's parameters: f32, in order of registration, each on a 64-byte boundary of one arena. The
+/// gaps between them stay zero.
+#[derive(Debug)]
+pub struct Params {
+    specs: Vec<ParamSpec>,
+    starts: Vec<usize>,
+    by_name: HashMap<String, ParamId>,
+    elements: usize,
+    arena: Arena,
+}
+
+impl Params {
+    /// Lays the parameters out and takes an arena of as many bytes as they need from `alloc`.
+    pub fn new(
+        specs: Vec<ParamSpec>,
+        alloc: &mut dyn FnMut(usize) -> phalanx_host::Result<Arena>,
+    ) -> Result<Self> {
+        const STEP: usize = ALIGN / size_of::<f32>();
+        let (mut starts, mut by_name, mut elements) = (Vec::new(), HashMap::new(), 0usize);
+        for (spec, id) in specs.iter().zip(0..) {
+            starts.push(elements);
+            elements += spec.shape.numel().next_multiple_of(STEP);
+            if by_name.insert(spec.name.clone(), ParamId(id)).is_some() {
+                return Err(Error::Duplicate { name: spec.name.clone() });
+            }
+        }
+        let arena = alloc(elements * size_of::<f32>())?;
+        Ok(Params { specs, starts, by_name, elements, arena })
+    }
+
+    /// The number of parameters (arrays, not elements).
+    pub fn len(&self) -> usize {
+        self.specs.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.specs.is_empty()
+    }
+
+    /// The number of trainable elements.
+    pub fn count(&self) -> usize {
+        self.specs.iter().map(|s| s.shape.numel()).sum()
+    }
+
+    /// All parameters, in order of registration.
+    pub fn ids(&self) -> impl DoubleEndedIterator<Item = ParamId> + use<> {
+        (0..self.specs.len() as u32).map(ParamId)
+    }
+
+    /// What a parameter is.
+    pub fn spec(&self, id: ParamId) -> &ParamSpec {
+        &self.specs[id.0 as usize]
+    }
+
+    /// A parameter's elements in the arena.
+    pub fn range(&self, id: ParamId) -> Range<usize> {
+        let start = self.starts[id.0 as usize];
+        start..start + self.spec(id).shape.numel()
+    }
+
+    /// The arena's length in elements.
+    pub fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// The arena.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// The parameter of that name.
+    pub fn find(&self, name: &str) -> Option<ParamId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// A parameter's values as they are now, outside the graph: it reads the arena.
+    pub fn tensor(&self, id: ParamId, device: &Device) -> Tensor {
+        let start = self.starts[id.0 as usize];
+        Tensor::from_arena(&self.arena, start, DType::F32, self.spec(id).shape, device)
+    }
+
+    /// Gives every parameter its first values. Each has a random stream of its own, keyed by `seed` and
+    /// its name, so adding a layer changes no other layer's values.
+    pub fn initialise(&self, seed: u64) -> Result<()> {
+        for id in self.ids() {
+            let spec = self.spec(id);
+            // FNV-1a: names are few and need no more than to differ.
+            let hash = spec.name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+                (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
+            });
+            let mut place = self.write(id)?;
+            let mut stream = Key::new(seed).derive(STREAM, hash).stream();
+            spec.init.fill(&mut stream, spec.fans, place.as_mut_slice()?);
+        }
+        Ok(())
+    }
+
+    fn bytes(&self, id: ParamId) -> Range<usize> {
+        let r = self.range(id);
+        r.start * size_of::<f32>()..r.end * size_of::<f32>()
+    }
+
+    fn write(&self, id: ParamId) -> Result<phalanx_host::ArenaMut> {
+        Ok(self.arena.write(self.bytes(id))?)
+    }
+
+    /// The shape in which a checkpoint stores the parameter, and anything laid out like it.
+    pub fn stored_shape(&self, id: ParamId) -> Shape {
+        let spec = self.spec(id);
+        match (spec.stored, &spec.shape[..]) {
+            (Stored::Conv, &[o, h, w, i]) => [o, i, h, w].into(),
+            _ => spec.shape,
+        }
+    }
+
+    /// Values in our layout, as a checkpoint stores them.
+    pub fn to_stored(&self, id: ParamId, ours: &[f32]) -> Vec<f32> {
+        let spec = self.spec(id);
+        match (spec.stored, &spec.shape[..]) {
+            (Stored::Conv, &[o, h, w, i]) => swap(ours, o, h * w, i),
+            _ => ours.to_vec(),
+        }
+    }
+
+    /// Stored values in our layout. Fails when `shape` is not the stored shape.
+    pub fn from_stored(&self, id: ParamId, name: &str, shape: &[usize], stored: &[f32]) -> Result<Vec<f32>> {
+        let (want, got) = (self.stored_shape(id), Shape::new(shape));
+        if want != got || stored.len() != want.numel() {
+            return Err(Error::Mismatch { name: name.to_owned(), want, got });
+        }
+        let spec = self.spec(id);
+        Ok(match (spec.stored, &spec.shape[..]) {
+            (Stored::Conv, &[o, h, w, i]) => swap(stored, o, i, h * w),
+            _ => stored.to_vec(),
+        })
+    }
+
+    /// A parameter's stored shape and values.
+    pub fn export(&self, id: ParamId) -> Result<(Vec<usize>, Vec<f32>)> {
+        let held = self.arena.read(self.bytes(id))?;
+        Ok((self.stored_shape(id).to_vec(), self.to_stored(id, held.as_slice()?)))
+    }
+
+    /// Sets a parameter from its stored shape and values.
+    pub fn import(&self, id: ParamId, shape: &[usize], values: &[f32]) -> Result<()> {
+        let ours = self.from_stored(id, &self.spec(id).name, shape, values)?;
+        self.write(id)?.as_mut_slice()?.copy_from_slice(&ours);
+        Ok(())
+    }
+
+    /// Copies the values of parameters onto as many others of the same shapes, pair by pair: a target
+    /// network.
+    pub fn copy(&self, from: Range<u32>, to: Range<u32>) -> Result<()> {
+        for (a, b) in from.map(ParamId).zip(to.map(ParamId)) {
+            let (want, got) = (self.spec(b).shape, self.spec(a).shape);
+            if want != got {
+                return Err(Error::Mismatch { name: self.spec(b).name.clone(), want, got });
+            }
+            let source = self.arena.read(self.bytes(a))?;
+            self.write(b)?.bytes_mut().copy_from_slice(source.bytes());
+        }
+        Ok(())
+    }
+}
+
+/// Swaps the two inner axes of [n, a, b].
+fn swap(x: &[f32], n: usize, a: usize, b: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(x.len());
+    for block in 0..n {
+        for j in 0..b {
+            out.extend((0..a).map(|i| x[(block * a + i) * b + j]));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str, shape: &[usize], stored: Stored) -> ParamSpec {
+        let (name, shape) = (name.to_owned(), Shape::new(shape));
+        ParamSpec { name, shape, stored, decay: true, init: Init::Uniform, fans: [4, 4] }
+    }
+
+    #[test]
+    fn parameters_lie_aligned_and_travel_in_stored_layout() {
+        let specs = vec![spec("a", &[3], Stored::Plain), spec("c.weight", &[2, 1, 2, 3], Stored::Conv)];
+        let params = Params::new(specs.clone(), &mut Arena::zeroed).unwrap();
+        assert_eq!((params.range(ParamId(1)), params.elements(), params.count()), (16..28, 32, 15));
+        let stored: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        params.import(ParamId(1), &[2, 3, 1, 2], &stored).unwrap();
+        assert_eq!(params.export(ParamId(1)).unwrap(), (vec![2, 3, 1, 2], stored.clone()));
+        let held = params.arena().read(64..112).unwrap();
+        // Ours is [O, KH, KW, I]: the channels of one pixel are neighbours.
+        assert_eq!(held.as_slice::<f32>().unwrap()[..6], [0.0, 2.0, 4.0, 1.0, 3.0, 5.0]);
+        let e = params.import(ParamId(1), &[2, 1, 2, 3], &stored).unwrap_err();
+        assert!(e.to_string().contains("c.weight has shape [2,3,1,2], but [2,1,2,3]"), "{e}");
+        let twice = vec![specs[0].clone(), specs[0].clone()];
+        assert!(matches!(Params::new(twice, &mut Arena::zeroed), Err(Error::Duplicate { .. })));
+    }
+
+    #[test]
+    fn first_values_depend_on_the_name_and_not_on_the_order() {
+        let (a, b) = (spec("a", &[5], Stored::Plain), spec("b", &[5], Stored::Plain));
+        let get = |specs: Vec<ParamSpec>, name: &str| {
+            let params = Params::new(specs, &mut Arena::zeroed).unwrap();
+            params.initialise(9).unwrap();
+            params.export(params.find(name).unwrap()).unwrap().1
+        };
+        assert_eq!(get(vec![a.clone(), b.clone()], "b"), get(vec![b.clone(), a.clone()], "b"));
+        assert_ne!(get(vec![a.clone(), b.clone()], "a"), get(vec![a, b], "b"));
+    }
+}
