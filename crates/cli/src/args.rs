@@ -11,13 +11,13 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 #[command(after_help = "Begin with:  phalanx train configs/digits.toml --ranks 2\n\
     Exit codes:  0 done, 2 bad usage or configuration, 3 bad data, 4 communication (a rank is lost),\n             \
     5 numerics (a loss is not finite), 75 stopped on a signal after a checkpoint, 1 anything else")]
-pub struct Args {
+pub(crate) struct Args {
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Train a model; run it again to go on where it stopped
     Train(Train),
     /// Evaluate a checkpoint on the configured evaluation set
@@ -37,7 +37,7 @@ pub enum Command {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum DeviceName {
+pub(crate) enum DeviceName {
     /// A GPU where there is one, else the CPU
     Auto,
     /// The CPU
@@ -47,7 +47,7 @@ pub enum DeviceName {
 }
 
 impl DeviceName {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             DeviceName::Auto => "auto",
             DeviceName::Cpu => "cpu",
@@ -57,7 +57,7 @@ impl DeviceName {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum CommName {
+pub(crate) enum CommName {
     /// What fits how the program was started
     Auto,
     /// Ranks are threads of this process
@@ -65,7 +65,7 @@ pub enum CommName {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Train {
+pub(crate) struct Train {
     /// The configuration, a TOML file
     pub config: PathBuf,
     /// Ranks, as threads of this process
@@ -105,7 +105,7 @@ pub struct Train {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct Evaluate {
+pub(crate) struct Evaluate {
     /// The configuration, a TOML file
     pub config: PathBuf,
     /// A checkpoint, or a run directory for its newest one
@@ -126,7 +126,7 @@ pub struct Evaluate {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Data {
+pub(crate) enum Data {
     /// Get a data set and check it: from a folder, a system package or the network
     Fetch {
         /// mnist or fashion-mnist
@@ -140,7 +140,7 @@ pub enum Data {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum LedgerCommand {
+pub(crate) enum LedgerCommand {
     /// Prove that each sample was consumed exactly once an epoch
     Verify {
         /// The run directory
@@ -152,7 +152,7 @@ pub enum LedgerCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum ConfigCommand {
+pub(crate) enum ConfigCommand {
     /// Check configurations without running them
     Check {
         /// TOML files
@@ -165,7 +165,7 @@ pub enum ConfigCommand {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Bench {
+pub(crate) enum Bench {
     /// Matrix product
     Gemm {
         /// Rows of the result
@@ -203,7 +203,7 @@ pub enum Bench {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct BenchCommon {
+pub(crate) struct BenchCommon {
     /// Compute threads of each rank
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
@@ -216,7 +216,7 @@ pub struct BenchCommon {
 }
 
 #[derive(Debug, ClapArgs)]
-pub struct BenchStep {
+pub(crate) struct BenchStep {
     /// The model's name, as in a configuration
     #[arg(long)]
     pub model: String,
@@ -249,7 +249,7 @@ pub struct BenchStep {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum BenchMode {
+pub(crate) enum BenchMode {
     /// A whole training step
     Train,
     /// The forward pass alone
@@ -257,7 +257,7 @@ pub enum BenchMode {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum BenchPrecision {
+pub(crate) enum BenchPrecision {
     /// Single precision
     F32,
 }

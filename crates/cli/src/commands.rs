@@ -18,7 +18,7 @@ use crate::args::{
 const AGAIN: u8 = 75;
 
 /// The process's exit code for an error.
-pub fn exit_code(error: &anyhow::Error) -> u8 {
+pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let train = error.chain().find_map(|e| e.downcast_ref::<phalanx_train::Error>());
     let data = error.chain().find_map(|e| e.downcast_ref::<phalanx_data::Error>());
     match (train, data) {
@@ -30,7 +30,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 /// Runs a command and returns the exit code.
-pub fn run(args: Args) -> Result<u8> {
+pub(crate) fn run(args: Args) -> Result<u8> {
     match args.command {
         Command::Train(args) => run_train(args),
         Command::Evaluate(args) => run_evaluate(&args),

@@ -266,16 +266,15 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
     let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
     let value = parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()));
     let keys: Vec<&str> = path.trim().split('.').collect();
-    let Some((last, parents)) = keys.split_last().filter(|(l, p)| !l.is_empty() && p.iter().all(|k| !k.is_empty()))
+    let Some((last, parents)) =
+        keys.split_last().filter(|(l, p)| !l.is_empty() && p.iter().all(|k| !k.is_empty()))
     else {
         return Err(wrong("has an empty key".into()));
     };
     let mut at = table;
     for key in parents {
         let next = at.entry(*key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        at = next
-            .as_table_mut()
-            .ok_or_else(|| wrong(format!("{key} is a value, not a table")))?;
+        at = next.as_table_mut().ok_or_else(|| wrong(format!("{key} is a value, not a table")))?;
     }
     at.insert((*last).to_owned(), value);
     Ok(())
@@ -380,7 +379,8 @@ mod tests {
     #[test]
     fn identities_ignore_what_may_change_and_name_what_may_not() {
         let a = Config::parse(SMALL, "x", &[]).unwrap();
-        let same = Config::parse(SMALL, "x", &["train.epochs=9", "loader.threads=0"].map(String::from)).unwrap();
+        let same =
+            Config::parse(SMALL, "x", &["train.epochs=9", "loader.threads=0"].map(String::from)).unwrap();
         assert_eq!(first_difference(&a.identity().unwrap(), &same.identity().unwrap()), None);
         let other = Config::parse(SMALL, "x", &["optimizer.lr=0.2".to_owned()]).unwrap();
         let (key, x, y) = first_difference(&a.identity().unwrap(), &other.identity().unwrap()).unwrap();

@@ -85,7 +85,9 @@ impl Engine {
     ) -> Result<Self> {
         let Device::Cpu(cpu) = device else {
             let reason = "the engine has no kernels for it yet".to_owned();
-            return Err(phalanx_tensor::Error::DeviceUnavailable { device: device.name().into(), reason }.into());
+            return Err(
+                phalanx_tensor::Error::DeviceUnavailable { device: device.name().into(), reason }.into()
+            );
         };
         let tree = Tree::new(options.shards)?;
         let gradients = Slots::new(&*comm, tree, params.elements(), DType::F32)?;
@@ -95,7 +97,13 @@ impl Engine {
         for phase in task.phases() {
             let ids = phase.params.clone();
             reducers.push(Reducer::new(
-                &comm, tree, &params, ids.clone(), &gradients, statistics, options.bucket_bytes,
+                &comm,
+                tree,
+                &params,
+                ids.clone(),
+                &gradients,
+                statistics,
+                options.bucket_bytes,
             )?);
             optimizers.push(Optimizer::new(&phase.optimizer, &params, ids)?);
         }
@@ -103,7 +111,18 @@ impl Engine {
         let deadline = Deadline::after(options.deadline);
         phalanx_comm::check_same(&*comm, "the bucket plan", &plan.join(" | "), deadline)?;
         let cpu = cpu.clone();
-        Ok(Engine { comm, device: device.clone(), cpu, task, params, norms, optimizers, options, tree, reducers })
+        Ok(Engine {
+            comm,
+            device: device.clone(),
+            cpu,
+            task,
+            params,
+            norms,
+            optimizers,
+            options,
+            tree,
+            reducers,
+        })
     }
 
     /// The parameters.
@@ -122,7 +141,14 @@ impl Engine {
     }
 
     /// The context of a shard in a step's phase.
-    fn context(&self, phase: usize, step: u64, shard: u32, trainable: Range<u32>, training: bool) -> ShardCx<'_> {
+    fn context(
+        &self,
+        phase: usize,
+        step: u64,
+        shard: u32,
+        trainable: Range<u32>,
+        training: bool,
+    ) -> ShardCx<'_> {
         let key = Key::new(self.options.seed).derive(STREAM, step).derive(phase as u64, u64::from(shard));
         let forward = Forward::new(&self.params, &self.norms, &self.device, training, trainable, key);
         ShardCx { forward, device: &self.device, step, shard }
@@ -138,7 +164,13 @@ impl Engine {
     ///
     /// Every rank gets the same report or, when a loss is not finite, the same [`Error::NonFinite`],
     /// before any parameter has changed.
-    pub fn step(&mut self, step: u64, mut batches: Vec<Batch>, factor: f64, stop: bool) -> Result<StepReport> {
+    pub fn step(
+        &mut self,
+        step: u64,
+        mut batches: Vec<Batch>,
+        factor: f64,
+        stop: bool,
+    ) -> Result<StepReport> {
         let deadline = Deadline::after(self.options.deadline);
         let mine = self.shards()?;
         if batches.is_empty() && !self.task.needs_data() {
@@ -177,7 +209,15 @@ impl Engine {
     }
 
     /// Forward, backward and statistics of one shard. Returns its loss.
-    fn shard(&mut self, phase: usize, step: u64, at: usize, shard: u32, batch: &Batch, stop: bool) -> Result<f64> {
+    fn shard(
+        &mut self,
+        phase: usize,
+        step: u64,
+        at: usize,
+        shard: u32,
+        batch: &Batch,
+        stop: bool,
+    ) -> Result<f64> {
         let trainable = self.task.phases()[phase].params.clone();
         let key = Key::new(self.options.seed).derive(STREAM, step).derive(phase as u64, u64::from(shard));
         let forward = Forward::new(&self.params, &self.norms, &self.device, true, trainable, key);
@@ -213,7 +253,14 @@ impl Engine {
     }
 
     /// Turns a loss that is not finite into one error that names the same shard on all ranks.
-    fn check_finite(&self, phase: usize, step: u64, total: f64, mine: &[f64], deadline: Deadline) -> Result<()> {
+    fn check_finite(
+        &self,
+        phase: usize,
+        step: u64,
+        total: f64,
+        mine: &[f64],
+        deadline: Deadline,
+    ) -> Result<()> {
         if total.is_finite() {
             return Ok(());
         }

@@ -55,7 +55,9 @@ pub enum Error {
         phase: String,
     },
     /// A parameter that is not finite; it is not written to a checkpoint.
-    #[error("parameter {name} is not finite after {step} steps; no checkpoint of it is kept: the last one is from before")]
+    #[error(
+        "parameter {name} is not finite after {step} steps; no checkpoint of it is kept: the last one is from before"
+    )]
     NonFiniteModel {
         /// The parameter.
         name: String,

@@ -1,14 +1,21 @@
 //! Evaluation: every sample of the set once, spread over the shards, exact sums.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use phalanx_comm::Deadline;
 use phalanx_data::{Loader, LoaderConfig, Mode, Plan, Source};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Engine;
+use phalanx_host::Isa;
+
+use crate::checkpoint;
+use crate::config::Config;
+use crate::engine::{Engine, EngineOptions};
+use crate::faults::Faults;
 use crate::task::Batch;
-use crate::{Error, Result};
+use crate::{Error, Result, ranks, setup};
 
 /// What an evaluation came to: means over the set, errors as fractions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -80,4 +87,37 @@ pub fn evaluate(
         top5_error: mean(top5),
         samples: source.len(),
     }))
+}
+
+/// Evaluates a checkpoint (or the newest one of a run directory) on the configured evaluation set, over
+/// thread ranks.
+pub fn evaluate_checkpoint(config: &Config, path: &Path, world: u32, device: &str) -> Result<Evaluation> {
+    let isa = Isa::choose(&config.compute.isa)?;
+    let (train, eval) = config.data.open(config.seed)?;
+    let (snapshot, progress) = match path.join("checkpoints") {
+        dir if dir.is_dir() => {
+            let none = || Error::Checkpoint { path: path.into(), problem: "it has no checkpoint yet".into() };
+            let (_, snapshot, progress) = checkpoint::newest(&dir, |_| ())?.ok_or_else(none)?;
+            (snapshot, progress)
+        }
+        _ => checkpoint::read(path)?,
+    };
+    let deadline = Duration::from_secs_f64(config.distributed.deadline_s);
+    let results = ranks::run_threads(world, deadline, isa, |comm| {
+        let threads = setup::threads_per_rank(config.compute.threads, world);
+        let device = setup::device(device, isa, threads)?;
+        let model = setup::classification(config, &*train, &comm)?;
+        let options = EngineOptions {
+            seed: config.seed,
+            shards: progress.virtual_shards.max(world),
+            bucket_bytes: (config.distributed.bucket_mb * 1e6) as usize,
+            deadline,
+            faults: Faults::default(),
+        };
+        let mut engine = Engine::new(comm, &device, model.task, model.params, model.norms, options)?;
+        engine.restore(&snapshot)?;
+        evaluate(&engine, &eval, &config.loader, config.eval.batch, &|| false)
+    })?;
+    let none = || Error::config("--ranks", "there must be at least one rank");
+    results.into_iter().flatten().next().ok_or_else(none)
 }

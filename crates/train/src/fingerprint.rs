@@ -39,7 +39,9 @@ pub fn check_resume(here: &Fingerprint, saved: &Fingerprint, allow: bool) -> Res
     );
     match allow {
         true => Ok(Some(text)),
-        false => Err(Error::config("fingerprint", format!("{text} (--allow-fingerprint-change accepts that)"))),
+        false => {
+            Err(Error::config("fingerprint", format!("{text} (--allow-fingerprint-change accepts that)")))
+        }
     }
 }
 

@@ -84,7 +84,8 @@ fn files(run: &Path) -> Result<Vec<PathBuf>> {
 
 /// The number of the next attempt in this run directory.
 pub fn next_attempt(run: &Path) -> Result<u32> {
-    let number = |p: &PathBuf| p.file_name()?.to_str()?.strip_prefix("attempt-")?.split('-').next()?.parse().ok();
+    let number =
+        |p: &PathBuf| p.file_name()?.to_str()?.strip_prefix("attempt-")?.split('-').next()?.parse().ok();
     Ok(files(run)?.iter().filter_map(number).max().unwrap_or(0u32) + 1)
 }
 
@@ -136,6 +137,25 @@ pub struct Proof {
     pub samples: u64,
     /// Steps that were done again after a crash; their first run does not count.
     pub superseded_steps: u64,
+}
+
+impl std::fmt::Display for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let worlds: Vec<String> = self.world_sizes.iter().map(u32::to_string).collect();
+        write!(f, "every sample exactly once: {} whole epochs", self.whole_epochs)?;
+        if self.samples_in_last_epoch > 0 {
+            write!(f, " and {} samples of the next one", self.samples_in_last_epoch)?;
+        }
+        write!(
+            f,
+            ", {} samples in {} steps\n{} starts on {} ranks; {} steps were done again after a crash",
+            self.samples,
+            self.steps,
+            self.attempts,
+            worlds.join(", "),
+            self.superseded_steps
+        )
+    }
 }
 
 /// Checks the ledger of a run directory. Fails with [`Error::Ledger`] on the first omission, repeat or
@@ -246,8 +266,7 @@ fn check_steps(
         let range = step_positions(run.samples, run.global_batch, within);
         for shard in 0..run.virtual_shards {
             let line = by_step.get(&step).and_then(|s| s.get(&shard));
-            let positions =
-                shard_positions(range.clone(), u64::from(run.virtual_shards), u64::from(shard));
+            let positions = shard_positions(range.clone(), u64::from(run.virtual_shards), u64::from(shard));
             let want: Vec<u64> = positions.map(|p| order.at(p)).collect();
             let Some(line) = line else {
                 problems.push(format!(
@@ -268,9 +287,15 @@ fn check_steps(
                 let missing = want.iter().find(|id| !line.ids.contains(id));
                 let foreign = line.ids.iter().find(|id| !want.contains(id));
                 problems.push(match (missing, foreign) {
-                    (Some(id), None) => format!("sample {id} of epoch {epoch} is missing at step {step} (shard {shard})"),
-                    (_, Some(id)) => format!("sample {id} does not belong to step {step}, shard {shard} of epoch {epoch}"),
-                    (None, None) => format!("step {step}, shard {shard} has the right samples in a wrong number or order"),
+                    (Some(id), None) => {
+                        format!("sample {id} of epoch {epoch} is missing at step {step} (shard {shard})")
+                    }
+                    (_, Some(id)) => {
+                        format!("sample {id} does not belong to step {step}, shard {shard} of epoch {epoch}")
+                    }
+                    (None, None) => {
+                        format!("step {step}, shard {shard} has the right samples in a wrong number or order")
+                    }
                 });
             }
             proof.samples += line.ids.len() as u64;
@@ -287,8 +312,10 @@ fn check_steps(
 fn read(path: &Path) -> std::result::Result<(Header, Vec<Line>), String> {
     let name = path.display();
     let file = File::open(path).map_err(|e| format!("cannot read {name}: {e}"))?;
-    let lines: Vec<String> =
-        BufReader::new(file).lines().collect::<std::io::Result<_>>().map_err(|e| format!("cannot read {name}: {e}"))?;
+    let lines: Vec<String> = BufReader::new(file)
+        .lines()
+        .collect::<std::io::Result<_>>()
+        .map_err(|e| format!("cannot read {name}: {e}"))?;
     let Some((head, rest)) = lines.split_first() else { return Err(format!("{name} is empty")) };
     let header = serde_json::from_str(head).map_err(|e| format!("{name}, line 1: {e}"))?;
     let mut out = Vec::with_capacity(rest.len());
@@ -307,7 +334,16 @@ mod tests {
     use super::*;
 
     fn header(attempt: u32, rank: u32, world_size: u32, first_step: u64) -> Header {
-        Header { attempt, rank, world_size, first_step, seed: 5, samples: 23, global_batch: 6, virtual_shards: 4 }
+        Header {
+            attempt,
+            rank,
+            world_size,
+            first_step,
+            seed: 5,
+            samples: 23,
+            global_batch: 6,
+            virtual_shards: 4,
+        }
     }
 
     /// Writes what an attempt on `world` ranks does from `first` to `end`.

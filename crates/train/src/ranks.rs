@@ -55,10 +55,11 @@ pub fn run_threads<T: Send>(
         let spawn = |(rank, endpoint): (u32, threads::Endpoint)| {
             let run = move || {
                 let comm: Arc<dyn Communicator> = Arc::new(endpoint);
-                let result = catch_unwind(AssertUnwindSafe(|| body(comm.clone()))).unwrap_or_else(|payload| {
-                    let kept = PANIC.take();
-                    Err(Error::Panic { rank, message: kept.unwrap_or_else(|| message(&*payload)) })
-                });
+                let result =
+                    catch_unwind(AssertUnwindSafe(|| body(comm.clone()))).unwrap_or_else(|payload| {
+                        let kept = PANIC.take();
+                        Err(Error::Panic { rank, message: kept.unwrap_or_else(|| message(&*payload)) })
+                    });
                 if let Err(e) = &result {
                     comm.abort(AbortReason::new(rank, e.kind(), e.to_string()));
                 }

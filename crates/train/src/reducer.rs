@@ -238,7 +238,8 @@ impl Reducer {
         let what = Collective::AllReduce { tree: self.tree };
         while self.launched < self.buckets.len() && self.filled[self.launched] {
             let b = self.launched;
-            let bucket = self.gradients.bucket(b as u32, self.schedule.nodes.len(), &self.buckets[b].elements)?;
+            let bucket =
+                self.gradients.bucket(b as u32, self.schedule.nodes.len(), &self.buckets[b].elements)?;
             // The last bucket fills when backward ends: the caller waits next, so it does the work.
             let overlap = if b + 1 == self.buckets.len() { Overlap::Caller } else { Overlap::Background };
             self.pending.push(self.comm.start(bucket, what, Event::Ready, overlap)?);

@@ -174,9 +174,12 @@ impl Reporter {
         let metrics = fs::OpenOptions::new().create(true).append(true).open(&path);
         let metrics = Some(metrics.map_err(Error::io("open", &path))?);
         let on_terminal = style == Style::Human && std::io::stderr().is_terminal();
-        let target = if on_terminal { ProgressDrawTarget::stderr_with_hz(5) } else { ProgressDrawTarget::hidden() };
+        let target =
+            if on_terminal { ProgressDrawTarget::stderr_with_hz(5) } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(steps), target).with_position(first_step);
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} steps {elapsed} ETA {eta} {msg}") {
+        if let Ok(style) =
+            ProgressStyle::with_template("{bar:30} {pos}/{len} steps {elapsed} ETA {eta} {msg}")
+        {
             bar.set_style(style);
         }
         Ok(Reporter { style, bar, metrics, path })
@@ -184,8 +187,11 @@ impl Reporter {
 
     /// Records an event and shows it.
     pub fn tell(&mut self, event: &Event) -> Result<()> {
-        let json = serde_json::to_string(event)
-            .map_err(|e| Error::Io { doing: "write", path: self.path.clone(), cause: e.into() })?;
+        let json = serde_json::to_string(event).map_err(|e| Error::Io {
+            doing: "write",
+            path: self.path.clone(),
+            cause: e.into(),
+        })?;
         if let Some(file) = &mut self.metrics {
             writeln!(file, "{json}").map_err(Error::io("write", &self.path))?;
         }
@@ -204,7 +210,9 @@ impl Reporter {
                     Some(p) => format!(", going on from {} (step {step})", p.display()),
                     None => String::new(),
                 };
-                format!("{parameters} parameters on {world_size} ranks, {virtual_shards} virtual shards{from}")
+                format!(
+                    "{parameters} parameters on {world_size} ranks, {virtual_shards} virtual shards{from}"
+                )
             }
             Event::Step { step, epoch, loss, lr, samples_per_second, .. } => {
                 let text = format!(
@@ -218,7 +226,9 @@ impl Reporter {
                 }
                 text
             }
-            Event::Epoch { epoch, train_loss, .. } => format!("epoch {:>3}  training loss {train_loss:.4}", epoch + 1),
+            Event::Epoch { epoch, train_loss, .. } => {
+                format!("epoch {:>3}  training loss {train_loss:.4}", epoch + 1)
+            }
             Event::Eval { epoch, eval, .. } => format!(
                 "epoch {:>3}  evaluation loss {:.4}  error {:.2} %  ({} samples)",
                 epoch + 1,
@@ -247,7 +257,12 @@ impl Reporter {
             }
             Style::Human => {
                 let eval = summary.eval.as_ref().map_or(String::new(), |e| {
-                    format!("\n  error        {:.2} % of {} samples (top 5: {:.2} %)", e.top1_error * 100.0, e.samples, e.top5_error * 100.0)
+                    format!(
+                        "\n  error        {:.2} % of {} samples (top 5: {:.2} %)",
+                        e.top1_error * 100.0,
+                        e.samples,
+                        e.top5_error * 100.0
+                    )
                 });
                 let wall = Duration::from_secs_f64(summary.wall_s.max(0.0));
                 say(&format!(

@@ -68,7 +68,12 @@ pub fn train(request: &TrainRequest) -> Result<Outcome> {
     let isa = Isa::choose(&config.compute.isa)?;
     let (train, eval) = config.data.open(config.seed)?;
     if config.train.global_batch > train.len() {
-        let problem = format!("{} is larger than the set: {} has {} samples", config.train.global_batch, train.name(), train.len());
+        let problem = format!(
+            "{} is larger than the set: {} has {} samples",
+            config.train.global_batch,
+            train.name(),
+            train.len()
+        );
         return Err(Error::config("train.global_batch", problem));
     }
     let deadline = Duration::from_secs_f64(config.distributed.deadline_s);
@@ -141,7 +146,11 @@ impl<'a> Session<'a> {
         let saved = start.checkpoint.as_deref().map(checkpoint::read).transpose()?;
         if let (Some((_, p)), Some(path)) = (&saved, &start.checkpoint) {
             check_saved(config, p, path)?;
-            warnings.extend(fingerprint::check_resume(&here, &p.fingerprint, request.allow_fingerprint_change)?);
+            warnings.extend(fingerprint::check_resume(
+                &here,
+                &p.fingerprint,
+                request.allow_fingerprint_change,
+            )?);
         }
         let shards = shards(config, saved.as_ref().map(|s| s.1.virtual_shards), comm.world())?;
         let options = EngineOptions {
@@ -246,7 +255,8 @@ impl<'a> Session<'a> {
         )?
         .starting_at(self.progress.epoch, self.progress.step_in_epoch);
         let mode = Mode::Train { seed: self.config().seed };
-        let mut loader = Loader::new(self.train.clone(), &self.config().loader, mode, plan, &self.engine.cpu.pool)?;
+        let mut loader =
+            Loader::new(self.train.clone(), &self.config().loader, mode, plan, &self.engine.cpu.pool)?;
 
         while self.progress.step < end && !stopped {
             stopped = self.step(&mut loader, mine.len())?;
@@ -320,7 +330,8 @@ impl<'a> Session<'a> {
         p.epoch_weight_bits = (f64::from_bits(p.epoch_weight_bits) + first.weight).to_bits();
         let every = self.config().log.every_steps;
         if every > 0 && self.progress.step.is_multiple_of(every) && self.reporter.is_some() {
-            let (since, seen) = std::mem::replace(&mut self.logged, (Instant::now(), self.progress.samples_seen));
+            let (since, seen) =
+                std::mem::replace(&mut self.logged, (Instant::now(), self.progress.samples_seen));
             let names = self.engine.task().statistics();
             let statistics = names.iter().zip(&first.statistics).map(|(n, v)| ((*n).to_owned(), (*v).into()));
             self.tell(Event::Step {
@@ -328,7 +339,8 @@ impl<'a> Session<'a> {
                 epoch: self.progress.epoch,
                 loss: first.loss_sum / first.weight,
                 lr: self.engine.task().phases()[0].optimizer.lr() * factor,
-                samples_per_second: (self.progress.samples_seen - seen) as f64 / since.elapsed().as_secs_f64(),
+                samples_per_second: (self.progress.samples_seen - seen) as f64
+                    / since.elapsed().as_secs_f64(),
                 statistics: statistics.collect(),
             })?;
         }
@@ -373,7 +385,8 @@ impl<'a> Session<'a> {
     fn checkpoint_due(&self, epoch_ended: bool) -> bool {
         let c = &self.config().checkpoint;
         let by_steps = c.every_steps > 0 && self.progress.step.is_multiple_of(c.every_steps);
-        let by_epochs = epoch_ended && c.every_epochs > 0 && self.progress.epoch.is_multiple_of(c.every_epochs);
+        let by_epochs =
+            epoch_ended && c.every_epochs > 0 && self.progress.epoch.is_multiple_of(c.every_epochs);
         by_steps || by_epochs
     }
 
@@ -455,7 +468,8 @@ fn check_saved(config: &Config, saved: &Progress, path: &std::path::Path) -> Res
 fn shards(config: &Config, saved: Option<u32>, world: u32) -> Result<u32> {
     let v = match (saved, config.distributed.virtual_shards) {
         (Some(saved), Some(v)) if saved != v => {
-            let problem = format!("it is {v}, but the run was begun with {saved}; V is fixed at a run's first start");
+            let problem =
+                format!("it is {v}, but the run was begun with {saved}; V is fixed at a run's first start");
             return Err(Error::config("distributed.virtual_shards", problem));
         }
         (saved, configured) => saved.or(configured).unwrap_or(world),

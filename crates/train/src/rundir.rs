@@ -111,7 +111,11 @@ impl RunDir {
         Ok(Start { checkpoint, attempt, warnings })
     }
 
-    fn newest(&self, dir: &Path, warnings: &mut Vec<String>) -> Result<Option<(PathBuf, Snapshot, Progress)>> {
+    fn newest(
+        &self,
+        dir: &Path,
+        warnings: &mut Vec<String>,
+    ) -> Result<Option<(PathBuf, Snapshot, Progress)>> {
         checkpoint::newest(dir, |w| warnings.push(w))
     }
 

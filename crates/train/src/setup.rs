@@ -39,7 +39,9 @@ pub fn device(name: &str, isa: Isa, threads: usize) -> Result<Device> {
             Ok(d) => Ok(d),
             Err(_) => Ok(Device::cpu(Cpu::new(isa, threads)?)),
         },
-        other => Err(Error::config("--device", format!("there is no device {other:?}; use auto, cpu or cuda"))),
+        other => {
+            Err(Error::config("--device", format!("there is no device {other:?}; use auto, cpu or cuda")))
+        }
     }
 }
 
@@ -49,7 +51,9 @@ pub fn classification(config: &Config, source: &dyn Source, comm: &Arc<dyn Commu
     let missing = |what: &str| Error::config("data.train", format!("{} has no {what}", source.name()));
     let image = schema.first(Role::Image).ok_or_else(|| missing("images"))?;
     let label = schema.first(Role::Label).ok_or_else(|| missing("labels"))?;
-    let [h, w, c] = image.shape[..] else { return Err(missing("images of the form height, width, channels")) };
+    let [h, w, c] = image.shape[..] else {
+        return Err(missing("images of the form height, width, channels"));
+    };
     let mut builder = Builder::new();
     let layers = phalanx_nn::build(&config.model, [h, w, c], schema.classes.len(), &mut builder)?;
     let (params, norms) = parameters(builder, config.seed, comm)?;
@@ -74,4 +78,25 @@ pub fn parameters(builder: Builder, seed: u64, comm: &Arc<dyn Communicator>) -> 
     let (params, norms) = built?;
     params.initialise(seed)?;
     Ok((params, norms))
+}
+
+/// Checks everything about a configuration that can be known without running it; where its data set is
+/// at hand, also that the model fits the samples.
+pub fn check(config: &Config) -> Result<()> {
+    Isa::choose(&config.compute.isa)?;
+    config.optimizer.check()?;
+    config.schedule.check()?;
+    config.model.check()?;
+    match phalanx_data::open(&config.data.train, phalanx_data::Split::Train) {
+        Ok(source) => {
+            let schema = source.schema();
+            if let Some([h, w, c]) = schema.first(Role::Image).map(|f| &f.shape[..]) {
+                phalanx_nn::build(&config.model, [*h, *w, *c], schema.classes.len(), &mut Builder::new())?;
+            }
+            Ok(())
+        }
+        // A configuration may be written before its data are fetched.
+        Err(phalanx_data::Error::UnknownSet { .. }) if config.data.train.contains('/') => Ok(()),
+        Err(e) => Err(e.into()),
+    }
 }

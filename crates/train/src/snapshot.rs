@@ -35,7 +35,9 @@ pub struct ModelHash {
 impl Snapshot {
     /// The first parameter that is not finite.
     pub fn first_non_finite(&self) -> Option<String> {
-        let bad = |a: &Array| a.dtype == DType::F32 && a.to_vec::<f32>().is_ok_and(|v| v.iter().any(|x| !x.is_finite()));
+        let bad = |a: &Array| {
+            a.dtype == DType::F32 && a.to_vec::<f32>().is_ok_and(|v| v.iter().any(|x| !x.is_finite()))
+        };
         self.model.iter().find(|(_, a)| bad(a)).map(|(n, _)| n.clone())
     }
 }

@@ -10,6 +10,7 @@ mod origin;
 mod tests;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use install::{Failure, install, intact, write_whole};
@@ -44,6 +45,16 @@ pub struct Report {
     pub files: Vec<FetchedFile>,
     /// Origins that were tried in vain before the one that had the files.
     pub attempts: Vec<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for file in &self.files {
+            let origin = file.origin.as_deref().map_or("in place".to_owned(), |o| format!("from {o}"));
+            writeln!(f, "{}  {} bytes, SHA-256 as published, {origin}", file.path.display(), file.bytes)?;
+        }
+        write!(f, "{} is ready: train = {:?}", self.name, self.dir.display().to_string())
+    }
 }
 
 /// A data set that can be fetched.

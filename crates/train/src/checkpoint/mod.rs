@@ -88,7 +88,8 @@ pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
 
 /// Writes a checkpoint below `dir` and returns its path.
 pub fn write(dir: &Path, snapshot: &Snapshot, progress: &Progress) -> Result<PathBuf> {
-    let (path, tmp) = (dir.join(name_of(progress.step)), dir.join(format!(".{}.tmp", name_of(progress.step))));
+    let (path, tmp) =
+        (dir.join(name_of(progress.step)), dir.join(format!(".{}.tmp", name_of(progress.step))));
     let done = write_files(&tmp, snapshot, progress).and_then(|()| {
         // The same step again (a run resumed from an older checkpoint): the new one takes its place.
         if path.exists() {
@@ -152,7 +153,8 @@ pub fn read(path: &Path) -> Result<(Snapshot, Progress)> {
         }
         files.insert(name, bytes);
     }
-    let file = |name: &str| files.get(name).ok_or_else(|| damaged(format!("{name} is missing in {COMPLETE}")));
+    let file =
+        |name: &str| files.get(name).ok_or_else(|| damaged(format!("{name} is missing in {COMPLETE}")));
     let progress: Progress =
         serde_json::from_slice(file(STATE)?).map_err(|e| damaged(format!("{STATE}: {e}")))?;
     let mut snapshot = Snapshot {
@@ -207,7 +209,8 @@ mod tests {
 
     fn sample(step: u64) -> (Snapshot, Progress) {
         let mut model = Arrays::new();
-        model.insert("fc.weight".into(), Array::new(&[2, 2], &[1.0f32, -2.5, f32::MIN_POSITIVE, step as f32]));
+        model
+            .insert("fc.weight".into(), Array::new(&[2, 2], &[1.0f32, -2.5, f32::MIN_POSITIVE, step as f32]));
         model.insert("bn.num_batches_tracked".into(), Array::new(&[], &[7i64]));
         let mut task = StateMap::default();
         task.shared.insert("target".into(), Array::new(&[1], &[0.5f64]));

@@ -1,7 +1,7 @@
 //! Classification: cross-entropy on labels, errors at one and at five.
 
 use phalanx_nn::{Layer, OptimizerConfig, Params};
-use phalanx_tensor::Tensor;
+use phalanx_tensor::{Tensor, top_k_errors};
 
 use super::{Batch, Loss, Phase, PhaseId, ShardCx, Task};
 use crate::Result;
@@ -56,7 +56,7 @@ impl Task for Classification {
         let (logits, labels) = (self.logits(batch, cx)?, batch.field(&self.label)?);
         let weights = batch.weights_on(cx.device)?;
         let loss = logits.cross_entropy(labels, weights.as_ref())?.item()?;
-        let wrong = logits.top_k_errors(labels, &[1, 5])?;
+        let wrong = top_k_errors(&logits, labels, &[1, 5])?;
         let weighed = |errors: &[bool]| -> f64 {
             let of = |i: usize| batch.weights.as_ref().map_or(1.0, |w| f64::from(w[i]));
             errors.iter().enumerate().filter(|(_, e)| **e).map(|(i, _)| of(i)).sum()

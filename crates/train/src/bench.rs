@@ -1,0 +1,263 @@
+//! Measurements for `phalanx bench`: medians of repeated runs on random data.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use phalanx_comm::Communicator;
+use phalanx_host::{Mat, MatMut, gemm as product};
+use phalanx_host::rng::{Key, Stream};
+use phalanx_host::{Cpu, Isa};
+use phalanx_nn::{ModelConfig, OptimizerConfig};
+use phalanx_tensor::Tensor;
+use serde::Serialize;
+
+use crate::engine::{Engine, EngineOptions};
+use crate::faults::Faults;
+use crate::report::{peak_rss_bytes, quantile};
+use crate::task::{Batch, Classification, Task};
+use crate::{Result, ranks, setup};
+
+/// What `bench gemm` measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct GemmReport {
+    /// Rows, columns, length of the sums.
+    pub shape: [usize; 3],
+    /// Compute threads.
+    pub threads: usize,
+    /// The instruction set.
+    pub isa: &'static str,
+    /// Median time.
+    pub seconds_p50: f64,
+    /// 2 m n k by time, in 10⁹ a second.
+    pub gflops: f64,
+}
+
+fn noise(stream: &mut Stream, n: usize) -> Vec<f32> {
+    (0..n).map(|_| stream.f32() - 0.5).collect()
+}
+
+/// Measures `C = A·B` in single precision.
+pub fn gemm(m: usize, n: usize, k: usize, threads: usize, isa: &str) -> Result<GemmReport> {
+    let cpu = Cpu::new(Isa::choose(isa)?, threads)?;
+    let mut stream = Key::new(1).stream();
+    let (a, b) = (noise(&mut stream, m * k), noise(&mut stream, k * n));
+    let mut c = vec![0.0f32; m * n];
+    let mut times = Vec::new();
+    let begun = Instant::now();
+    while times.len() < 5 || begun.elapsed() < Duration::from_secs(1) {
+        let since = Instant::now();
+        let (a, b) = (Mat::row_major(&a, m, k)?, Mat::row_major(&b, k, n)?);
+        product(&cpu, a, b, MatMut::row_major(&mut c, m, n)?, false)?;
+        times.push(since.elapsed().as_secs_f64());
+    }
+    let seconds_p50 = quantile(&mut times[1..], 0.5);
+    let flop = 2.0 * m as f64 * n as f64 * k as f64;
+    Ok(GemmReport {
+        shape: [m, n, k],
+        threads,
+        isa: cpu.isa.name(),
+        seconds_p50,
+        gflops: flop / seconds_p50 / 1e9,
+    })
+}
+
+/// What `bench allreduce` measured; see [`phalanx_comm::bench::Report`].
+#[derive(Debug, Clone, Serialize)]
+pub struct AllReduceReport {
+    /// The transport.
+    pub comm: &'static str,
+    /// Ranks.
+    pub ranks: u32,
+    /// Bytes of each rank's buffer.
+    pub bytes: usize,
+    /// Median time.
+    pub seconds_p50: f64,
+    /// 2(W−1)/W of the bytes by time.
+    pub bus_bandwidth_gb_s: f64,
+    /// Bytes read and written by time.
+    pub memory_bandwidth_gb_s: f64,
+    /// The same for plain copies in the same run.
+    pub copy_gb_s: f64,
+}
+
+/// Measures all-reduces between thread ranks.
+pub fn all_reduce(bytes: usize, ranks: u32, rounds: usize, isa: &str) -> Result<AllReduceReport> {
+    let r = phalanx_comm::bench::all_reduce_threads(ranks, bytes, rounds, Isa::choose(isa)?)?;
+    Ok(AllReduceReport {
+        comm: r.comm,
+        ranks: r.ranks,
+        bytes: r.bytes,
+        seconds_p50: r.seconds_p50,
+        bus_bandwidth_gb_s: r.bus_bandwidth_gb_s,
+        memory_bandwidth_gb_s: r.memory_bandwidth_gb_s,
+        copy_gb_s: r.copy_gb_s,
+    })
+}
+
+/// What `bench step` is asked to do.
+#[derive(Debug, Clone)]
+pub struct StepRequest {
+    /// The model's name.
+    pub model: String,
+    /// Height, width, channels.
+    pub input: [usize; 3],
+    /// Classes.
+    pub classes: usize,
+    /// Samples of each rank in a step.
+    pub batch: u64,
+    /// Thread ranks.
+    pub ranks: u32,
+    /// V.
+    pub virtual_shards: u32,
+    /// Compute threads of each rank.
+    pub threads: usize,
+    /// The instruction set's name.
+    pub isa: String,
+    /// How long to measure.
+    pub seconds: f64,
+    /// A whole step, or the forward pass alone.
+    pub train: bool,
+}
+
+/// What `bench step` measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepReport {
+    /// The model's name.
+    pub model: String,
+    /// Samples of each rank in a step.
+    pub batch: u64,
+    /// Ranks.
+    pub ranks: u32,
+    /// V.
+    pub virtual_shards: u32,
+    /// Compute threads of each rank.
+    pub threads: usize,
+    /// The instruction set.
+    pub isa: String,
+    /// Over all ranks, from the median step.
+    pub samples_per_second: f64,
+    /// Median time of a step.
+    pub step_ms_p50: f64,
+    /// The most memory that the process had at once.
+    pub peak_rss_bytes: u64,
+    /// Multiply-adds of linear and convolution layers, twice, by time, in 10⁹ a second over all ranks.
+    pub gflops: f64,
+    /// `gflops` as a fraction of what matrix products of 512³ reach on as many threads.
+    pub peak_fraction: f64,
+}
+
+/// Measures steps on random data: forward, cross-entropy, backward, sum over ranks, SGD with momentum.
+pub fn step(request: &StepRequest) -> Result<StepReport> {
+    let isa = Isa::choose(&request.isa)?;
+    let body = |comm: Arc<dyn Communicator>| run_steps(request, isa, comm);
+    let mut all = ranks::run_threads(request.ranks, Duration::from_secs(60), isa, body)?;
+    let (mut times, flop) = all.swap_remove(0);
+    let seconds = quantile(&mut times, 0.5);
+    let samples = (request.batch * u64::from(request.ranks)) as f64;
+    let gflops = flop * samples / seconds / 1e9;
+    let peak =
+        gemm(512, 512, 512, 1, &request.isa)?.gflops * f64::from(request.ranks) * request.threads as f64;
+    Ok(StepReport {
+        model: request.model.clone(),
+        batch: request.batch,
+        ranks: request.ranks,
+        virtual_shards: request.virtual_shards,
+        threads: request.threads,
+        isa: isa.name().into(),
+        samples_per_second: samples / seconds,
+        step_ms_p50: seconds * 1e3,
+        peak_rss_bytes: peak_rss_bytes(),
+        gflops,
+        peak_fraction: gflops / peak,
+    })
+}
+
+/// The times of the steps, and the floating-point operations of one sample.
+fn run_steps(request: &StepRequest, isa: Isa, comm: Arc<dyn Communicator>) -> Result<(Vec<f64>, f64)> {
+    let device = setup::device("cpu", isa, request.threads)?;
+    let [h, w, c] = request.input;
+    let mut builder = phalanx_nn::Builder::new();
+    let model = ModelConfig::named(&request.model);
+    let layers = phalanx_nn::build(&model, request.input, request.classes, &mut builder)?;
+    let forward_flop = 2.0 * builder.multiply_adds() as f64;
+    let (params, norms) = setup::parameters(builder, 1, &comm)?;
+    let optimizer = OptimizerConfig::sgd(0.01, 0.9, 1e-4);
+    let task: Box<dyn Task> = Box::new(Classification::new(layers, &params, optimizer, "image", "label"));
+    let options = EngineOptions {
+        seed: 1,
+        shards: request.virtual_shards,
+        bucket_bytes: 25_000_000,
+        deadline: Duration::from_secs(60),
+        faults: Faults::default(),
+    };
+    let mut engine = Engine::new(comm.clone(), &device, task, params, norms, options)?;
+
+    let total = request.batch * u64::from(request.ranks);
+    let mut stream = Key::new(2).derive(u64::from(comm.rank()), 0).stream();
+    let batches = engine.shards()?.map(|shard| {
+        let range =
+            phalanx_data::shard_positions(0..total, u64::from(request.virtual_shards), u64::from(shard));
+        let n = (range.end - range.start) as usize;
+        let labels: Vec<i64> = (0..n).map(|_| stream.below(request.classes as u64) as i64).collect();
+        Ok(Batch::of([
+            ("image", Tensor::from_slice(&noise(&mut stream, n * h * w * c), [n, h, w, c], &device)?),
+            ("label", Tensor::from_slice(&labels, [n], &device)?),
+        ]))
+    });
+    let batches = batches.collect::<Result<Vec<_>>>()?;
+    let mut times = Vec::new();
+    let begun = Instant::now();
+    let mut number = 0;
+    // All ranks stop at the step that rank 0 stops at.
+    loop {
+        let since = Instant::now();
+        let enough = comm.rank() == 0 && times.len() >= 10 && begun.elapsed().as_secs_f64() > request.seconds;
+        let stop = if request.train {
+            engine.step(number, batches.clone(), 1.0, enough)?.stop
+        } else {
+            let cx = engine.inference();
+            batches.iter().try_for_each(|b| engine.task().evaluate(b, &cx).map(|_| ()))?;
+            comm.vote(u8::from(enough), comm.deadline())? > 0
+        };
+        times.push(since.elapsed().as_secs_f64());
+        number += 1;
+        if stop {
+            break;
+        }
+    }
+    // The first steps fill the pool and the caches.
+    let warm = times.split_off(3.min(times.len()));
+    // Backward costs two products for each of forward's.
+    Ok((warm, forward_flop * if request.train { 3.0 } else { 1.0 }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    #[test]
+    fn figures_are_positive_and_wrong_names_are_errors() {
+        let g = gemm(33, 17, 65, 1, "auto").unwrap();
+        assert!(g.gflops > 0.0);
+        assert!(matches!(gemm(8, 8, 8, 1, "sse9"), Err(Error::Host(_))));
+        let mut r = StepRequest {
+            model: "lenet5".into(),
+            input: [28, 28, 1],
+            classes: 10,
+            batch: 4,
+            ranks: 2,
+            virtual_shards: 4,
+            threads: 1,
+            isa: "auto".into(),
+            seconds: 0.01,
+            train: true,
+        };
+        let report = step(&r).unwrap();
+        assert!(report.samples_per_second > 0.0 && report.gflops > 0.0 && report.peak_fraction > 0.0);
+        r.train = false;
+        assert!(step(&r).unwrap().samples_per_second > 0.0);
+        r.model = "lenet6".into();
+        assert_eq!(step(&r).unwrap_err().exit_code(), 2);
+    }
+}
