@@ -118,15 +118,17 @@ pub(crate) fn column_sums<E: Real, R: Terms<E, M>, const M: usize>(
             E::dispatch(cpu.isa, Block { rule, start, rows: 1, width, sums: &mut sums[..M * width] });
         }
     });
+    // In doubles: there may be thousands of parts.
+    let mut totals = vec![0.0f64; M * cols];
     for (b, part) in parts.chunks_exact(M * fold.width).enumerate() {
         let width = if b < blocks { fold.width } else { rest * cols };
-        for m in 0..M {
-            let sums = &mut out[m * cols..(m + 1) * cols];
-            for row in part[m * width..(m + 1) * width].chunks_exact(cols) {
-                sums.iter_mut().zip(row).for_each(|(s, &x)| *s += x);
+        for (part, totals) in part.chunks_exact(width).zip(totals.chunks_exact_mut(cols)) {
+            for row in part.chunks_exact(cols) {
+                totals.iter_mut().zip(row).for_each(|(t, x)| *t += x.to_f64());
             }
         }
     }
+    out.iter_mut().zip(totals).for_each(|(o, t)| *o = E::from_f64(t));
 }
 
 /// The elements themselves.

@@ -13,7 +13,7 @@ pub(super) fn check(op: &'static str, indices: &[i64], limit: usize) -> Result<(
 }
 
 /// `out[o][j][..] = x[o][list[j]][..]`, where `x` is `[outer, size, inner]`.
-pub(super) fn select<T: Real>(x: &[T], [_, size, inner]: [usize; 3], list: &[i64], out: &mut [T]) {
+pub(super) fn slices<T: Real>(x: &[T], [_, size, inner]: [usize; 3], list: &[i64], out: &mut [T]) {
     if out.is_empty() {
         return;
     }
@@ -24,30 +24,21 @@ pub(super) fn select<T: Real>(x: &[T], [_, size, inner]: [usize; 3], list: &[i64
     }
 }
 
-/// `dx[o][list[j]][..] += g[o][j][..]`, after zeros unless `accumulate` is set.
-pub(super) fn add_selected<T: Real>(
-    g: &[T],
-    [_, size, inner]: [usize; 3],
-    list: &[i64],
-    dx: &mut [T],
-    accumulate: bool,
-) {
-    if !accumulate {
-        dx.fill(T::ZERO);
-    }
+/// `out[o][list[j]][..] += g[o][j][..]`.
+pub(super) fn add_slices<T: Real>(g: &[T], [_, size, inner]: [usize; 3], list: &[i64], out: &mut [T]) {
     if g.is_empty() {
         return;
     }
     for (o, g) in g.chunks_exact(list.len() * inner).enumerate() {
         for (&index, g) in list.iter().zip(g.chunks_exact(inner)) {
-            let row = &mut dx[(o * size + index as usize) * inner..][..inner];
+            let row = &mut out[(o * size + index as usize) * inner..][..inner];
             row.iter_mut().zip(g).for_each(|(d, &g)| *d += g);
         }
     }
 }
 
 /// Calls `each(i, at)` for every index i in row-major order with the place in `x` that it names.
-pub(super) fn gathered(
+pub(super) fn elements(
     x: Shape,
     index: Shape,
     axis: usize,

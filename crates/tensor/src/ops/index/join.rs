@@ -3,11 +3,12 @@
 use crate::op::{Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
-use crate::{Error, Result, Tensor, View, ViewMut, ops};
+use crate::{Error, MAX_AXES, Result, Tensor, View, ViewMut, ops};
 
 /// Operands one after the other along an axis.
 #[derive(Debug, Clone, Copy)]
 struct Concat {
+    op: &'static str,
     axis: usize,
 }
 
@@ -31,19 +32,19 @@ impl Concat {
 
 impl Op for Concat {
     fn name(&self) -> &'static str {
-        "concat"
+        self.op
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
         let first = inputs[0].shape();
-        ops::want_axis("concat", first, self.axis)?;
+        ops::want_axis(self.op, first, self.axis)?;
         let mut total = first[self.axis];
         for (i, m) in inputs.iter().enumerate().skip(1) {
-            ops::want_same("concat", inputs, i)?;
+            ops::want_same(self.op, inputs, i)?;
             let shape = m.shape();
             if shape.len() != first.len() || first.with(self.axis, 0) != shape.with(self.axis, 0) {
                 let hint = "all axes but the joined one must be equal";
-                return Err(Error::Shapes { op: "concat", lhs: first, rhs: shape, hint });
+                return Err(Error::Shapes { op: self.op, lhs: first, rhs: shape, hint });
             }
             total += shape[self.axis];
         }
@@ -81,30 +82,33 @@ impl Op for Concat {
     }
 }
 
+fn join(op: &'static str, parts: &[&Tensor], axis: usize) -> Result<Tensor> {
+    if parts.is_empty() {
+        let why = "it needs at least one tensor".to_owned();
+        return Err(Error::Invalid { op, shape: [0].into(), why });
+    }
+    apply_one(Concat { op, axis }, parts)
+}
+
 /// The tensors one after the other along `axis`; all other axes must be equal.
 pub fn concat(parts: &[&Tensor], axis: usize) -> Result<Tensor> {
-    if parts.is_empty() {
-        return Err(Error::Backward { why: "concat needs at least one tensor".into() });
-    }
-    apply_one(Concat { axis }, parts)
+    join("concat", parts, axis)
 }
 
 /// The tensors, all of one shape, along a new axis `axis`.
 pub fn stack(parts: &[&Tensor], axis: usize) -> Result<Tensor> {
-    let Some(first) = parts.first() else {
-        return Err(Error::Backward { why: "stack needs at least one tensor".into() });
+    let wider = |t: &&Tensor| {
+        let shape = t.shape();
+        if axis > shape.len() || shape.len() >= MAX_AXES {
+            let why = format!("there is no place {axis} for a new axis");
+            return Err(Error::Invalid { op: "stack", shape, why });
+        }
+        if shape != parts[0].shape() {
+            let hint = "all shapes must be equal";
+            return Err(Error::Shapes { op: "stack", lhs: parts[0].shape(), rhs: shape, hint });
+        }
+        t.reshape(&[&shape[..axis], &[1], &shape[axis..]].concat())
     };
-    let shape = first.shape();
-    if axis > shape.len() || shape.len() >= crate::MAX_AXES {
-        let why = format!("there is no place {axis} for a new axis");
-        return Err(Error::Invalid { op: "stack", shape, why });
-    }
-    if let Some(other) = parts.iter().find(|t| t.shape() != shape) {
-        let hint = "all shapes must be equal";
-        return Err(Error::Shapes { op: "stack", lhs: shape, rhs: other.shape(), hint });
-    }
-    let mut sizes = shape.to_vec();
-    sizes.insert(axis, 1);
-    let parts = parts.iter().map(|t| t.reshape(&sizes)).collect::<Result<Vec<_>>>()?;
-    concat(&parts.iter().collect::<Vec<_>>(), axis)
+    let parts = parts.iter().map(wider).collect::<Result<Vec<_>>>()?;
+    join("stack", &parts.iter().collect::<Vec<_>>(), axis)
 }

@@ -1,7 +1,7 @@
 //! A layer's product: rows times the transposed weight, plus a bias.
 
 use phalanx_host::simd::Real;
-use phalanx_host::{Cpu, MatMut, gemm};
+use phalanx_host::{Cpu, MatMut, gemm_bias};
 
 use super::{into_slot, mat};
 use crate::op::{Exec, Meta, Op, Plan, Saved};
@@ -16,13 +16,9 @@ struct Linear;
 
 fn forward<T: Real>(cpu: &Cpu, ins: &[View], out: &mut ViewMut) -> Result<()> {
     let [n, o] = [out.shape[0], out.shape[1]];
-    let y = out.slice::<T>()?;
-    // The product is added to rows that hold the bias already.
-    if let Some(b) = ins.get(2) {
-        let b = b.slice::<T>()?;
-        y.chunks_exact_mut(o.max(1)).for_each(|row| row.copy_from_slice(b));
-    }
-    Ok(gemm(cpu, mat(&ins[0])?, mat(&ins[1])?.t(), MatMut::row_major(y, n, o)?, ins.len() == 3)?)
+    let bias = ins.get(2).map(View::slice::<T>).transpose()?;
+    let y = MatMut::row_major(out.slice::<T>()?, n, o)?;
+    Ok(gemm_bias(cpu, mat(&ins[0])?, mat(&ins[1])?.t(), bias, y, false)?)
 }
 
 impl Op for Linear {

@@ -4,6 +4,7 @@ use phalanx_host::Cpu;
 use phalanx_host::simd::{Kernel, Real, Simd};
 
 use crate::Layout;
+use crate::ops::columns::{Plain, column_sums};
 use crate::ops::walk::Walk;
 
 struct RowSum<'a, E>(&'a [E]);
@@ -45,8 +46,8 @@ impl<E: Real> Kernel<E> for AddRow<'_, E> {
     }
 }
 
-/// Rows that one partial sum covers when the outer axes are reduced: the chain of roundings stays
-/// short, and the cut depends on the shape alone.
+/// Rows or vectors' numbers that one chain of roundings covers; what lies beyond is added in doubles.
+/// The cut depends on the shape alone.
 const BLOCK: usize = 256;
 
 /// `out[kept] = Σ src[kept, reduced]`, where the two layouts walk the kept and the reduced axes.
@@ -58,37 +59,50 @@ pub(super) fn sum<T: Real>(cpu: &Cpu, src: &[T], kept: &Layout, reduced: &Layout
     let (outer, inner) = (Walk::new([kept]), Walk::new([reduced]));
     let (n, [kept_step]) = (outer.inner(), outer.steps());
     let (m, [step]) = (inner.inner(), inner.steps());
-    if kept_step == 1 && step != 1 && n > 1 {
+    if kept_step == 1 && step == n && inner.runs() == 1 {
+        // Down the columns of a matrix without gaps.
         outer.for_runs(0, outer.runs(), |r, [base]| {
-            let out = &mut out[r * n..(r + 1) * n];
-            let mut part = vec![T::ZERO; n];
+            column_sums(cpu, m, n, Plain(&src[base..base + m * n]), &mut out[r * n..(r + 1) * n]);
+        });
+    } else if kept_step == 1 && step != 1 && n > 1 {
+        // Down the columns of rows that lie apart.
+        outer.for_runs(0, outer.runs(), |r, [base]| {
+            let (mut part, mut total) = (vec![T::ZERO; n], vec![0.0f64; n]);
             let mut rows = 0;
+            let mut close = |part: &mut Vec<T>| {
+                total.iter_mut().zip(part).for_each(|(t, x)| *t += std::mem::take(x).to_f64());
+            };
             inner.for_runs(0, inner.runs(), |_, [at]| {
                 for i in 0..m {
                     let from = base + at + i * step;
                     T::dispatch(cpu.isa, AddRow(&mut part, &src[from..from + n]));
                     rows += 1;
                     if rows % BLOCK == 0 {
-                        T::dispatch(cpu.isa, AddRow(out, &part));
-                        part.fill(T::ZERO);
+                        close(&mut part);
                     }
                 }
             });
-            T::dispatch(cpu.isa, AddRow(out, &part));
+            close(&mut part);
+            out[r * n..(r + 1) * n].iter_mut().zip(total).for_each(|(o, t)| *o = T::from_f64(t));
         });
-        return;
-    }
-    outer.for_runs(0, outer.runs(), |r, [base]| {
-        for (k, o) in out[r * n..(r + 1) * n].iter_mut().enumerate() {
-            let base = base + k * kept_step;
-            let mut total = T::ZERO;
+    } else {
+        let one = |base: usize| {
+            let mut total = 0.0;
             inner.for_runs(0, inner.runs(), |_, [at]| {
+                let at = base + at;
                 total += match step {
-                    1 => T::dispatch(cpu.isa, RowSum(&src[base + at..base + at + m])),
-                    _ => (0..m).fold(T::ZERO, |s, i| s + src[base + at + i * step]),
+                    1 => {
+                        let part = |x| T::dispatch(cpu.isa, RowSum(x)).to_f64();
+                        src[at..at + m].chunks(16 * BLOCK).map(part).sum()
+                    }
+                    _ => (0..m).map(|i| src[at + i * step].to_f64()).sum::<f64>(),
                 };
             });
-            *o = total;
-        }
-    });
+            T::from_f64(total)
+        };
+        outer.for_runs(0, outer.runs(), |r, [base]| {
+            let row = &mut out[r * n..(r + 1) * n];
+            row.iter_mut().enumerate().for_each(|(k, o)| *o = one(base + k * kept_step));
+        });
+    }
 }
