@@ -19,7 +19,7 @@ impl Column {
         check_dtype::<T>(&spec)?;
         let bytes = bytemuck::allocation::try_cast_vec(values)
             .unwrap_or_else(|(_, values)| bytemuck::cast_slice::<T, u8>(&values).to_vec());
-        if spec.variable || spec.sample_bytes() == 0 || bytes.len() % spec.sample_bytes() != 0 {
+        if spec.variable || spec.sample_bytes() == 0 || !bytes.len().is_multiple_of(spec.sample_bytes()) {
             let problem = format!("{} bytes are no whole samples of shape {:?}", bytes.len(), spec.shape);
             return Err(Error::field(&spec.name, problem));
         }
@@ -33,7 +33,11 @@ impl Column {
         let (mut bytes, mut starts) = (Vec::new(), vec![0]);
         for (i, sample) in samples.iter().enumerate() {
             let data: &[u8] = bytemuck::cast_slice(sample);
-            if !spec.variable || row == 0 || data.len() % row != 0 || data.len() > spec.sample_bytes() {
+            if !spec.variable
+                || row == 0
+                || !data.len().is_multiple_of(row)
+                || data.len() > spec.sample_bytes()
+            {
                 let problem = format!("sample {i} of {} bytes does not fit {:?}", data.len(), spec.shape);
                 return Err(Error::field(&spec.name, problem));
             }

@@ -6,7 +6,10 @@ use phalanx_host::rng::Key;
 
 /// Separates the order's random stream from every other one of the same seed.
 const STREAM: u64 = 0x6F72_6465_7200;
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 8;
+/// A network of fewer bits has too few round functions to reach all permutations equally often; walking
+/// through 256 numbers for a handful of samples costs nothing that matters.
+const LEAST_BITS: u32 = 8;
 
 /// The order of one epoch: a pseudo-random permutation of `0..n` that is evaluated at one position in
 /// constant time and memory.
@@ -28,7 +31,7 @@ pub struct Order {
 impl Order {
     /// The order of `n` samples in epoch `epoch` of the run with that seed.
     pub fn new(seed: u64, epoch: u64, n: u64) -> Self {
-        let bits = (u64::BITS - n.saturating_sub(1).leading_zeros()).max(2);
+        let bits = (u64::BITS - n.saturating_sub(1).leading_zeros()).max(LEAST_BITS);
         let low_bits = bits / 2;
         let mut stream = Key::new(seed).derive(STREAM, epoch).stream();
         let keys = std::array::from_fn(|_| [stream.u64(), stream.u64() | 1]);

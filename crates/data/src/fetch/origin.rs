@@ -143,12 +143,10 @@ fn from_archive(dir: &Path, wanted: &Wanted) -> std::io::Result<Box<dyn Read>> {
         let mut entry = entry?;
         let name = entry.path()?.file_name().map(|n| n.to_string_lossy().into_owned());
         if let Some(name) = name.filter(|name| names.contains(name)) {
-            // An entry cannot outlive the archive, so it is copied; the size is bounded first.
-            if entry.size() > wanted.bytes {
-                return Err(std::io::Error::other(format!("{name} is larger than it should be")));
-            }
-            let mut bytes = Vec::with_capacity(entry.size() as usize);
-            entry.read_to_end(&mut bytes)?;
+            // An entry cannot outlive the archive, so it is copied; never more than what gzip can make of
+            // the wanted size (it may grow what it cannot shrink), so that a wrong one fails the check.
+            let mut bytes = Vec::new();
+            entry.by_ref().take(wanted.bytes + wanted.bytes / 8 + 1024).read_to_end(&mut bytes)?;
             let bytes = std::io::Cursor::new(bytes);
             let packed = name.ends_with(".gz");
             return Ok(if packed { Box::new(MultiGzDecoder::new(bytes)) } else { Box::new(bytes) });

@@ -16,7 +16,8 @@ const STEMS: [&str; 4] = [
 
 /// A set of three training images and one test image, 2 by 2.
 fn contents() -> [Vec<u8>; 4] {
-    let images = |n: u8| [&[0, 0, 8, 3, 0, 0, 0, n, 0, 0, 0, 2, 0, 0, 0, 2][..], &vec![n; n as usize * 4]].concat();
+    let images =
+        |n: u8| [&[0, 0, 8, 3, 0, 0, 0, n, 0, 0, 0, 2, 0, 0, 0, 2][..], &vec![n; n as usize * 4]].concat();
     let labels = |l: &[u8]| [&[0, 0, 8, 1, 0, 0, 0, l.len() as u8][..], l].concat();
     [images(3), labels(&[0, 1, 0]), images(1), labels(&[1])]
 }
@@ -171,11 +172,13 @@ fn npm_packages_are_unpacked() {
     for packed in [false, true] {
         let scene = Scene::new();
         scene.fill("source", packed);
-        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        let mut tar =
+            tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
         tar.append_dir_all("package/data", scene.path("source")).unwrap();
         let archive = scene.path("tiny.archive");
         fs::write(&archive, tar.into_inner().unwrap().finish().unwrap()).unwrap();
-        let script = "[ \"$1 $2\" = 'pack tiny-data@1.0.0' ] && cp 'ARCHIVE' tiny-data-1.0.0.tgz && echo tiny";
+        let script =
+            "[ \"$1 $2\" = 'pack tiny-data@1.0.0' ] && cp 'ARCHIVE' tiny-data-1.0.0.tgz && echo tiny";
         scene.program("npm", &script.replace("ARCHIVE", archive.to_str().unwrap()));
         let report = scene.fetch(None).unwrap();
         assert_eq!(origins(&report), [Some("npm package tiny-data@1.0.0"); 4]);
@@ -208,10 +211,15 @@ fn every_failed_attempt_is_listed() {
     let scene = Scene::new();
     scene.program("npm", "echo 'E404 no such package' >&2; exit 1");
     // Answers with a page instead of the file.
-    scene.program("curl", "for a; do [ \"$last\" = --output ] && out=$a; last=$a; done; echo '<html>' > \"$out\"");
+    scene.program(
+        "curl",
+        "for a; do [ \"$last\" = --output ] && out=$a; last=$a; done; echo '<html>not found</html>' > \"$out\"",
+    );
     let error = scene.fetch(None).unwrap_err();
     let text = error.to_string();
-    for part in ["dataset-tiny", "npm failed (exit status: 1): E404", "one.invalid", "two.invalid", "gzip", "--from"] {
+    for part in
+        ["dataset-tiny", "npm failed (exit status: 1): E404", "one.invalid", "two.invalid", "gzip", "--from"]
+    {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
     let text = Scene::new().fetch(None).unwrap_err().to_string();

@@ -88,7 +88,8 @@ impl Maker {
         let ids = self.ids(item);
         let mut fields = Vec::with_capacity(self.columns.len());
         for c in &mut self.columns {
-            (c.collected.clear(), c.lengths.clear());
+            c.collected.clear();
+            c.lengths.clear();
             let rows = if c.spec.variable { 0 } else { ids.len() };
             let shape: Vec<usize> = std::iter::once(rows).chain(c.spec.shape.iter().copied()).collect();
             fields.push(Field::new(&self.pool, c.spec.name.clone(), c.dtype, &shape)?);

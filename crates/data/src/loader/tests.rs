@@ -18,7 +18,8 @@ fn set() -> Arc<dyn Source> {
         Column::fixed::<u8>(FieldSpec::image([4, 4, 3], 250.0), images).unwrap(),
         Column::fixed(FieldSpec::label(), (0..N as i64).map(|i| i % 10).collect()).unwrap(),
         Column::variable(FieldSpec::array("text", DType::U8, &[6], true), &text).unwrap(),
-        Column::fixed(FieldSpec::array("at", DType::F32, &[], false), (0..N).map(|i| i as f32).collect()).unwrap(),
+        Column::fixed(FieldSpec::array("at", DType::F32, &[], false), (0..N).map(|i| i as f32).collect())
+            .unwrap(),
     ];
     Memory::new("noise", columns, (0..10).map(|c| c.to_string()).collect()).unwrap().shared()
 }
@@ -118,17 +119,21 @@ fn evaluation_reads_in_the_sets_order_without_random_transforms() {
 fn a_short_last_step_leaves_shards_empty() {
     let plan = Plan::new(5, 4, 4, 0..4, 1).unwrap();
     let loader = Loader::new(set(), &config(1), Mode::Eval, plan, &Pool::new()).unwrap();
-    let sizes: Vec<_> = loader.map(|l| l.unwrap().batch).map(|b| (b.len(), b.fields[0].shape.clone())).collect();
+    let sizes: Vec<_> =
+        loader.map(|l| l.unwrap().batch).map(|b| (b.len(), b.fields[0].shape.clone())).collect();
     assert_eq!(sizes.iter().map(|s| s.0).collect::<Vec<_>>(), [1, 1, 1, 1, 0, 0, 0, 1]);
     assert_eq!(sizes[4].1, [0, 4, 4, 3]);
 }
+
+/// What is done to a record.
+type How = fn(&mut Record) -> Result<()>;
 
 /// Fails in its own way at one sample, and counts what is read.
 #[derive(Debug)]
 struct Trap {
     inner: Arc<dyn Source>,
     at: u64,
-    how: fn(&mut Record) -> Result<()>,
+    how: How,
     reads: AtomicU64,
 }
 
@@ -152,7 +157,7 @@ impl Source for Trap {
     }
 }
 
-fn trap(at: u64, how: fn(&mut Record) -> Result<()>) -> Arc<Trap> {
+fn trap(at: u64, how: How) -> Arc<Trap> {
     Arc::new(Trap { inner: set(), at, how, reads: AtomicU64::new(0) })
 }
 
@@ -172,7 +177,7 @@ fn errors_and_panics_reach_the_caller_with_the_sample_and_the_set() {
         r.fields.pop();
         Ok(())
     };
-    let table: [(fn(&mut Record) -> Result<()>, &str); 5] = [
+    let table: [(How, &str); 5] = [
         (broken, "sample 50 of trap: shard-00003.dat: CRC mismatch"),
         (panics, "sample 50 of trap: loader thread panicked: decoder bug 7"),
         (short, "sample 50 of trap: field \"image\": has 47 bytes of shape [4, 4, 3]"),
@@ -228,7 +233,7 @@ fn the_window_is_bounded_and_dropping_is_prompt() {
 #[derive(Debug)]
 struct Every {
     inner: Arc<dyn Source>,
-    how: fn(&mut Record) -> Result<()>,
+    how: How,
 }
 
 impl Source for Every {

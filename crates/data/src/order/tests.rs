@@ -57,28 +57,55 @@ fn the_order_is_pinned() {
     assert_eq!(head(0, 1, 60_000), PIN[1]);
     assert_eq!(head(1, 0, 1_281_167), PIN[2]);
 }
-const PIN: [[u64; 6]; 3] = [[0; 6]; 3];
+/// From a second implementation, in Python.
+const PIN: [[u64; 6]; 3] = [
+    [25369, 57091, 40625, 45530, 57503, 20743],
+    [43160, 26784, 17759, 19588, 3262, 31357],
+    [599236, 495024, 1132663, 1014599, 1267375, 527161],
+];
 
-/// Chi-square of counts against equal ones, as standard deviations from its mean.
-fn deviation(counts: &[u32]) -> f64 {
-    let (k, total) = (counts.len() as f64, counts.iter().map(|&c| f64::from(c)).sum::<f64>());
-    let expected = total / k;
-    let chi: f64 = counts.iter().map(|&c| (f64::from(c) - expected).powi(2) / expected).sum();
-    (chi - (k - 1.0)) / (2.0 * (k - 1.0)).sqrt()
+/// Chi-square of counts against what is expected in these proportions, as standard deviations from its
+/// mean.
+fn deviation(counts: &[u32], proportions: &[f64]) -> f64 {
+    let (total, whole) = (counts.iter().map(|&c| f64::from(c)).sum::<f64>(), proportions.iter().sum::<f64>());
+    let term =
+        |(&count, p): (&u32, &f64)| (f64::from(count) - total * p / whole).powi(2) / (total * p / whole);
+    let chi: f64 = counts.iter().zip(proportions).map(term).sum();
+    let freedom = counts.len() as f64 - 1.0;
+    (chi - freedom) / (2.0 * freedom).sqrt()
 }
 
 #[test]
 fn small_sets_get_all_permutations_equally_often() {
-    for n in [3usize, 4, 5] {
+    for n in [3usize, 4, 5, 6] {
         let mut counts = std::collections::BTreeMap::new();
         let all: usize = (1..=n).product();
-        for epoch in 0..(all * 400) as u64 {
+        for epoch in 0..(all * 200) as u64 {
             let o = Order::new(11, epoch, n as u64);
             *counts.entry((0..n as u64).map(|p| o.at(p)).collect::<Vec<_>>()).or_insert(0u32) += 1;
         }
         assert_eq!(counts.len(), all);
-        let d = deviation(&counts.into_values().collect::<Vec<_>>());
+        let d = deviation(&counts.into_values().collect::<Vec<_>>(), &vec![1.0; all]);
         assert!(d.abs() < 5.0, "n = {n}: {d} deviations");
+    }
+}
+
+#[test]
+fn pairs_of_places_get_all_pairs_of_samples_equally_often() {
+    for n in [7u64, 8, 15, 16, 17, 33, 64, 65, 130] {
+        for (i, j) in [(0, 1), (0, n / 2), (n - 2, n - 1)] {
+            let mut counts = vec![0u32; (n * n) as usize];
+            for epoch in 0..n * n * 40 {
+                let o = Order::new(13, epoch, n);
+                counts[(o.at(i) * n + o.at(j)) as usize] += 1;
+            }
+            let proportions: Vec<_> = (0..n * n).map(|c| f64::from(c / n != c % n)).collect();
+            let (counts, proportions): (Vec<_>, Vec<_>) =
+                counts.into_iter().zip(proportions).filter(|(_, p)| *p > 0.0).unzip();
+            assert_eq!(counts.iter().map(|&c| u64::from(c)).sum::<u64>(), n * n * 40);
+            let d = deviation(&counts, &proportions);
+            assert!(d.abs() < 5.0, "n = {n}, places {i} and {j}: {d} deviations");
+        }
     }
 }
 
@@ -101,10 +128,19 @@ fn places_differences_and_epochs_look_random() {
                 follows += u64::from(b == (a + 1) % n);
             }
         }
+        // How many of 0..n fall into each of k buckets.
+        let sizes = |k: u64| (0..k).map(move |b| ((b + 1) * n).div_ceil(k) - (b * n).div_ceil(k));
+        let places: Vec<_> = sizes(8).flat_map(|a| sizes(8).map(move |b| (a * b) as f64)).collect();
+        let differences: Vec<_> = sizes(32).map(|a| a as f64).collect();
+        // Two samples in a row are never the same.
+        let mut steps = differences.clone();
+        steps[0] -= 1.0;
         // A permutation is more even than independent draws, so only the upper side can fail.
-        for (what, d) in
-            [("place", deviation(&place)), ("step", deviation(&step)), ("epochs", deviation(&again))]
-        {
+        for (what, d) in [
+            ("place", deviation(&place, &places)),
+            ("step", deviation(&step, &steps)),
+            ("epochs", deviation(&again, &differences)),
+        ] {
             assert!(d < 5.0, "n = {n}, {what}: {d} deviations");
         }
         // Fixed points and kept neighbours are Poisson with mean 1 an epoch.

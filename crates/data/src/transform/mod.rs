@@ -47,6 +47,9 @@ pub struct Param {
     pub help: &'static str,
 }
 
+/// Makes a row's step for images of that kind.
+type Build = fn(&[Value], &FieldSpec) -> Result<Box<dyn Step>>;
+
 /// One transform that can be asked for.
 pub struct Row {
     /// The name in the configuration.
@@ -57,7 +60,7 @@ pub struct Row {
     pub random: bool,
     /// Its parameters.
     pub params: &'static [Param],
-    build: fn(&[Value], &FieldSpec) -> Result<Box<dyn Step>>,
+    build: Build,
 }
 
 impl fmt::Debug for Row {

@@ -194,6 +194,13 @@ impl Step for Rotate {
     }
 }
 
+/// The next whole number below; `f32::floor` is a library call on the oldest processors.
+#[inline(always)]
+fn floor(x: f32) -> i64 {
+    let cut = x as i64;
+    cut - i64::from((cut as f32) > x)
+}
+
 /// Turns an image about its centre, counter-clockwise as it is seen (y points down).
 pub(super) fn rotate(image: &mut Image, sin: f32, cos: f32) {
     let [h, w, c] = image.shape;
@@ -209,14 +216,23 @@ pub(super) fn rotate(image: &mut Image, sin: f32, cos: f32) {
             let (dx, dy) = (x as f32 - cx, y as f32 - cy);
             // Where this pixel comes from.
             let (sx, sy) = (cos * dx - sin * dy + cx, sin * dx + cos * dy + cy);
-            let (x0, y0) = (sx.floor(), sy.floor());
-            let (fx, fy) = (sx - x0, sy - y0);
-            let (x0, y0) = (x0 as i64, y0 as i64);
-            scratch.extend((0..c).map(|k| {
-                let top = value(x0, y0, k) * (1.0 - fx) + value(x0 + 1, y0, k) * fx;
-                let bottom = value(x0, y0 + 1, k) * (1.0 - fx) + value(x0 + 1, y0 + 1, k) * fx;
+            let (x0, y0) = (floor(sx), floor(sy));
+            let (fx, fy) = (sx - x0 as f32, sy - y0 as f32);
+            let mix = |[a, b, c, d]: [f32; 4]| {
+                let (top, bottom) = (a * (1.0 - fx) + b * fx, c * (1.0 - fx) + d * fx);
                 top * (1.0 - fy) + bottom * fy
-            }));
+            };
+            if (0..w as i64 - 1).contains(&x0) && (0..h as i64 - 1).contains(&y0) {
+                // All four neighbours are inside.
+                let above = &pixels[(y0 as usize * w + x0 as usize) * c..][..2 * c];
+                let below = &pixels[((y0 as usize + 1) * w + x0 as usize) * c..][..2 * c];
+                scratch.extend((0..c).map(|k| mix([above[k], above[k + c], below[k], below[k + c]])));
+            } else {
+                scratch.extend((0..c).map(|k| {
+                    let (x1, y1) = (x0 + 1, y0 + 1);
+                    mix([value(x0, y0, k), value(x1, y0, k), value(x0, y1, k), value(x1, y1, k)])
+                }));
+            }
         }
     }
     std::mem::swap(&mut image.pixels, &mut image.scratch);

@@ -49,7 +49,10 @@ fn flips_mirror_whole_pixels() {
     let rows = ["{ name = \"flip\", p = 1 }", AS_IS];
     let colour = FieldSpec::image([2, 3, 2], 255.0);
     let image = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
-    assert_eq!(run(&rows, &colour, &image, Some(key(0))), [5., 6., 3., 4., 1., 2., 11., 12., 9., 10., 7., 8.]);
+    assert_eq!(
+        run(&rows, &colour, &image, Some(key(0))),
+        [5., 6., 3., 4., 1., 2., 11., 12., 9., 10., 7., 8.]
+    );
     let rows = ["{ name = \"flip\", p = 0.25 }", AS_IS];
     let two = FieldSpec::image([1, 2, 1], 255.0);
     let hits = (0..4000).filter(|&i| run(&rows, &two, &[1, 2], Some(key(i)))[0] == 2.0).count();
@@ -60,7 +63,8 @@ fn flips_mirror_whole_pixels() {
 fn shifts_fill_with_zeros_and_reach_every_place_equally() {
     let spec = FieldSpec::image([3, 3, 1], 255.0);
     let image: Vec<u8> = (1..=9).collect();
-    for rows in [["{ name = \"translate\", pixels = 1 }", AS_IS], ["{ name = \"pad-and-crop\", padding = 1 }", AS_IS]]
+    for rows in
+        [["{ name = \"translate\", pixels = 1 }", AS_IS], ["{ name = \"pad-and-crop\", padding = 1 }", AS_IS]]
     {
         let mut seen = std::collections::BTreeMap::new();
         for i in 0..1800 {
