@@ -141,7 +141,7 @@ fn main() -> phalanx_host::Result<()> {
         let (mut x, mut w, bias) = (random(shape.in_len()), random(shape.weight_len()), random(cout));
         let mut y = random(shape.out_len()?);
         let flops = 2 * y.len() * kernel * kernel * cin;
-        let mut report = |what: &str, run: &mut dyn FnMut() -> phalanx_host::Result<()>| {
+        let report = |what: &str, run: &mut dyn FnMut() -> phalanx_host::Result<()>| {
             line(&format!("{name} {what}"), flops, &mut || {
                 if let Err(e) = run() {
                     println!("{e}");

@@ -1,6 +1,9 @@
 //! Convolutions against plain sums in double precision: every instruction set, odd sizes, poisoned
 //! outputs, and the same bits on any number of threads.
 
+// Helpers of tests fail as tests do.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use phalanx_host::simd::Real;
 use phalanx_host::{ConvShape, Cpu, Isa, conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient};
 use proptest::prelude::*;

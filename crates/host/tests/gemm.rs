@@ -1,6 +1,9 @@
 //! Matrix products against a plain sum in double precision: every instruction set, layout and number
 //! of threads.
 
+// Helpers of tests fail as tests do.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use phalanx_host::simd::Real;
 use phalanx_host::{Cpu, Isa, Mat, MatMut, gemm};
 use proptest::prelude::*;

@@ -64,7 +64,7 @@ pub(super) fn weight<T: Real>(
             let (y, channels) = (task / strips, part(o, strips, task % strips));
             for p in 0..panels {
                 let at = p * e.cols;
-                (e.tile)(Tile {
+                e.tile(Tile {
                     rows: channels.len(),
                     cols: e.cols.min(z.run - at),
                     depth: Depth { steps: z.out_w, segments: band.rows.len(), groups: band.images.len() },
@@ -111,13 +111,13 @@ pub(super) fn weight_planar<T: Real>(
             let first = ((band.images.start + j) * z.out_h + band.rows.start) * z.out_w;
             let src = dy[first * o..].as_ptr();
             let dst = to.at(j * o * pixels);
-            (e.pack)(Pack { src, src_step: 1, src_lane: o, steps: o, lanes: pixels, dst, width: pixels });
+            e.pack(Pack { src, src_step: 1, src_lane: o, steps: o, lanes: pixels, dst, width: pixels });
         });
         let planes = planes.as_slice::<T>();
         run(cpu, kernel_h * strips, images * pixels * weights, |task| {
             let (y, channels) = (task / strips, part(o, strips, task % strips));
             for taps in (0..parts).map(|p| part(kernel_w, parts, p)) {
-                (e.dot)(Dot {
+                e.dot(Dot {
                     rows: channels.len(),
                     cols: taps.len(),
                     depth: Depth { steps: z.out_w, segments: rows, groups: images },
@@ -159,7 +159,7 @@ pub(super) fn input<T: Real>(
     let to = Shared::new(packed.as_mut_slice::<T>());
     run(cpu, kernel_h * panels, w.len(), |i| {
         let (y, p) = (i / panels, i % panels);
-        (e.pack)(Pack {
+        e.pack(Pack {
             src: w[y * z.run + p * e.cols..].as_ptr(),
             src_step: z.reach,
             src_lane: 1,
@@ -184,7 +184,7 @@ pub(super) fn input<T: Real>(
                 for (t, column) in (0..tiles).flat_map(|t| (0..z.out_w).map(move |c| (t, c))) {
                     let rows = part(z.out_h, tiles, t);
                     let at = (rows.start * down + y) * z.pad_row + column * across * shape.in_c;
-                    (e.tile)(Tile {
+                    e.tile(Tile {
                         rows: rows.len(),
                         cols: columns(p),
                         depth: Depth { steps: o, segments: 1, groups: 1 },

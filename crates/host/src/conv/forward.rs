@@ -34,7 +34,7 @@ impl Panels {
     ) -> Result<Self> {
         Self::build(cpu, e, out_c, reach, |channel, lanes, dst, width| {
             let src = w[channel * reach..].as_ptr();
-            (e.pack)(Pack { src, src_step: 1, src_lane: reach, steps: reach, lanes, dst, width });
+            e.pack(Pack { src, src_step: 1, src_lane: reach, steps: reach, lanes, dst, width });
         })
     }
 
@@ -44,7 +44,7 @@ impl Panels {
         let (taps, c, o) = (shape.kernel[0] * shape.kernel[1], shape.in_c, shape.out_c);
         Self::build(cpu, e, c, taps * o, |channel, lanes, dst, width| {
             for tap in 0..taps {
-                (e.pack)(Pack {
+                e.pack(Pack {
                     src: w[(taps - 1 - tap) * c + channel..].as_ptr(),
                     src_step: taps * c,
                     src_lane: 1,
@@ -103,7 +103,7 @@ pub(super) fn forward<T: Real>(
             let width = cols.next_multiple_of(e.lanes);
             for (image, row, t) in input.band.pixels(tiles) {
                 let pixels = part(z.out_w, tiles, t);
-                (e.tile)(Tile {
+                e.tile(Tile {
                     rows: pixels.len(),
                     cols,
                     depth: Depth { steps: z.run, segments: shape.kernel[0], groups: 1 },
@@ -138,11 +138,11 @@ pub(super) fn forward_planar<T: Real>(
 ) -> Result<()> {
     let o = shape.out_c;
     let (strips, tiles) = (o.div_ceil(e.rows), z.out_w.div_ceil(e.cols));
-    let mut packed = cpu.pool.alloc(w.len() * size_of::<T>())?;
+    let mut packed = cpu.pool.alloc(size_of_val(w))?;
     let dst = packed.as_mut_slice::<T>();
     for s in 0..strips {
         let rows = part(o, strips, s);
-        (e.pack)(Pack {
+        e.pack(Pack {
             src: w[rows.start * z.reach..].as_ptr(),
             src_step: 1,
             src_lane: z.reach,
@@ -159,7 +159,7 @@ pub(super) fn forward_planar<T: Real>(
         for (image, row, t) in input.band.pixels(tiles) {
             let pixels = part(z.out_w, tiles, t);
             for channels in (0..strips).map(|s| part(o, strips, s)) {
-                (e.tile)(Tile {
+                e.tile(Tile {
                     rows: channels.len(),
                     cols: pixels.len(),
                     depth: Depth { steps: z.run, segments: shape.kernel[0], groups: 1 },

@@ -87,12 +87,6 @@ pub fn conv2d_weight_gradient<T: Real>(
         }
         return Ok(());
     }
-    let (ci, co) = (shape.in_c, shape.out_c);
-    if shape.is_product() {
-        let pixels = x.len() / ci;
-        let (x, dy) = (Mat::row_major(x, pixels, ci)?, Mat::row_major(dy, pixels, co)?);
-        return gemm(cpu, dy.t(), x, MatMut::row_major(dw, co, ci)?, accumulate);
-    }
     let e = Engine::new(cpu);
     if planar(&e, shape, z.out_w, z.run) {
         backward::weight_planar(cpu, &e, shape, &z, x, dy, dw, accumulate)

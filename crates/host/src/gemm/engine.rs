@@ -20,11 +20,23 @@ pub(crate) struct Engine<E: Real> {
     /// The largest tile: rows and columns.
     pub rows: usize,
     pub cols: usize,
-    pub tile: fn(Tile<E>),
-    pub pack: fn(Pack<E>),
-    pub dot: fn(Dot<E>),
+    tile: fn(At<Tile<E>>),
+    pack: fn(At<Pack<E>>),
+    dot: fn(At<Dot<E>>),
     /// The largest tile of dot products.
     pub dots: (usize, usize),
+}
+
+/// A kernel handed over by address: it is larger than what passes in registers.
+struct At<K>(*const K);
+
+impl<E: Copy, K: Kernel<E> + Copy> Kernel<E> for At<K> {
+    type Out = K::Out;
+    #[inline(always)]
+    fn run<V: Simd<E>>(self) -> K::Out {
+        // SAFETY: made by the methods of `Engine` from a reference, and run before they return.
+        unsafe { *self.0 }.run::<V>()
+    }
 }
 
 struct Sizes;
@@ -50,6 +62,18 @@ impl<E: Real> Engine<E> {
             dot: E::select(cpu.isa),
             dots,
         }
+    }
+
+    pub(crate) fn tile(&self, tile: Tile<E>) {
+        (self.tile)(At(&tile));
+    }
+
+    pub(crate) fn pack(&self, pack: Pack<E>) {
+        (self.pack)(At(&pack));
+    }
+
+    pub(crate) fn dot(&self, dot: Dot<E>) {
+        (self.dot)(At(&dot));
     }
 }
 

@@ -23,8 +23,8 @@ use crate::{Cpu, Error, Result};
 
 /// Depth of a block: C is loaded and stored once a block.
 const BLOCK_DEPTH: usize = 1024;
-/// Bytes of B that are packed at a time: half of a 2 MB second-level cache.
-const BLOCK_BYTES: usize = 1 << 20;
+/// Bytes of B that are packed at a time: a quarter of a 2 MB second-level cache.
+const BLOCK_BYTES: usize = 1 << 19;
 /// Row strips that a task takes at most; enough to be worth a hand-over, few enough to balance.
 const STRIPS: usize = 4;
 
@@ -109,7 +109,7 @@ fn dots<T: Real>(cpu: &Cpu, e: &Engine<T>, a: Mat<T>, b: Mat<T>, c: &mut MatMut<
     run(cpu, tiles.div_ceil(group), m * n * k, |task| {
         for tile in task * group..(task * group + group).min(tiles) {
             let (rows, cols) = (part(m, down, tile / across), part(n, across, tile % across));
-            (e.dot)(Dot {
+            e.dot(Dot {
                 rows: rows.len(),
                 cols: cols.len(),
                 depth: Depth { steps: k, segments: 1, groups: 1 },
@@ -173,7 +173,7 @@ fn product<T: Real>(
                 let out = Shared::new(packed.as_mut_slice::<T>());
                 run(cpu, count, work, |i| {
                     let cols = columns(first + i);
-                    (e.pack)(Pack {
+                    e.pack(Pack {
                         src: b.data[steps.start * b.row_stride + cols.start * b.col_stride..].as_ptr(),
                         src_step: b.row_stride,
                         src_lane: b.col_stride,
@@ -191,7 +191,7 @@ fn product<T: Real>(
                         let rows = part(m, strips, s);
                         let from = a.data[rows.start * a.row_stride + steps.start * a.col_stride..].as_ptr();
                         let (from, a_row, a_step) = if pack_a {
-                            (e.pack)(Pack {
+                            e.pack(Pack {
                                 src: from,
                                 src_step: a.col_stride,
                                 src_lane: a.row_stride,
@@ -211,7 +211,7 @@ fn product<T: Real>(
                             } else {
                                 (b.data[steps.start * b.row_stride + cols.start..].as_ptr(), b.row_stride)
                             };
-                            (e.tile)(Tile {
+                            e.tile(Tile {
                                 rows: rows.len(),
                                 cols: cols.len(),
                                 depth: Depth { steps: steps.len(), segments: 1, groups: 1 },

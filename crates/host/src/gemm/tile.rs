@@ -73,10 +73,10 @@ pub(crate) struct Tile<E> {
 }
 
 /// Rows and vectors of the largest tile that the registers hold: its accumulators, the vectors of B and
-/// two to spare (one takes the broadcast of A, one the product where there is no fused multiply-add).
+/// one for the broadcast of A.
 pub(crate) const fn largest<E: Copy, V: Simd<E>>() -> (usize, usize) {
     let vectors = if V::REGISTERS >= 16 { 2 } else { 1 };
-    let rows = (V::REGISTERS - vectors - 2) / vectors;
+    let rows = (V::REGISTERS - vectors - 1) / vectors;
     (
         if rows > MAX_ROWS {
             MAX_ROWS
@@ -96,6 +96,9 @@ impl<E: Real> Kernel<E> for Tile<E> {
     fn run<V: Simd<E>>(self) {
         let (max_rows, max_vectors) = const { largest::<E, V>() };
         debug_assert!(self.rows <= max_rows && self.cols <= max_vectors * V::LANES);
+        const { assert!(largest::<E, V>().0 * largest::<E, V>().1 * V::LANES <= MAX_TILE) };
+        let mut sums = MaybeUninit::<[E; MAX_TILE]>::uninit();
+        let sums = sums.as_mut_ptr().cast::<E>();
         let two = self.cols > V::LANES;
         // Kernels that this vector type has no registers for are never reached; the constant
         // conditions keep them from being compiled.
@@ -105,36 +108,51 @@ impl<E: Real> Kernel<E> for Tile<E> {
                     $($rows => if const { $rows <= largest::<E, V>().0 } {
                         if !two {
                             // SAFETY: the maker of the tile vouches for the operands.
-                            unsafe { self.shape::<V, $rows, 1>() }
+                            unsafe { self.shape::<V, $rows, 1>(sums) }
                         } else if const { largest::<E, V>().1 >= 2 } {
                             // SAFETY: as above.
-                            unsafe { self.shape::<V, $rows, 2>() }
+                            unsafe { self.shape::<V, $rows, 2>(sums) }
                         }
                     },)*
-                    _ => debug_assert!(false, "a tile of {} rows", self.rows),
+                    _ => return debug_assert!(false, "a tile of {} rows", self.rows),
                 }
             };
         }
         pick!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+        // SAFETY: all sums are there, and the maker of the tile vouches for C and the bias.
+        unsafe {
+            match (self.c_col, two) {
+                (1, false) => self.store::<V, 1>(sums),
+                (1, true) => self.store::<V, 2>(sums),
+                _ => self.scatter::<V>(sums, if two { 2 * V::LANES } else { V::LANES }),
+            }
+        }
     }
 }
 
 impl<E: Real> Tile<E> {
+    /// Writes the sums to `to`, in `rows` rows of `N` whole vectors.
+    ///
     /// # Safety
     /// As for the whole tile, with `rows == R` and `cols` in the last of `N` vectors.
     #[inline(always)]
-    unsafe fn shape<V: Simd<E>, const R: usize, const N: usize>(&self) {
+    unsafe fn shape<V: Simd<E>, const R: usize, const N: usize>(&self, to: *mut E) {
         let last = self.cols - (N - 1) * V::LANES;
         let whole = self.b_whole || last == V::LANES;
-        // SAFETY: `sum` reads what the maker of the tile vouches for, `store` writes it.
-        unsafe {
-            let acc = match (self.a_row == 1, whole) {
+        // SAFETY: `sum` reads what the maker of the tile vouches for.
+        let acc = unsafe {
+            match (self.a_row == 1, whole) {
                 (true, true) => self.sum::<V, R, N, true, false>(last),
                 (true, false) => self.sum::<V, R, N, true, true>(last),
                 (false, true) => self.sum::<V, R, N, false, false>(last),
                 (false, false) => self.sum::<V, R, N, false, true>(last),
-            };
-            self.store::<V, R, N>(&acc, last);
+            }
+        };
+        for i in 0..R {
+            for j in 0..N {
+                // SAFETY: the buffer holds the largest tile.
+                unsafe { acc[i][j].store(to.add((i * N + j) * V::LANES)) };
+            }
         }
     }
 
@@ -181,31 +199,20 @@ impl<E: Real> Tile<E> {
         acc
     }
 
+    /// Stores a tile whose columns are neighbours in C, from a buffer with rows of `N` vectors.
+    ///
     /// # Safety
-    /// As for [`Tile::shape`].
+    /// As for the whole tile; `buffer` holds the finished sums.
     #[inline(always)]
-    unsafe fn store<V: Simd<E>, const R: usize, const N: usize>(&self, acc: &[[V; N]; R], last: usize) {
-        if self.c_col != 1 {
-            let mut buffer = MaybeUninit::<[E; MAX_TILE]>::uninit();
-            let buffer = buffer.as_mut_ptr().cast::<E>();
-            const { assert!(R * N * V::LANES <= MAX_TILE) };
-            for i in 0..R {
-                for j in 0..N {
-                    // SAFETY: the buffer holds R x N vectors, as asserted.
-                    unsafe { acc[i][j].store(buffer.add((i * N + j) * V::LANES)) };
-                }
-            }
-            // SAFETY: the buffer is full, and C is vouched for.
-            return unsafe { self.scatter::<V>(buffer, N * V::LANES) };
-        }
-        for i in 0..R {
+    unsafe fn store<V: Simd<E>, const N: usize>(&self, buffer: *const E) {
+        let last = self.cols - (N - 1) * V::LANES;
+        for i in 0..self.rows {
             for j in 0..N {
-                let at = j * V::LANES;
-                let n = if j == N - 1 { last } else { V::LANES };
-                let mut v = acc[i][j];
-                // SAFETY: the bias has `rows` or `cols` numbers and C's row `cols`, by the contract of
-                // the tile; of the last vector only the first `last` lanes are touched.
+                let (at, n) = (j * V::LANES, if j == N - 1 { last } else { V::LANES });
+                // SAFETY: the buffer has whole vectors, the bias `rows` or `cols` numbers and C's row
+                // `cols`; of the last vector only the first `last` lanes are touched.
                 unsafe {
+                    let mut v = V::load(buffer.add(i * N * V::LANES + at));
                     match self.bias {
                         Bias::None => {}
                         Bias::Rows(p) => v = v.add(V::splat(*p.add(i))),
@@ -225,7 +232,7 @@ impl<E: Real> Tile<E> {
     /// the rows are neighbours (the transposed product) it goes by columns through a transpose.
     ///
     /// # Safety
-    /// As for [`Tile::shape`]; `buffer` holds the finished sums.
+    /// As for the whole tile; `buffer` holds the finished sums.
     #[inline(always)]
     unsafe fn scatter<V: Simd<E>>(&self, buffer: *const E, width: usize) {
         let mut square = MaybeUninit::<[E; MAX_SQUARE]>::uninit();
