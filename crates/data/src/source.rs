@@ -69,7 +69,7 @@ pub struct Schema {
 }
 
 impl Schema {
-    /// The field with that role, if there is exactly one such role or it is the first.
+    /// The first field with that role.
     pub fn first(&self, role: Role) -> Option<&FieldSpec> {
         self.fields.iter().find(|f| f.role == role)
     }

@@ -203,15 +203,19 @@ fn errors_and_panics_reach_the_caller_with_the_sample_and_the_set() {
 
 #[test]
 fn the_window_is_bounded_and_dropping_is_prompt() {
-    let slow = |_: &mut Record| Ok(());
-    let source = trap(N, slow);
+    let source = trap(N, |_| Ok(()));
     let config = LoaderConfig { threads: 2, prefetch: 3, transforms: vec![] };
     let plan = Plan::new(N, 1, 1, 0..1, 1_000_000).unwrap();
     let mut loader = Loader::new(source.clone(), &config, Mode::Eval, plan, &Pool::new()).unwrap();
     loader.next().unwrap().unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    let reads = || source.reads.load(Ordering::Relaxed);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while reads() < 4 && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(Duration::from_millis(20));
     // One delivered, three ahead; the window cannot hold more whatever the time.
-    assert_eq!(source.reads.load(Ordering::Relaxed), 4);
+    assert_eq!(reads(), 4);
     drop(loader);
     assert_eq!(Arc::strong_count(&source), 1, "the threads are gone");
 
