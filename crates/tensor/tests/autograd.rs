@@ -1,5 +1,7 @@
 //! The graph: dynamic control flow, shared leaves, release, second order.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap too")]
+
 use phalanx_host::{Arena, ArenaMut, Cpu, Isa};
 use phalanx_tensor::{DType, Device, Error, LeafId, LeafMemory, LeafSink, Result, Tensor};
 

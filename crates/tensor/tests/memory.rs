@@ -1,5 +1,7 @@
 //! A step's memory: reused from the second step on, and released while the backward pass goes on.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap too")]
+
 use std::sync::Arc;
 
 use phalanx_host::{Arena, Cpu, Isa, PoolStats};

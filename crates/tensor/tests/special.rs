@@ -1,6 +1,8 @@
 //! What the op table cannot say in a row: numbers that are none, ties, indices out of range, casts,
 //! metrics.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap too")]
+
 use std::sync::OnceLock;
 
 use phalanx_host::rng::Key;

@@ -47,19 +47,17 @@ struct Block<'a, E, R, const M: usize> {
 impl<E: Real, R: Terms<E, M>, const M: usize> Block<'_, E, R, M> {
     #[inline(always)]
     fn side<V: Simd<E>, const S: usize>(&mut self, col: usize, last: usize) {
-        let mut acc = [[V::splat(E::ZERO); S]; M];
+        let mut acc = [[V::splat(E::ZERO); M]; S];
         for r in 0..self.rows {
-            for s in 0..S {
+            for (s, acc) in acc.iter_mut().enumerate() {
                 let at = col + s * V::LANES;
                 let w = if s + 1 == S { last } else { V::LANES };
                 let terms = self.rule.at::<V>(self.start + r * self.width + at, at, w);
-                for m in 0..M {
-                    acc[m][s] = acc[m][s].add(terms[m]);
-                }
+                acc.iter_mut().zip(terms).for_each(|(a, t)| *a = a.add(t));
             }
         }
-        for (m, acc) in acc.iter().enumerate() {
-            for (s, v) in acc.iter().enumerate() {
+        for (s, acc) in acc.iter().enumerate() {
+            for (m, v) in acc.iter().enumerate() {
                 let w = if s + 1 == S { last } else { V::LANES };
                 let at = m * self.width + col + s * V::LANES;
                 let out = &mut self.sums[at..at + w];
@@ -161,7 +159,7 @@ pub(crate) fn store<E: Real, V: Simd<E>>(v: V, x: &mut [E], i: usize, w: usize) 
 /// `out (+)= ` the sums of the columns of the row-major matrix `x`.
 pub(crate) fn add_column_sums<E: Real>(cpu: &Cpu, x: &[E], out: &mut [E], accumulate: bool) {
     let cols = out.len();
-    let rows = if cols == 0 { 0 } else { x.len() / cols };
+    let rows = x.len().checked_div(cols).unwrap_or(0);
     if !accumulate {
         return column_sums(cpu, rows, cols, Plain(x), out);
     }

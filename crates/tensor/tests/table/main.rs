@@ -1,5 +1,7 @@
 //! One table of ops, and what must hold for every row of it.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may unwrap too")]
+
 mod golden;
 mod naive;
 mod row;

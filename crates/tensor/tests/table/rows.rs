@@ -189,9 +189,12 @@ fn products() -> Vec<Row> {
     rows
 }
 
+/// Images, a kernel, stride and padding.
+type Sizes<const K: usize> = ([usize; 4], [usize; K], [usize; 2], [usize; 2]);
+
 fn images() -> Vec<Row> {
     let mut rows = Vec::new();
-    let cases: [([usize; 4], [usize; 3], [usize; 2], [usize; 2]); 9] = [
+    let cases: [Sizes<3>; 9] = [
         ([2, 17, 13, 5], [7, 3, 3], [1, 1], [1, 1]),
         ([3, 12, 12, 6], [16, 5, 5], [1, 1], [0, 0]),
         ([2, 28, 28, 1], [6, 5, 5], [1, 1], [2, 2]),
@@ -227,7 +230,7 @@ fn images() -> Vec<Row> {
         );
         rows.extend([with.batch(&[0]), bare.batch(&[0])]);
     }
-    let cases: [([usize; 4], [usize; 2], [usize; 2], [usize; 2]); 8] = [
+    let cases: [Sizes<2>; 8] = [
         ([3, 14, 12, 6], [2, 2], [2, 2], [0, 0]),
         ([2, 7, 9, 16], [2, 2], [2, 2], [0, 0]),
         ([2, 9, 9, 64], [3, 3], [2, 2], [1, 1]),

@@ -67,7 +67,7 @@ impl Math for f32 {
                 -1.666_805_8e-1,
                 2.000_071_5e-1,
                 -2.499_999_4e-1,
-                3.333_333_1e-1,
+                3.333_333e-1,
             ],
         );
         let y = p.mul(m).mul(z);
@@ -91,7 +91,7 @@ impl Math for f32 {
         let large = one.sub(V::splat(2.0).div(e.add(one)));
         let large = zero.if_gt(x, zero.sub(large), large);
         let z = x.mul(x);
-        let p = poly(z, &[-5.704_988_7e-3, 2.063_908_9e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328_2e-1]);
+        let p = poly(z, &[-5.704_988_7e-3, 2.063_909e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1]);
         let small = p.mul(z).mul_add(x, x);
         size.if_gt(V::splat(0.625), large, small)
     }
