@@ -55,6 +55,11 @@ impl Builder {
         parts.collect::<Vec<_>>().join(".")
     }
 
+    /// The scope and the kind of the layer in it, as `layers.3 (conv)`: how messages name a layer.
+    pub fn place(&self, kind: &str) -> String {
+        format!("{} ({kind})", self.name(""))
+    }
+
     /// Registers a parameter. `fans` are the inputs and outputs of one unit.
     pub fn param(
         &mut self,
@@ -84,7 +89,7 @@ impl Builder {
     /// Notes a layer for [`Builder::description`]. `from` is [`Builder::next_param`] before it.
     pub fn describe(&mut self, kind: &str, output: Shape, from: u32, multiply_adds: u64) {
         let parameters = self.specs[from as usize..].iter().map(|s| s.shape.numel()).sum();
-        let layer = format!("{} ({kind})", self.name(""));
+        let layer = self.place(kind);
         self.described.push(Described { layer, output, parameters, multiply_adds });
     }
 
@@ -96,6 +101,13 @@ impl Builder {
     /// Multiply-adds of one sample's forward pass in linear and convolution layers.
     pub fn multiply_adds(&self) -> u64 {
         self.described.iter().map(|d| d.multiply_adds).sum()
+    }
+
+    /// Multiply-adds of one sample's training step: each layer once forward and twice backward, but for
+    /// the first one, whose input needs no gradient.
+    pub fn training_multiply_adds(&self) -> u64 {
+        let first = self.described.iter().map(|d| d.multiply_adds).find(|m| *m > 0);
+        3 * self.multiply_adds() - first.unwrap_or(0)
     }
 
     /// Lays everything out; `alloc` gives the parameters' arena. They hold zeros until

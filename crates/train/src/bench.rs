@@ -179,7 +179,7 @@ fn run_steps(request: &StepRequest, isa: Isa, comm: Arc<dyn Communicator>) -> Re
     let mut builder = phalanx_nn::Builder::new();
     let model = ModelConfig::named(&request.model);
     let layers = phalanx_nn::build(&model, request.input, request.classes, &mut builder)?;
-    let forward_flop = 2.0 * builder.multiply_adds() as f64;
+    let multiply_adds = if request.train { builder.training_multiply_adds() } else { builder.multiply_adds() };
     let (params, norms) = setup::parameters(builder, 1, &comm)?;
     let optimizer = OptimizerConfig::sgd(0.01, 0.9, 1e-4);
     let task: Box<dyn Task> = Box::new(Classification::new(layers, &params, optimizer, "image", "label"));
@@ -227,8 +227,7 @@ fn run_steps(request: &StepRequest, isa: Isa, comm: Arc<dyn Communicator>) -> Re
     }
     // The first steps fill the pool and the caches.
     let warm = times.split_off(3.min(times.len()));
-    // Backward costs two products for each of forward's.
-    Ok((warm, forward_flop * if request.train { 3.0 } else { 1.0 }))
+    Ok((warm, 2.0 * multiply_adds as f64))
 }
 
 #[cfg(test)]

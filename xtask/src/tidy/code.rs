@@ -19,6 +19,10 @@ const ROOMS: &[&str] = &[
     "crates/host/src/gemm/**",
     "crates/host/src/conv/**",
     "crates/tensor/src/ops/*/cpu.rs",
+    // Sums over columns and elementary functions, which several families share.
+    "crates/tensor/src/ops/columns.rs",
+    "crates/tensor/src/ops/elementwise/math.rs",
+    "crates/nn/src/optim/cpu.rs",
     // Memory of the other ranks of this process.
     "crates/comm/src/**/peer*.rs",
     // Foreign functions of CUDA.

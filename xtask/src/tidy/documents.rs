@@ -15,6 +15,7 @@ const WRITTEN: &[&str] = &[
     "state.json",
     "dataset.json",
     "model.safetensors",
+    "task.safetensors",
     "optimizer.safetensors",
 ];
 
