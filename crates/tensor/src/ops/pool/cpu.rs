@@ -18,13 +18,13 @@ pub(super) struct Windows {
 
 /// A place in a window, counted row by row.
 pub(super) trait Place: Element {
-    fn of(place: usize) -> Self;
+    fn of(place: i32) -> Self;
     fn get(self) -> usize;
 }
 
 impl Place for u8 {
     #[inline(always)]
-    fn of(place: usize) -> Self {
+    fn of(place: i32) -> Self {
         place as u8
     }
     #[inline(always)]
@@ -35,8 +35,8 @@ impl Place for u8 {
 
 impl Place for i64 {
     #[inline(always)]
-    fn of(place: usize) -> Self {
-        place as i64
+    fn of(place: i32) -> Self {
+        i64::from(place)
     }
     #[inline(always)]
     fn get(self) -> usize {
@@ -79,43 +79,61 @@ struct Row<'a, E, P> {
     places: &'a mut [P],
 }
 
+/// What a row is computed in: its largest numbers and their places, each with room for a vector past
+/// its end.
+struct Scratch<E> {
+    best: Vec<E>,
+    places: Vec<E>,
+    /// The places of a window as numbers of the computed type.
+    numbers: Vec<E>,
+}
+
+impl<E: Real> Scratch<E> {
+    fn new(w: &Windows, lanes: usize) -> Self {
+        let row = vec![E::ZERO; w.row_len() + lanes];
+        let numbers = (0..w.kernel[0] * w.kernel[1]).map(|i| E::from_f64(i as f64)).collect();
+        Scratch { best: row.clone(), places: row, numbers }
+    }
+}
+
 impl<E: Real, P: Place> Row<'_, E, P> {
     /// Whether every number was finite; otherwise nothing can be said of the row.
+    ///
+    /// Vectors are whole also where a pixel has fewer channels: what they hold of the next pixel is
+    /// overwritten by it.
     #[inline(always)]
-    fn finite<V: Simd<E>>(&mut self) -> bool {
-        let Row { w, x, at, ref mut y, ref mut places } = *self;
+    fn finite<V: Simd<E>>(&mut self, scratch: &mut Scratch<E>) -> bool {
+        let (w, x) = (self.w, self.x);
         let c = w.channels;
-        let (rows, top) = w.inside(0, at);
+        let (rows, top) = w.inside(0, self.at);
         let zero = V::splat(E::ZERO);
         let mut odd = zero;
         for ox in 0..w.out[1] {
             let (cols, left) = w.inside(1, ox);
             let first = rows.start * w.kernel[1] + cols.start;
-            let mut from = 0;
-            while from < c {
-                let n = (c - from).min(V::LANES);
+            for from in (0..c).step_by(V::LANES) {
                 let mut best = V::splat(E::NEG_INFINITY);
-                let mut place = V::splat(E::from_f64(first as f64));
+                let mut place = V::splat(scratch.numbers[first]);
                 for ky in rows.clone() {
                     let line = (top + ky as isize) as usize * w.image[1];
                     for kx in cols.clone() {
-                        let v: V = load(x, (line + (left + kx as isize) as usize) * c + from, n);
+                        let i = (line + (left + kx as isize) as usize) * c + from;
+                        let v: V = load(x, i, V::LANES.min(x.len() - i));
                         // Infinite or not a number times zero is not a number.
                         odd = v.mul_add(zero, odd);
-                        let here = V::splat(E::from_f64((ky * w.kernel[1] + kx) as f64));
-                        place = v.if_gt(best, here, place);
+                        place = v.if_gt(best, V::splat(scratch.numbers[ky * w.kernel[1] + kx]), place);
                         best = v.max(best);
                     }
                 }
-                store(best, y, ox * c + from, n);
-                let mut lanes = [E::ZERO; 16];
-                const { assert!(V::LANES <= 16) };
-                // SAFETY: the array has room for `LANES` numbers, as was just asserted.
-                unsafe { place.store(lanes.as_mut_ptr()) };
-                let out = &mut places[ox * c + from..ox * c + from + n];
-                out.iter_mut().zip(lanes).for_each(|(p, l)| *p = P::of(l.to_f64() as usize));
-                from += n;
+                store(best, &mut scratch.best, ox * c + from, V::LANES);
+                store(place, &mut scratch.places, ox * c + from, V::LANES);
             }
+        }
+        self.y.copy_from_slice(&scratch.best[..self.y.len()]);
+        for (p, number) in self.places.iter_mut().zip(&scratch.places) {
+            // SAFETY: it is one of `numbers`, which are whole and far below 2³¹: the vector was made of
+            // them. A checked conversion would not become a vector's.
+            *p = P::of(unsafe { number.to_f64().to_int_unchecked::<i32>() });
         }
         odd.sum() == E::ZERO
     }
@@ -144,7 +162,7 @@ fn row_of_any<E: Real, P: Place>(row: Row<'_, E, P>) {
             }
         }
         if let Some((v, place)) = best {
-            (*y, *p) = (v, P::of(place));
+            (*y, *p) = (v, P::of(place as i32));
         }
     }
 }
@@ -163,9 +181,10 @@ impl<E: Real, P: Place> Kernel<E> for Image<'_, E, P> {
     fn run<V: Simd<E>>(self) {
         let Image { w, x, y, places } = self;
         let rows = y.chunks_exact_mut(w.row_len()).zip(places.chunks_exact_mut(w.row_len()));
+        let mut scratch = Scratch::new(w, V::LANES);
         for (at, (y, places)) in rows.enumerate() {
             let mut row = Row { w, x, at, y, places };
-            if !row.finite::<V>() {
+            if !row.finite::<V>(&mut scratch) {
                 row_of_any(row);
             }
         }

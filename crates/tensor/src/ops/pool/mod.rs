@@ -9,6 +9,9 @@ use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
 
+/// The most rows or columns of a window: places are counted in single precision too.
+const MOST: usize = 1 << 11;
+
 /// The largest number of each window of `[N, H, W, C]`.
 #[derive(Debug, Clone, Copy)]
 struct MaxPool2d {
@@ -24,8 +27,10 @@ impl MaxPool2d {
         let mut out = [0; 2];
         for (axis, out) in out.iter_mut().enumerate() {
             let (k, s, p) = (self.kernel[axis], self.stride[axis], self.padding[axis]);
-            if k == 0 || s == 0 {
-                return Err(refuse("kernel and stride must be at least 1".into()));
+            if k == 0 || s == 0 || k > MOST {
+                return Err(refuse(format!(
+                    "kernel and stride must be at least 1, the kernel at most {MOST}"
+                )));
             }
             // Otherwise a window could lie in the padding alone and have no largest number.
             if p > k / 2 {
@@ -53,7 +58,7 @@ impl MaxPool2d {
 
     /// The type of the saved places in a window.
     fn places(&self) -> DType {
-        if self.kernel[0].saturating_mul(self.kernel[1]) <= 256 { DType::U8 } else { DType::I64 }
+        if self.kernel[0] * self.kernel[1] <= 256 { DType::U8 } else { DType::I64 }
     }
 }
 
@@ -113,7 +118,8 @@ impl Op for MaxPool2d {
 
 impl Tensor {
     /// The largest number of each window of images `[N, H, W, C]`. `kernel`, `stride` and `padding` are
-    /// height, width; padding counts as −∞ and is at most half of the kernel; a rest that fills no
+    /// height, width; a kernel has at most 2048 rows and columns; padding counts as −∞ and is at most half
+    /// of the kernel; a rest that fills no
     /// window is left out. Not a number wins; the gradient goes to the first of equal numbers.
     pub fn max_pool2d(&self, kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2]) -> Result<Tensor> {
         apply_one(MaxPool2d { kernel, stride, padding }, &[self])
