@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use phalanx_train::config::Config;
 use phalanx_train::faults::Faults;
 use phalanx_train::report::Style;
-use phalanx_train::run::{TrainRequest, train};
+use phalanx_train::run::{TrainRequest, train_or};
 use phalanx_train::{bench, evaluate, ledger};
 
 use crate::args::{
@@ -65,6 +65,8 @@ fn default_out(config: &Path) -> PathBuf {
 }
 
 fn run_train(args: Train) -> Result<u8> {
+    // First of all: a signal that comes while the run is being set up counts as well.
+    let stop = phalanx_launch::stop_on_signals()?;
     let request = TrainRequest {
         config: Config::load(&args.config, &args.settings)?,
         ranks: args.ranks,
@@ -79,9 +81,13 @@ fn run_train(args: Train) -> Result<u8> {
         },
         faults: Faults::parse(&args.inject)?,
         allow_fingerprint_change: args.allow_fingerprint_change,
-        stop: phalanx_launch::stop_on_signals()?,
+        stop,
     };
-    let outcome = train(&request)?;
+    // A rank has failed and another one hangs: nothing but the end of the process ends that thread.
+    let outcome = train_or(&request, &|e| {
+        crate::report(&e.to_string());
+        std::process::exit(e.exit_code().into());
+    })?;
     if outcome.stopped && request.style == Style::Human {
         print("stopped with a checkpoint; run the same command again to go on");
     }

@@ -21,8 +21,14 @@ fn main() -> ExitCode {
     match commands::run(args) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
-            eprintln!("error: {e:#}");
+            report(&format!("{e:#}"));
             ExitCode::from(commands::exit_code(&e))
         }
     }
+}
+
+/// Prints an error; a standard error that is closed is no reason for another one.
+fn report(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "error: {text}");
 }

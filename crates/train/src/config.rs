@@ -47,6 +47,9 @@ pub struct Config {
     pub log: LogConfig,
 }
 
+/// More threads of one kind than this in one rank are a slip of the pen, and would exhaust the system.
+const MOST_THREADS: usize = 1024;
+
 /// The `[train]` table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -166,17 +169,25 @@ impl Config {
 
     /// As [`Config::load`] for a text; `place` names it in errors.
     pub fn parse(text: &str, place: &str, settings: &[String]) -> Result<Self> {
-        // Parsed as it stands first, so that an error points at its line.
-        let explain = |e: toml::de::Error| Error::config(place, explain(&e));
+        let in_file = |e: &toml::de::Error| {
+            let line = e.span().map(|span| line_of(text, span.start));
+            Error::config(line.map_or(place.to_owned(), |n| format!("{place}, line {n}")), explain(e))
+        };
         let config = if settings.is_empty() {
-            toml::from_str::<Config>(text).map_err(explain)?
+            toml::from_str::<Config>(text).map_err(|e| in_file(&e))?
         } else {
-            let mut table: toml::Table = toml::from_str(text).map_err(explain)?;
+            let mut table: toml::Table = toml::from_str(text).map_err(|e| in_file(&e))?;
             for setting in settings {
                 apply(&mut table, setting)?;
             }
             table.try_into::<Config>().map_err(|e: toml::de::Error| {
-                Error::config(format!("{place} with --set {}", settings.join(" ")), self::explain(&e))
+                // A fault of the file itself is told with its line, as without settings.
+                match toml::from_str::<Config>(text) {
+                    Err(plain) if plain.message() == e.message() => in_file(&plain),
+                    _ => {
+                        Error::config(format!("{place} with --set {}", settings.join(" --set ")), explain(&e))
+                    }
+                }
             })?
         };
         config.check(place)?;
@@ -205,6 +216,14 @@ impl Config {
         let most_seconds = 1e9;
         if self.distributed.deadline_s > most_seconds {
             return Err(Error::config(place, format!("distributed.deadline_s is above {most_seconds}")));
+        }
+        for (key, threads) in
+            [("loader.threads", self.loader.threads), ("compute.threads", self.compute.threads)]
+        {
+            if threads > MOST_THREADS {
+                let problem = format!("{key} is {threads}; it must not be above {MOST_THREADS}");
+                return Err(Error::config(place, problem));
+            }
         }
         Ok(())
     }
@@ -239,21 +258,37 @@ impl Config {
 /// The first key, as a dotted path, in which two tables differ, with both values.
 pub(crate) fn first_difference(a: &toml::Table, b: &toml::Table) -> Option<(String, String, String)> {
     let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-    for key in keys {
-        match (a.get(key), b.get(key)) {
-            (x, y) if x == y => {}
-            (Some(toml::Value::Table(x)), Some(toml::Value::Table(y))) => {
-                if let Some((path, x, y)) = first_difference(x, y) {
-                    return Some((format!("{key}.{path}"), x, y));
-                }
-            }
-            (x, y) => {
-                let text = |v: Option<&toml::Value>| v.map_or("unset".to_owned(), ToString::to_string);
-                return Some((key.clone(), text(x), text(y)));
-            }
+    keys.into_iter().find_map(|key| difference_at(key.clone(), a.get(key), b.get(key)))
+}
+
+fn difference_at(
+    path: String,
+    a: Option<&toml::Value>,
+    b: Option<&toml::Value>,
+) -> Option<(String, String, String)> {
+    use toml::Value::{Array, Table};
+    match (a, b) {
+        (x, y) if x == y => None,
+        (Some(Table(x)), Some(Table(y))) => {
+            first_difference(x, y).map(|(key, x, y)| (format!("{path}.{key}"), x, y))
         }
+        (Some(Array(x)), Some(Array(y))) if x.len() == y.len() => {
+            let mut pairs = x.iter().zip(y).enumerate();
+            pairs.find_map(|(i, (x, y))| difference_at(format!("{path}[{i}]"), Some(x), Some(y)))
+        }
+        (x, y) => Some((path, brief(x), brief(y))),
     }
-    None
+}
+
+/// A value in a few words: what is long is told by its size.
+fn brief(value: Option<&toml::Value>) -> String {
+    match value {
+        None => "unset".into(),
+        Some(toml::Value::Array(rows)) if rows.iter().any(toml::Value::is_table) => {
+            format!("{} rows", rows.len())
+        }
+        Some(v) => v.to_string(),
+    }
 }
 
 /// Applies one `table.key=value` setting. The value is read as TOML, or taken as a string where it is
@@ -280,19 +315,47 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
     Ok(())
 }
 
-/// The parser's message, with its line, and the nearest known key where an unknown one was given.
+/// The number of the line, from 1, that holds byte `at`.
+fn line_of(text: &str, at: usize) -> usize {
+    1 + text.as_bytes().iter().take(at).filter(|&&b| b == b'\n').count()
+}
+
+/// The parser's message on one line, in a user's words, with the key that it is about and the nearest
+/// known word where an unknown one was given.
 fn explain(e: &toml::de::Error) -> String {
-    let mut text = e.to_string().trim_end().to_owned();
+    let message = e.message().trim().lines().collect::<Vec<_>>().join("; ");
+    // Only a table without a text knows the key; the crate tells it on a line of its own.
+    let shown = e.to_string();
+    let key = shown.lines().find_map(|l| l.strip_prefix("in `")?.strip_suffix('`'));
+    let mut text = message.clone();
+    for (theirs, ours) in [
+        ("unknown field", "unknown key"),
+        ("unknown variant", "unknown value"),
+        ("missing field", "missing key"),
+        ("invalid type:", "wrong type:"),
+    ] {
+        text = text.replace(theirs, ours);
+    }
+    for integer in ["u64", "usize", "u32"] {
+        text = text.replace(&format!("expected {integer}"), "expected a whole number, 0 or more");
+    }
+    for (theirs, ours) in [("f64", "a number"), ("f32", "a number"), ("a sequence", "an array")] {
+        text = text.replace(&format!("expected {theirs}"), &format!("expected {ours}"));
+    }
     // serde's derive says: unknown field `x`, expected one of `a`, `b`.
-    if let Some(rest) = e.message().split("unknown field `").nth(1) {
+    if let Some(rest) = ["unknown field `", "unknown variant `"].iter().find_map(|u| message.split(u).nth(1))
+    {
         let mut quoted = rest.split('`');
         let wrong = quoted.next().unwrap_or_default();
         let known: Vec<&str> = quoted.skip(1).step_by(2).collect();
         if let Some(near) = nearest(wrong, &known) {
-            let _ = write!(text, "\nunknown key `{wrong}`; did you mean `{near}`?");
+            let _ = write!(text, "; did you mean `{near}`?");
         }
     }
-    text
+    match key {
+        Some(key) => format!("{key}: {text}"),
+        None => text,
+    }
 }
 
 /// The known word that is most like `wrong`, if any is like it at all.
@@ -343,6 +406,11 @@ mod tests {
         assert!(text.contains("did you mean `checkpoint`"), "{text}");
         let text = text_of(SMALL, &["train.global_bach=3"]);
         assert!(text.contains("did you mean `global_batch`") && text.contains("--set"), "{text}");
+        let text = text_of(SMALL, &["optimizer.name=adem"]);
+        assert!(text.contains("optimizer") && text.contains("did you mean `adam`?"), "{text}");
+        // A fault of the file is told with its line, whatever is set besides.
+        let text = text_of(&SMALL.replace("epochs", "epoch"), &["seed=4"]);
+        assert!(text.starts_with("x.toml, line 11: ") && !text.contains('\n'), "{text}");
     }
 
     #[test]
@@ -352,7 +420,9 @@ mod tests {
             ("epochs = 2", "epochs = 0", "train.epochs is 0"),
             ("epochs = 2", "epochs = -1", "line"),
             ("global_batch = 32", "global_batch = 0", "train.global_batch"),
-            ("[train]", "[train", "line"),
+            ("[train]", "[train", "line 10"),
+            ("epochs = 2", "epochs = 1.5", "a whole number"),
+            ("seed = 3", "seed = 3\nloader.threads = 99999", "loader.threads is 99999"),
         ] {
             let text = text_of(&SMALL.replace(from, to), &[]);
             assert!(text.contains(say), "{to}: {text}");
@@ -385,5 +455,10 @@ mod tests {
         let other = Config::parse(SMALL, "x", &["optimizer.lr=0.2".to_owned()]).unwrap();
         let (key, x, y) = first_difference(&a.identity().unwrap(), &other.identity().unwrap()).unwrap();
         assert_eq!((key.as_str(), x.as_str(), y.as_str()), ("optimizer.lr", "0.1", "0.2"));
+        let rows = |text: &str| toml::from_str::<toml::Table>(text).unwrap();
+        let (a, b) = (rows("l = [{ out = 1 }, { out = 2 }]"), rows("l = [{ out = 1 }, { out = 3 }]"));
+        assert_eq!(first_difference(&a, &b), Some(("l[1].out".into(), "2".into(), "3".into())));
+        let shorter = first_difference(&a, &rows("l = [{ out = 1 }]"));
+        assert_eq!(shorter, Some(("l".into(), "2 rows".into(), "1 rows".into())));
     }
 }

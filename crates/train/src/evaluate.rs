@@ -21,6 +21,7 @@ use crate::{Error, Result, ranks, setup};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Mean loss.
+    #[serde(deserialize_with = "crate::report::or_nan")]
     pub loss: f64,
     /// The fraction whose class did not come first.
     pub top1_error: f64,

@@ -73,9 +73,18 @@ impl Faults {
         values.iter().map(|v| v.parse()).collect::<Result<_>>().map(Faults)
     }
 
-    /// The highest rank that a failure is planted on.
-    pub fn highest_rank(&self) -> Option<u32> {
-        self.0.iter().map(|p| p.rank).max()
+    /// Checks that each failure can come to pass among `ranks` ranks.
+    pub fn check(&self, ranks: u32) -> Result<()> {
+        for p in &self.0 {
+            let fail = |problem: String| Err(Error::config("--inject", problem));
+            if p.rank >= ranks {
+                return fail(format!("there is no rank {} of {ranks}; ranks count from 0", p.rank));
+            }
+            if p.rank > 0 && p.fault == Fault::DiskFull {
+                return fail("disk-full is for rank 0, which alone writes checkpoints".into());
+            }
+        }
+        Ok(())
     }
 
     /// Whether `fault` is planted on `rank` at `step`.
@@ -110,7 +119,10 @@ mod tests {
         let parse = |t: &str| Faults::parse(&[t.to_owned()]);
         let f = parse("rank=1,step=7,kind=slow:50").unwrap();
         assert!(f.hits(1, 7, Fault::Slow(Duration::from_millis(50))) && !f.hits(1, 6, Fault::Nan));
-        assert_eq!(f.highest_rank(), Some(1));
+        assert!(f.check(2).is_ok());
+        assert!(f.check(1).unwrap_err().to_string().contains("no rank 1 of 1"));
+        let f = parse("rank=1,step=7,kind=disk-full").unwrap();
+        assert!(f.check(2).unwrap_err().to_string().contains("rank 0"));
         let f = parse("kind=disk-full,rank=0,step=3").unwrap();
         assert!(!f.disk_full(0, 2) && f.disk_full(0, 3) && f.disk_full(0, 9) && !f.disk_full(1, 9));
         for (text, say) in [

@@ -7,9 +7,9 @@
 //! those steps are superseded, as its work on them was. What is left is the history that the
 //! parameters have seen.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use phalanx_data::{Order, shard_positions, step_positions, steps_per_epoch};
@@ -82,11 +82,14 @@ fn files(run: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// The attempt that a ledger file is of, by its name.
+fn attempt_of(path: &Path) -> Option<u32> {
+    path.file_name()?.to_str()?.strip_prefix("attempt-")?.split('-').next()?.parse().ok()
+}
+
 /// The number of the next attempt in this run directory.
 pub fn next_attempt(run: &Path) -> Result<u32> {
-    let number =
-        |p: &PathBuf| p.file_name()?.to_str()?.strip_prefix("attempt-")?.split('-').next()?.parse().ok();
-    Ok(files(run)?.iter().filter_map(number).max().unwrap_or(0u32) + 1)
+    Ok(files(run)?.iter().filter_map(|p| attempt_of(p)).max().unwrap_or(0) + 1)
 }
 
 impl Ledger {
@@ -99,6 +102,7 @@ impl Ledger {
         let mut ledger = Ledger { path, file: BufWriter::new(file) };
         ledger.put(header)?;
         ledger.sync()?;
+        checkpoint::sync_dir(&dir)?;
         Ok(ledger)
     }
 
@@ -127,7 +131,9 @@ pub struct Proof {
     pub attempts: u32,
     /// World size of each attempt.
     pub world_sizes: Vec<u32>,
-    /// Steps that count.
+    /// The step that the run began at: 0, or that of another run's checkpoint.
+    pub first_step: u64,
+    /// Steps that count, those before `first_step` included.
     pub steps: u64,
     /// Epochs of which every sample was consumed exactly once.
     pub whole_epochs: u64,
@@ -148,31 +154,52 @@ impl std::fmt::Display for Proof {
         }
         write!(
             f,
-            ", {} samples in {} steps\n{} starts on {} ranks; {} steps were done again after a crash",
+            ", {} samples in {} steps\nstarts: {}, on {} ranks; steps done again after a crash: {}",
             self.samples,
-            self.steps,
+            self.steps - self.first_step.min(self.steps),
             self.attempts,
             worlds.join(", "),
             self.superseded_steps
-        )
+        )?;
+        match self.first_step {
+            0 => Ok(()),
+            step => write!(f, "\nbegun at step {step}, from the checkpoint of another run"),
+        }
     }
+}
+
+/// Reads all attempts. Files without a header are those of a process that was killed as it started.
+fn attempts(run: &Path) -> Result<BTreeMap<u32, Vec<(Header, Vec<Line>)>>> {
+    let fail = |problem: String| Error::Ledger { path: run.to_owned(), problem };
+    let mut attempts: BTreeMap<u32, Vec<(Header, Vec<Line>)>> = BTreeMap::new();
+    let mut numbers = BTreeSet::new();
+    for path in files(run)? {
+        numbers.extend(attempt_of(&path));
+        if let Some((header, lines)) = read(&path).map_err(fail)? {
+            attempts.entry(header.attempt).or_default().push((header, lines));
+        }
+    }
+    if let Some((lost, _)) = (1..).zip(&numbers).find(|(want, is)| want != *is) {
+        return Err(fail(format!("attempt {lost} has no files, but there are later ones")));
+    }
+    Ok(attempts)
 }
 
 /// Checks the ledger of a run directory. Fails with [`Error::Ledger`] on the first omission, repeat or
 /// misplaced sample, and says how many there are.
 pub fn verify(run: &Path) -> Result<Proof> {
     let fail = |problem: String| Error::Ledger { path: run.to_owned(), problem };
-    let mut attempts: BTreeMap<u32, Vec<(Header, Vec<Line>)>> = BTreeMap::new();
-    for path in files(run)? {
-        let (header, lines) = read(&path).map_err(fail)?;
-        attempts.entry(header.attempt).or_default().push((header, lines));
-    }
+    let attempts = attempts(run)?;
     let Some(first) = attempts.values().next().map(|a| a[0].0.clone()) else {
         return Err(fail("there is none; is this a run directory?".into()));
     };
     for (attempt, ranks) in &attempts {
         let h = &ranks[0].0;
-        if ranks.len() != h.world_size as usize || !ranks.iter().zip(0..).all(|((h, _), r)| h.rank == r) {
+        let whole =
+            ranks.len() == h.world_size as usize && ranks.iter().zip(0..).all(|((h, _), r)| h.rank == r);
+        // A rank adds lines only after a meeting of all, each with its file: a start that was killed
+        // before has fewer files, and did nothing.
+        if !whole && ranks.iter().any(|(_, lines)| !lines.is_empty()) {
             return Err(fail(format!(
                 "attempt {attempt} has the files of {} ranks, but ran on {}",
                 ranks.len(),
@@ -187,8 +214,9 @@ pub fn verify(run: &Path) -> Result<Proof> {
 
     // An attempt counts up to the first step of the next one.
     let starts: Vec<(u32, u64)> = attempts.iter().map(|(a, r)| (*a, r[0].0.first_step)).collect();
+    let world_sizes = attempts.values().map(|r| r[0].0.world_size).collect();
     let mut by_step: BTreeMap<u64, BTreeMap<u32, Line>> = BTreeMap::new();
-    let mut superseded = std::collections::BTreeSet::new();
+    let mut superseded = BTreeSet::new();
     let mut problems = Vec::new();
     for (attempt, ranks) in attempts {
         let end = starts.iter().filter(|(a, _)| *a > attempt).map(|s| s.1).min().unwrap_or(u64::MAX);
@@ -211,7 +239,8 @@ pub fn verify(run: &Path) -> Result<Proof> {
     let steps = committed(run, &by_step)?;
     let mut proof = Proof {
         attempts: starts.len() as u32,
-        world_sizes: Vec::new(),
+        world_sizes,
+        first_step: first.first_step,
         steps,
         whole_epochs: 0,
         samples_in_last_epoch: 0,
@@ -219,12 +248,6 @@ pub fn verify(run: &Path) -> Result<Proof> {
         superseded_steps: superseded.len() as u64,
     };
     check_steps(&first, steps, &by_step, &mut proof, &mut problems);
-    for path in files(run)? {
-        let (header, _) = read(&path).map_err(fail)?;
-        if header.rank == 0 {
-            proof.world_sizes.push(header.world_size);
-        }
-    }
     match problems.first() {
         None => Ok(proof),
         Some(p) if problems.len() == 1 => Err(fail(p.clone())),
@@ -254,7 +277,7 @@ fn check_steps(
     let per_epoch = steps_per_epoch(run.samples, run.global_batch).max(1);
     let mut epoch_of_order = None;
     let mut seen: HashMap<u64, u64> = HashMap::new();
-    for step in 0..steps {
+    for step in run.first_step..steps {
         let (epoch, within) = (step / per_epoch, step % per_epoch);
         let order = match &epoch_of_order {
             Some((e, order)) if *e == epoch => order,
@@ -308,25 +331,28 @@ fn check_steps(
     }
 }
 
-/// Reads one file. A torn last line, which a killed process leaves, is passed over.
-fn read(path: &Path) -> std::result::Result<(Header, Vec<Line>), String> {
+/// Reads one file. A torn last line, which a killed process leaves, is passed over; None when that is
+/// all there is.
+fn read(path: &Path) -> std::result::Result<Option<(Header, Vec<Line>)>, String> {
     let name = path.display();
-    let file = File::open(path).map_err(|e| format!("cannot read {name}: {e}"))?;
-    let lines: Vec<String> = BufReader::new(file)
-        .lines()
-        .collect::<std::io::Result<_>>()
-        .map_err(|e| format!("cannot read {name}: {e}"))?;
-    let Some((head, rest)) = lines.split_first() else { return Err(format!("{name} is empty")) };
-    let header = serde_json::from_str(head).map_err(|e| format!("{name}, line 1: {e}"))?;
+    let text = fs::read_to_string(path).map_err(|e| format!("cannot read {name}: {e}"))?;
+    let lines: Vec<&str> = text.lines().collect();
+    let torn = |at: usize, e: &serde_json::Error| at + 1 == lines.len() && e.is_eof();
+    let Some((head, rest)) = lines.split_first() else { return Ok(None) };
+    let header = match serde_json::from_str(head) {
+        Ok(header) => header,
+        Err(e) if torn(0, &e) => return Ok(None),
+        Err(e) => return Err(format!("{name}, line 1: {e}")),
+    };
     let mut out = Vec::with_capacity(rest.len());
-    for (i, text) in rest.iter().enumerate() {
+    for (i, text) in (1..).zip(rest) {
         match serde_json::from_str(text) {
             Ok(line) => out.push(line),
-            Err(e) if i + 1 == rest.len() && e.is_eof() => {}
-            Err(e) => return Err(format!("{name}, line {}: {e}", i + 2)),
+            Err(e) if torn(i, &e) => {}
+            Err(e) => return Err(format!("{name}, line {}: {e}", i + 1)),
         }
     }
-    Ok((header, out))
+    Ok(Some((header, out)))
 }
 
 #[cfg(test)]
@@ -395,7 +421,7 @@ mod tests {
             f(&mut line);
             lines[at] = serde_json::to_string(&line).unwrap();
         };
-        let omitted = spoil(|l| edit(l, 5, &|line| drop(line.ids.pop())));
+        let omitted = spoil(|l| edit(l, 5, &|line| line.ids.truncate(line.ids.len() - 1)));
         assert!(omitted.contains("missing at step 2"), "{omitted}");
         let repeated = spoil(|l| {
             let other: Line = serde_json::from_str(&l[1]).unwrap();
@@ -423,5 +449,30 @@ mod tests {
         fs::remove_file(path).unwrap();
         assert!(verify(dir.path()).unwrap_err().to_string().contains("ran on 2"));
         assert!(verify(&dir.path().join("x")).unwrap_err().to_string().contains("is this a run directory"));
+    }
+
+    #[test]
+    fn a_start_that_died_before_its_first_step_spoils_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        attempt(dir.path(), 2, 0, 4);
+        // Rank 1 of attempt 2 had not come so far; rank 0 of attempt 3 had not written a line.
+        drop(Ledger::create(dir.path(), &header(2, 0, 3, 4)).unwrap());
+        fs::write(dir_of(dir.path()).join("attempt-0003-rank-00000.jsonl"), "{\"att").unwrap();
+        attempt(dir.path(), 4, 4, 8);
+        let proof = verify(dir.path()).unwrap();
+        assert_eq!((proof.steps, proof.whole_epochs, proof.world_sizes), (8, 2, vec![2, 3, 4]));
+        for rank in 0..2 {
+            fs::remove_file(dir_of(dir.path()).join(format!("attempt-0001-rank-0000{rank}.jsonl"))).unwrap();
+        }
+        assert!(verify(dir.path()).unwrap_err().to_string().contains("attempt 1 has no files"));
+    }
+
+    #[test]
+    fn a_run_from_another_run_s_checkpoint_proves_what_it_did_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        attempt(dir.path(), 2, 6, 12);
+        let proof = verify(dir.path()).unwrap();
+        assert_eq!((proof.first_step, proof.steps, proof.whole_epochs, proof.samples), (6, 12, 1, 11 + 23));
+        assert!(proof.to_string().contains("begun at step 6"), "{proof}");
     }
 }

@@ -2,9 +2,10 @@
 
 use std::any::Any;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Once};
-use std::time::Duration;
+use std::sync::{Arc, Once, mpsc};
+use std::time::{Duration, Instant};
 
 use phalanx_comm::{AbortReason, Communicator, threads};
 use phalanx_host::Isa;
@@ -40,6 +41,10 @@ fn message(payload: &(dyn Any + Send)) -> String {
     text.or(payload.downcast_ref::<&str>().copied()).unwrap_or("no message").to_owned()
 }
 
+/// What the other ranks have to end in after one failed. Every wait ends at once and a step's work soon:
+/// who is not back by then hangs where no abort reaches.
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
+
 /// Runs `body` on `ranks` thread ranks and returns what each gave. The first failure of any rank, a
 /// panic included, aborts the others, and is the one error that comes back.
 pub fn run_threads<T: Send>(
@@ -48,45 +53,84 @@ pub fn run_threads<T: Send>(
     isa: Isa,
     body: impl Fn(Arc<dyn Communicator>) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
+    run_threads_or(ranks, deadline, isa, GRACE, &|_| (), body)
+}
+
+/// As [`run_threads`]; calls `stuck` with the failure when some rank is still there `grace` after it. A
+/// thread cannot be ended from outside, so `stuck` may want to end the process.
+pub fn run_threads_or<T: Send>(
+    ranks: u32,
+    deadline: Duration,
+    isa: Isa,
+    grace: Duration,
+    stuck: &dyn Fn(&Error),
+    body: impl Fn(Arc<dyn Communicator>) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
     keep_panics();
     let endpoints = threads::world(ranks, deadline, isa)?;
     let body = &body;
-    let results: Vec<Result<T>> = std::thread::scope(|scope| {
-        let spawn = |(rank, endpoint): (u32, threads::Endpoint)| {
+    let (done, outcomes) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for (rank, endpoint) in (0..ranks).zip(endpoints) {
+            let comm: Arc<dyn Communicator> = Arc::new(endpoint);
+            let (mine, tell) = (comm.clone(), done.clone());
             let run = move || {
-                let comm: Arc<dyn Communicator> = Arc::new(endpoint);
                 let result =
-                    catch_unwind(AssertUnwindSafe(|| body(comm.clone()))).unwrap_or_else(|payload| {
+                    catch_unwind(AssertUnwindSafe(|| body(mine.clone()))).unwrap_or_else(|payload| {
                         let kept = PANIC.take();
                         Err(Error::Panic { rank, message: kept.unwrap_or_else(|| message(&*payload)) })
                     });
                 if let Err(e) = &result {
-                    comm.abort(AbortReason::new(rank, e.kind(), e.to_string()));
+                    mine.abort(AbortReason::new(rank, e.kind(), e.to_string()));
                 }
-                result
+                // The collector waits for one outcome of each rank; it is there.
+                let _ = tell.send((rank, result));
             };
-            std::thread::Builder::new().name(format!("{THREAD}{rank}")).spawn_scoped(scope, run)
-        };
-        let started: Vec<_> = (0..ranks).zip(endpoints).map(spawn).collect();
-        let join = |(rank, thread): (u32, std::io::Result<std::thread::ScopedJoinHandle<'_, Result<T>>>)| {
-            let cannot = |e: std::io::Error| Error::config("ranks", format!("cannot start rank {rank}: {e}"));
-            let lost = |_| Error::Panic { rank, message: "its thread was lost".into() };
-            thread.map_err(cannot)?.join().map_err(lost)?
-        };
-        (0..ranks).zip(started).map(join).collect()
-    });
+            let thread = std::thread::Builder::new().name(format!("{THREAD}{rank}"));
+            if let Err(e) = thread.spawn_scoped(scope, run) {
+                // The ranks that did start must not wait for those that did not.
+                let e = Error::config("--ranks", format!("rank {rank} of {ranks} cannot be started: {e}"));
+                comm.abort(AbortReason::new(rank, e.kind(), e.to_string()));
+                let _ = done.send((rank, Err(e)));
+                break;
+            }
+        }
+        drop(done);
+        collect(&outcomes, grace, stuck)
+    })
+}
+
+/// The outcomes of all ranks in their order, or the failure that caused the others.
+fn collect<T>(
+    outcomes: &mpsc::Receiver<(u32, Result<T>)>,
+    grace: Duration,
+    stuck: &dyn Fn(&Error),
+) -> Result<Vec<T>> {
     // A rank that was merely told of the abort is not the cause.
     let told = |e: &Error| matches!(e, Error::Comm(phalanx_comm::Error::Aborted { .. }));
-    let mut values = Vec::new();
-    let mut first: Option<Error> = None;
-    for result in results {
-        match result {
-            Ok(v) => values.push(v),
-            Err(e) if first.as_ref().is_none_or(|f| told(f) && !told(&e)) => first = Some(e),
-            Err(_) => {}
+    let mut values = BTreeMap::new();
+    let mut failure: Option<(Error, Instant)> = None;
+    loop {
+        let next = match &failure {
+            None => outcomes.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+            Some((_, at)) => outcomes.recv_timeout(grace.saturating_sub(at.elapsed())),
+        };
+        match (next, &failure) {
+            (Ok((rank, Ok(value))), _) => drop(values.insert(rank, value)),
+            (Ok((_, Err(e))), None) => failure = Some((e, Instant::now())),
+            (Ok((_, Err(e))), Some((first, at))) if told(first) && !told(&e) => failure = Some((e, *at)),
+            (Ok((_, Err(_))), Some(_)) => {}
+            (Err(mpsc::RecvTimeoutError::Timeout), Some((e, _))) => {
+                stuck(e);
+                break;
+            }
+            (Err(_), _) => break,
         }
     }
-    first.map_or(Ok(values), Err)
+    match failure {
+        None => Ok(values.into_values().collect()),
+        Some((e, _)) => Err(e),
+    }
 }
 
 #[cfg(test)]
@@ -114,5 +158,21 @@ mod tests {
         let e = e.unwrap_err();
         assert!(matches!(&e, Error::Panic { rank: 2, message } if message.contains("boom")), "{e}");
         assert_eq!(e.exit_code(), 4);
+    }
+
+    #[test]
+    fn a_rank_that_hangs_is_told_of_and_waited_for() {
+        let said = std::sync::Mutex::new(Vec::new());
+        let stuck = |e: &Error| said.lock().unwrap().push(e.to_string());
+        let (grace, deadline) = (Duration::from_millis(20), Duration::from_secs(30));
+        let e = run_threads_or(2, deadline, Isa::Portable, grace, &stuck, |c| match c.rank() {
+            0 => Err::<(), _>(Error::config("here", "broken")),
+            _ => {
+                std::thread::sleep(Duration::from_millis(300));
+                Ok(())
+            }
+        });
+        assert_eq!(e.unwrap_err().to_string(), "here: broken");
+        assert_eq!(said.into_inner().unwrap(), ["here: broken"]);
     }
 }

@@ -37,10 +37,12 @@ pub enum Event {
         /// The step's epoch.
         epoch: u64,
         /// Mean loss of the step.
+        #[serde(deserialize_with = "or_nan")]
         loss: f64,
         /// Learning rate.
         lr: f64,
         /// Samples a second since the line before.
+        #[serde(deserialize_with = "or_nan")]
         samples_per_second: f64,
         /// The phases' own statistics, by name.
         #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
@@ -53,6 +55,7 @@ pub enum Event {
         /// The epoch, from 0.
         epoch: u64,
         /// Mean loss over the epoch.
+        #[serde(deserialize_with = "or_nan")]
         train_loss: f64,
     },
     /// An evaluation.
@@ -109,6 +112,7 @@ pub struct Summary {
     /// The median time of a step in this start, in milliseconds.
     pub step_ms_p50: f64,
     /// Mean loss over the last whole epoch, or over the running one when there is none.
+    #[serde(deserialize_with = "or_nan")]
     pub train_loss: f64,
     /// The last evaluation.
     pub eval: Option<Evaluation>,
@@ -120,6 +124,11 @@ pub struct Summary {
     pub peak_rss_bytes: u64,
     /// Seconds, over all starts of the run.
     pub wall_s: f64,
+}
+
+/// JSON has no word for a number that is none: it is written as null.
+pub(crate) fn or_nan<'de, D: serde::Deserializer<'de>>(d: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(d)?.unwrap_or(f64::NAN))
 }
 
 /// The most memory that this process had at once, in bytes; 0 where the system does not tell.
@@ -156,15 +165,25 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Speaks for a run in `dir` that begins at `first_step` of `steps`. Lines of earlier starts that
-    /// this one will do again are taken out of `metrics.jsonl`.
-    pub fn new(dir: &RunDir, style: Style, first_step: u64, steps: u64) -> Result<Self> {
+    /// Speaks for a run in `dir` that begins at `first_step` of `steps`, perhaps with an evaluation that
+    /// is due. Lines of earlier starts that this one will do again are taken out of `metrics.jsonl`.
+    pub fn new(
+        dir: &RunDir,
+        style: Style,
+        first_step: u64,
+        steps: u64,
+        evaluation_due: bool,
+    ) -> Result<Self> {
         let path = dir.path().join("metrics.jsonl");
         if let Ok(file) = fs::File::open(&path) {
             let mut kept = String::new();
             for line in BufReader::new(file).lines().map_while(std::io::Result::ok) {
-                let step = serde_json::from_str::<Event>(&line).ok().map(|e| e.step());
-                if step.is_some_and(|s| s.is_none_or(|s| s <= first_step)) {
+                let again = |e: &Event| match e {
+                    Event::Eval { step, .. } if evaluation_due => *step >= first_step,
+                    _ => e.step().is_some_and(|s| s > first_step),
+                };
+                // A torn line is what a killed process leaves.
+                if serde_json::from_str::<Event>(&line).is_ok_and(|e| !again(&e)) {
                     kept += &line;
                     kept.push('\n');
                 }
@@ -173,7 +192,9 @@ impl Reporter {
         }
         let metrics = fs::OpenOptions::new().create(true).append(true).open(&path);
         let metrics = Some(metrics.map_err(Error::io("open", &path))?);
-        let on_terminal = style == Style::Human && std::io::stderr().is_terminal();
+        // A bar is for eyes: with the lines going to a file it would tear them apart.
+        let on_terminal =
+            style == Style::Human && std::io::stderr().is_terminal() && std::io::stdout().is_terminal();
         let target =
             if on_terminal { ProgressDrawTarget::stderr_with_hz(5) } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(steps), target).with_position(first_step);
@@ -211,7 +232,10 @@ impl Reporter {
                     None => String::new(),
                 };
                 format!(
-                    "{parameters} parameters on {world_size} ranks, {virtual_shards} virtual shards{from}"
+                    "{}, {}, {}{from}",
+                    count(*parameters, "parameter"),
+                    count((*world_size).into(), "rank"),
+                    count((*virtual_shards).into(), "virtual shard")
                 )
             }
             Event::Step { step, epoch, loss, lr, samples_per_second, .. } => {
@@ -247,40 +271,61 @@ impl Reporter {
             file.sync_all().map_err(Error::io("sync", &self.path))?;
         }
         self.bar.finish_and_clear();
-        match self.style {
-            Style::Quiet => {}
-            Style::Json => {
-                if let Ok(serde_json::Value::Object(mut map)) = serde_json::to_value(summary) {
-                    map.insert("kind".into(), "summary".into());
-                    say(&serde_json::Value::Object(map).to_string());
-                }
-            }
-            Style::Human => {
-                let eval = summary.eval.as_ref().map_or(String::new(), |e| {
-                    format!(
-                        "\n  error        {:.2} % of {} samples (top 5: {:.2} %)",
-                        e.top1_error * 100.0,
-                        e.samples,
-                        e.top5_error * 100.0
-                    )
-                });
-                let wall = Duration::from_secs_f64(summary.wall_s.max(0.0));
-                say(&format!(
-                    "{} after {} epochs, {} steps, {} samples in {wall:.1?}\n  training loss {:.4}{eval}\n  speed        \
-                     {:.0} samples/s, {:.2} ms a step\n  params_hash  {}\n  run          {}",
-                    summary.status,
-                    summary.epochs,
-                    summary.steps,
-                    summary.samples_seen,
-                    summary.train_loss,
-                    summary.samples_per_second,
-                    summary.step_ms_p50,
-                    summary.params_hash,
-                    dir.path().display()
-                ));
+        show_summary(dir, self.style, summary);
+        Ok(())
+    }
+}
+
+impl Drop for Reporter {
+    /// An error message must not begin in the middle of a bar.
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn count(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Shows how a run ended.
+pub(crate) fn show_summary(dir: &RunDir, style: Style, summary: &Summary) {
+    match style {
+        Style::Quiet => {}
+        Style::Json => {
+            if let Ok(serde_json::Value::Object(mut map)) = serde_json::to_value(summary) {
+                map.insert("kind".into(), "summary".into());
+                say(&serde_json::Value::Object(map).to_string());
             }
         }
-        Ok(())
+        Style::Human => {
+            let eval = summary.eval.as_ref().map_or(String::new(), |e| {
+                format!(
+                    "\n  error        {:.2} % of {} samples (top 5: {:.2} %)",
+                    e.top1_error * 100.0,
+                    e.samples,
+                    e.top5_error * 100.0
+                )
+            });
+            let speed = match summary.step_ms_p50 > 0.0 {
+                true => format!(
+                    "\n  speed        {:.0} samples/s, {:.2} ms a step",
+                    summary.samples_per_second, summary.step_ms_p50
+                ),
+                false => String::new(),
+            };
+            let wall = Duration::from_secs_f64(summary.wall_s.max(0.0));
+            say(&format!(
+                "{} after {}, {}, {} in {wall:.1?}\n  training loss {:.4}{eval}{speed}\n  params_hash  {}\n  \
+                 run          {}",
+                summary.status,
+                count(summary.epochs, "epoch"),
+                count(summary.steps, "step"),
+                count(summary.samples_seen, "sample"),
+                summary.train_loss,
+                summary.params_hash,
+                dir.path().display()
+            ));
+        }
     }
 }
 
@@ -305,13 +350,25 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let dir = RunDir::new(tmp.path());
         let line = |step| Event::Epoch { step, epoch: 0, train_loss: 1.0 };
-        let mut r = Reporter::new(&dir, Style::Quiet, 0, 9).unwrap();
+        let eval = |step| {
+            let eval = Evaluation { loss: f64::NAN, top1_error: 0.5, top5_error: 0.0, samples: 2 };
+            Event::Eval { step, epoch: 0, eval }
+        };
+        let steps = || {
+            let text = fs::read_to_string(tmp.path().join("metrics.jsonl")).unwrap();
+            let step = |l| serde_json::from_str::<Event>(l).unwrap().step().unwrap();
+            text.lines().map(step).collect::<Vec<_>>()
+        };
+        let mut r = Reporter::new(&dir, Style::Quiet, 0, 9, false).unwrap();
         (1..=5).for_each(|s| r.tell(&line(s)).unwrap());
-        let mut r = Reporter::new(&dir, Style::Quiet, 3, 9).unwrap();
+        let mut r = Reporter::new(&dir, Style::Quiet, 3, 9, false).unwrap();
         (4..=6).for_each(|s| r.tell(&line(s)).unwrap());
-        let text = fs::read_to_string(tmp.path().join("metrics.jsonl")).unwrap();
-        let steps: Vec<_> =
-            text.lines().map(|l| serde_json::from_str::<Event>(l).unwrap().step().unwrap()).collect();
-        assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
+        r.tell(&eval(6)).unwrap();
+        assert_eq!(steps(), [1, 2, 3, 4, 5, 6, 6]);
+        // A loss that is no number is kept as well; an evaluation that is made again is not.
+        drop(Reporter::new(&dir, Style::Quiet, 6, 9, false).unwrap());
+        assert_eq!(steps(), [1, 2, 3, 4, 5, 6, 6]);
+        drop(Reporter::new(&dir, Style::Quiet, 6, 9, true).unwrap());
+        assert_eq!(steps(), [1, 2, 3, 4, 5, 6]);
     }
 }

@@ -13,14 +13,14 @@ use phalanx_nn::Plateau;
 use crate::checkpoint::{self, Progress, Writer};
 use crate::config::Config;
 use crate::engine::{Engine, EngineOptions, StepReport};
-use crate::evaluate::{Evaluation, evaluate};
+use crate::evaluate::evaluate;
 use crate::faults::Faults;
 use crate::fingerprint::{self, Fingerprint};
 use crate::ledger::{Header, Ledger, Line};
-use crate::report::{Event, Reporter, Style, Summary, peak_rss_bytes, quantile};
-use crate::rundir::{Resume, RunDir, Start};
+use crate::report::{Event, Reporter, Style, Summary, peak_rss_bytes, quantile, show_summary};
+use crate::rundir::{Lock, Resume, RunDir, Start};
 use crate::task::Batch;
-use crate::{Error, Result, ranks, setup};
+use crate::{Error, Result, ranks, report, setup};
 
 /// What `phalanx train` is asked to do.
 #[derive(Debug, Clone)]
@@ -58,13 +58,22 @@ pub struct Outcome {
 
 /// Trains over thread ranks.
 pub fn train(request: &TrainRequest) -> Result<Outcome> {
+    train_or(request, &|_| ())
+}
+
+/// As [`train`]; calls `stuck` with the failure when a rank has failed and some other one hangs where no
+/// abort reaches it.
+pub fn train_or(request: &TrainRequest, stuck: &dyn Fn(&Error)) -> Result<Outcome> {
     let config = &request.config;
     if request.ranks == 0 {
         return Err(Error::config("--ranks", "there must be at least one rank"));
     }
-    if let Some(rank) = request.faults.highest_rank().filter(|&r| r >= request.ranks) {
-        return Err(Error::config("--inject", format!("there is no rank {rank} of {}", request.ranks)));
-    }
+    request.faults.check(request.ranks)?;
+    // What can be known before anything is opened, made or started.
+    shards(config, None, request.ranks)?;
+    config.optimizer.check()?;
+    config.schedule.check()?;
+    config.model.check()?;
     let isa = Isa::choose(&config.compute.isa)?;
     let (train, eval) = config.data.open(config.seed)?;
     if config.train.global_batch > train.len() {
@@ -77,11 +86,31 @@ pub fn train(request: &TrainRequest) -> Result<Outcome> {
         return Err(Error::config("train.global_batch", problem));
     }
     let deadline = Duration::from_secs_f64(config.distributed.deadline_s);
-    let outcomes = ranks::run_threads(request.ranks, deadline, isa, |comm| {
-        Session::open(request, comm, isa, &train, &eval)?.run()
-    })?;
+    let outcomes =
+        ranks::run_threads_or(
+            request.ranks,
+            deadline,
+            isa,
+            ranks::GRACE,
+            stuck,
+            |comm| match Session::open(request, comm, isa, &train, &eval)? {
+                Opened::Ready(session) => session.run(),
+                Opened::Ended(summary) => Ok(Outcome { summary, stopped: false }),
+            },
+        )?;
     let none = || Error::config("--ranks", "no rank gave an outcome");
     outcomes.into_iter().next().ok_or_else(none)
+}
+
+/// The status of a run that a signal has stopped.
+const STOPPED: &str = "stopped";
+
+/// What a start finds.
+enum Opened<'a> {
+    /// There is something to do.
+    Ready(Box<Session<'a>>),
+    /// The run has come to its end before; its summary then.
+    Ended(Summary),
 }
 
 /// One rank's run.
@@ -98,13 +127,16 @@ struct Session<'a> {
     // Rank 0 only.
     reporter: Option<Reporter>,
     writer: Option<Writer>,
+    _lock: Option<Lock>,
+    /// Steps of the whole run.
+    total: u64,
+    /// The step that this start ends at.
+    end: u64,
     // Of this start.
     started: Instant,
     wall_before: f64,
     step_ms: Vec<f64>,
     samples: u64,
-    evaluation: Option<Evaluation>,
-    last_epoch_loss: Option<f64>,
     logged: (Instant, u64),
 }
 
@@ -127,7 +159,7 @@ impl<'a> Session<'a> {
         isa: Isa,
         train: &'a Arc<dyn Source>,
         eval: &'a Arc<dyn Source>,
-    ) -> Result<Self> {
+    ) -> Result<Opened<'a>> {
         let started = Instant::now();
         let config = &request.config;
         let deadline = || Deadline::after(Duration::from_secs_f64(config.distributed.deadline_s));
@@ -141,8 +173,13 @@ impl<'a> Session<'a> {
         let model = setup::classification(config, &**train, &comm)?;
 
         let dir = RunDir::new(&request.out);
-        let start: Start = from_rank_0(&*comm, deadline(), || dir.open(config, &request.resume))?;
+        let mut lock = None;
+        let start: Start = from_rank_0(&*comm, deadline(), || {
+            lock = Some(dir.lock()?);
+            dir.open(config, &request.resume)
+        })?;
         let mut warnings = start.warnings;
+        warnings.extend(lock.as_mut().and_then(|l: &mut Lock| l.warning.take()));
         let saved = start.checkpoint.as_deref().map(checkpoint::read).transpose()?;
         if let (Some((_, p)), Some(path)) = (&saved, &start.checkpoint) {
             check_saved(config, p, path)?;
@@ -151,6 +188,19 @@ impl<'a> Session<'a> {
                 &p.fingerprint,
                 request.allow_fingerprint_change,
             )?);
+        }
+        let total = config.train.epochs.saturating_mul(steps_per_epoch(config, &**train));
+        let end = request.max_steps.map_or(total, |m| m.min(total));
+        if let (Some((_, p)), Some(summary)) = (&saved, start.ended) {
+            if p.step >= end && !p.evaluation_due && summary.steps == p.step && summary.status != STOPPED {
+                if comm.rank() == 0 {
+                    if request.style == Style::Human {
+                        report::say("nothing to do: this run has come to its end already");
+                    }
+                    show_summary(&dir, request.style, &summary);
+                }
+                return Ok(Opened::Ended(summary));
+            }
         }
         let shards = shards(config, saved.as_ref().map(|s| s.1.virtual_shards), comm.world())?;
         let options = EngineOptions {
@@ -170,6 +220,9 @@ impl<'a> Session<'a> {
             }
         };
         check_same(&*comm, "the model's parameters", &engine.hash()?.params, deadline())?;
+        // The first change to the directory, now that nothing speaks against the run; the ledger's files
+        // come after it on every rank.
+        warnings.extend(from_rank_0(&*comm, deadline(), || dir.begin(config, progress.step))?);
         let header = Header {
             attempt: start.attempt,
             rank: comm.rank(),
@@ -183,8 +236,7 @@ impl<'a> Session<'a> {
         let ledger = Ledger::create(dir.path(), &header)?;
         let (mut reporter, mut writer) = (None, None);
         if comm.rank() == 0 {
-            let total = config.train.epochs * steps_per_epoch(config, &**train);
-            let mut r = Reporter::new(&dir, request.style, progress.step, total)?;
+            let mut r = Reporter::new(&dir, request.style, progress.step, total, progress.evaluation_due)?;
             dir.clear_summary()?;
             dir.write_json("env.json", &environment(&progress.fingerprint, &comm, threads))?;
             for message in warnings {
@@ -201,7 +253,7 @@ impl<'a> Session<'a> {
             writer = Some(Writer::new(dir.checkpoints(), config.checkpoint.keep));
         }
         let plateau = config.schedule.plateau(progress.plateau.as_ref())?;
-        Ok(Session {
+        Ok(Opened::Ready(Box::new(Session {
             request,
             comm,
             engine,
@@ -212,15 +264,16 @@ impl<'a> Session<'a> {
             ledger,
             reporter,
             writer,
+            _lock: lock,
+            total,
+            end,
             started,
             wall_before: progress.wall_s,
             step_ms: Vec::new(),
             samples: 0,
-            evaluation: None,
-            last_epoch_loss: None,
             logged: (Instant::now(), progress.samples_seen),
             progress,
-        })
+        })))
     }
 
     fn config(&self) -> &'a Config {
@@ -237,8 +290,6 @@ impl<'a> Session<'a> {
 
     fn run(mut self) -> Result<Outcome> {
         let per_epoch = steps_per_epoch(self.config(), &**self.train);
-        let total = self.config().train.epochs * per_epoch;
-        let end = self.request.max_steps.map_or(total, |m| m.min(total));
         let mut stopped = false;
         let mut saved_at = (self.progress.step > 0).then_some(self.progress.step);
         if self.progress.evaluation_due {
@@ -258,14 +309,14 @@ impl<'a> Session<'a> {
         let mut loader =
             Loader::new(self.train.clone(), &self.config().loader, mode, plan, &self.engine.cpu.pool)?;
 
-        while self.progress.step < end && !stopped {
+        while self.progress.step < self.end && !stopped {
             stopped = self.step(&mut loader, mine.len())?;
             let epoch_ended = self.progress.step_in_epoch == per_epoch;
             if epoch_ended {
                 self.end_epoch()?;
                 let every = self.config().eval.every_epochs;
                 let due = every > 0 && self.progress.epoch.is_multiple_of(every);
-                self.progress.evaluation_due = due || self.progress.step == total;
+                self.progress.evaluation_due = due || self.progress.step == self.total;
                 if self.progress.evaluation_due && !stopped {
                     stopped = !self.evaluate()?;
                 }
@@ -281,7 +332,7 @@ impl<'a> Session<'a> {
         if saved_at != Some(self.progress.step) {
             self.checkpoint()?;
         }
-        self.finish(stopped, total)
+        self.finish(stopped)
     }
 
     /// One step of all ranks. Returns whether the run is to stop.
@@ -353,7 +404,7 @@ impl<'a> Session<'a> {
 
     fn end_epoch(&mut self) -> Result<()> {
         let (train_loss, epoch) = (self.epoch_loss(), self.progress.epoch);
-        self.last_epoch_loss = Some(train_loss);
+        self.progress.train_loss_bits = Some(train_loss.to_bits());
         self.tell(Event::Epoch { step: self.progress.step, epoch, train_loss })?;
         let p = &mut self.progress;
         (p.epoch, p.step_in_epoch) = (p.epoch + 1, 0);
@@ -376,7 +427,7 @@ impl<'a> Session<'a> {
         }
         let (step, epoch) = (self.progress.step, self.progress.epoch.saturating_sub(1));
         self.tell(Event::Eval { step, epoch, eval: eval.clone() })?;
-        self.evaluation = Some(eval);
+        self.progress.evaluation = Some(eval);
         // Its time is not the next steps'.
         self.logged = (Instant::now(), self.progress.samples_seen);
         Ok(true)
@@ -410,7 +461,7 @@ impl<'a> Session<'a> {
         writer.start(snapshot, progress, disk_full)
     }
 
-    fn finish(mut self, stopped: bool, total: u64) -> Result<Outcome> {
+    fn finish(mut self, stopped: bool) -> Result<Outcome> {
         if let Some(writer) = &mut self.writer {
             writer.wait()?;
         }
@@ -418,8 +469,8 @@ impl<'a> Session<'a> {
         let deadline = Deadline::after(Duration::from_secs_f64(self.config().distributed.deadline_s));
         self.comm.barrier(deadline)?;
         let p = &self.progress;
-        let status = match (stopped, p.step == total) {
-            (true, _) => "stopped",
+        let status = match (stopped, p.step >= self.total) {
+            (true, _) => STOPPED,
             (false, true) => "finished",
             (false, false) => "max-steps",
         };
@@ -436,8 +487,8 @@ impl<'a> Session<'a> {
             samples_seen: p.samples_seen,
             samples_per_second: if time > 0.0 { self.samples as f64 / time } else { 0.0 },
             step_ms_p50: quantile(&mut self.step_ms, 0.5),
-            train_loss: self.last_epoch_loss.or(running).unwrap_or(0.0),
-            eval: self.evaluation.clone(),
+            train_loss: p.train_loss_bits.map(f64::from_bits).or(running).unwrap_or(0.0),
+            eval: p.evaluation.clone(),
             params_hash: hash.params,
             buffers_hash: hash.buffers,
             peak_rss_bytes: peak_rss_bytes(),
@@ -475,7 +526,7 @@ fn shards(config: &Config, saved: Option<u32>, world: u32) -> Result<u32> {
         (saved, configured) => saved.or(configured).unwrap_or(world),
     };
     if world > v {
-        let problem = format!("{world} ranks cannot share {v} virtual shards; start at most {v} ranks");
+        let problem = format!("{world} ranks cannot share {v}; start at most {v} ranks");
         return Err(Error::config("distributed.virtual_shards", problem));
     }
     Ok(v)

@@ -1,6 +1,6 @@
 //! The run directory: who may use it, and the files beside checkpoints and ledger.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::checkpoint::{self, Progress};
 use crate::config::{Config, first_difference};
+use crate::report::Summary;
 use crate::snapshot::Snapshot;
 use crate::{Error, Result, ledger};
 
@@ -45,6 +46,17 @@ pub struct Start {
     pub attempt: u32,
     /// Things the user should know.
     pub warnings: Vec<String>,
+    /// The summary of the start before, where it came to its end.
+    pub ended: Option<Summary>,
+}
+
+/// The right to use a run directory, held by one process at a time. It ends with the process, however
+/// that ends: the system holds it, not the file.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+    /// Why it does not hold others off, on a file system without locks.
+    pub warning: Option<String>,
 }
 
 /// A run's directory, as rank 0 sees it.
@@ -69,11 +81,46 @@ impl RunDir {
         self.path.join("checkpoints")
     }
 
-    /// Makes the directory ready for a start of this run. Fails when it cannot be written, or when it
-    /// holds another run; what it holds is never overwritten.
+    /// Makes the directory and takes it for this process. Fails when it cannot be written, or when
+    /// another process has it.
+    pub fn lock(&self) -> Result<Lock> {
+        let unusable = |problem: String| Error::RunDir { path: self.path.clone(), problem };
+        let hint = "choose another run directory with --out";
+        fs::create_dir_all(&self.path)
+            .map_err(|e| unusable(format!("the run directory cannot be created: {e}; {hint}")))?;
+        let path = self.path.join(".lock");
+        let mut file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|e| unusable(format!("the run directory cannot be written: {e}; {hint}")))?;
+        let warning = match file.try_lock() {
+            Ok(()) => None,
+            Err(TryLockError::WouldBlock) => {
+                let holder = fs::read_to_string(&path).unwrap_or_default();
+                let holder = Some(holder.trim())
+                    .filter(|h| !h.is_empty())
+                    .map_or(String::new(), |h| format!(" ({h})"));
+                let problem = format!("another process{holder} is training in it; wait for it, or {hint}");
+                return Err(unusable(problem));
+            }
+            Err(TryLockError::Error(e)) => Some(format!(
+                "{} cannot be locked ({e}): take care to start one process at a time on it",
+                path.display()
+            )),
+        };
+        // For the message above alone: nothing is lost when it cannot be written.
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let _ = file.set_len(0);
+        let _ = writeln!(file, "process {} on {}", std::process::id(), host.trim());
+        Ok(Lock { _file: file, warning })
+    }
+
+    /// Finds where a start of this run begins. Fails when the directory holds another run. Nothing of
+    /// value is changed: that is [`RunDir::begin`]'s, once it is known that the run can go on.
     pub fn open(&self, config: &Config, resume: &Resume) -> Result<Start> {
         let unusable = |problem: String| Error::RunDir { path: self.path.clone(), problem };
-        fs::create_dir_all(&self.path).map_err(Error::io("create the run directory", &self.path))?;
         let config_file = self.path.join("config.toml");
         let holds = config_file.exists();
         if holds {
@@ -89,6 +136,7 @@ impl RunDir {
                 )));
             }
         }
+        checkpoint::recover(&self.checkpoints())?;
         let mut warnings = Vec::new();
         let checkpoint = match resume {
             Resume::Never => None,
@@ -105,10 +153,34 @@ impl RunDir {
                 Some(found.ok_or_else(none)?.0)
             }
         };
-        // The newest good checkpoint may not be the newest: what lies beyond it is history undone.
-        self.write("config.toml", config.to_toml()?.as_bytes())?;
         let attempt = ledger::next_attempt(&self.path)?;
-        Ok(Start { checkpoint, attempt, warnings })
+        let ended =
+            fs::read(self.path.join("summary.json")).ok().and_then(|b| serde_json::from_slice(&b).ok());
+        Ok(Start { checkpoint, attempt, warnings, ended })
+    }
+
+    /// Makes the directory ready for a start of this run from `step` on: it is this configuration's, and
+    /// checkpoints of later steps (damaged ones, or those that the user goes back behind) are set
+    /// aside, since the run does those steps again. Returns what the user should know.
+    pub fn begin(&self, config: &Config, step: u64) -> Result<Vec<String>> {
+        for name in ["config.toml", "env.json", "summary.json", "metrics.jsonl"] {
+            // Left by a process that was killed while it wrote.
+            let _ = fs::remove_file(self.tmp_of(name));
+        }
+        let aside = checkpoint::set_aside(&self.checkpoints(), step)?;
+        self.write("config.toml", config.to_toml()?.as_bytes())?;
+        let names: Vec<String> = aside.iter().map(|p| p.display().to_string()).collect();
+        Ok(match names.is_empty() {
+            true => Vec::new(),
+            false => vec![format!(
+                "the run goes on from step {step}; what lies beyond is kept as {} until it has come past it again",
+                names.join(", ")
+            )],
+        })
+    }
+
+    fn tmp_of(&self, name: &str) -> PathBuf {
+        self.path.join(format!(".{name}.tmp"))
     }
 
     fn newest(
@@ -121,9 +193,9 @@ impl RunDir {
 
     /// Writes a file as temporary, synced, renamed.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let (path, tmp) = (self.path.join(name), self.path.join(format!(".{name}.tmp")));
+        let (path, tmp) = (self.path.join(name), self.tmp_of(name));
         let write = || {
-            let mut file = fs::File::create(&tmp)?;
+            let mut file = File::create(&tmp)?;
             file.write_all(bytes)?;
             file.sync_all()?;
             fs::rename(&tmp, &path)
@@ -165,8 +237,12 @@ mod tests {
     fn a_directory_takes_its_own_run_again_and_no_other() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = RunDir::new(tmp.path().join("a/b"));
+        let _lock = dir.lock().unwrap();
         let start = dir.open(&config(&[]), &Resume::Auto).unwrap();
-        assert_eq!(start, Start { checkpoint: None, attempt: 1, warnings: vec![] });
+        assert_eq!(start, Start { checkpoint: None, attempt: 1, warnings: vec![], ended: None });
+        // Nothing is claimed before the run can begin.
+        assert!(dir.open(&config(&["seed=4"]), &Resume::Never).is_ok());
+        assert_eq!(dir.begin(&config(&[]), 0).unwrap(), Vec::<String>::new());
         assert!(dir.open(&config(&["train.epochs=5"]), &Resume::Auto).is_ok());
         let e = dir.open(&config(&["seed=4"]), &Resume::Auto).unwrap_err();
         assert!(e.to_string().contains("seed was 0 there and is 4 now") && e.exit_code() == 2, "{e}");
@@ -180,7 +256,20 @@ mod tests {
     fn an_unusable_place_is_named() {
         let tmp = tempfile::tempdir().unwrap();
         fs::write(tmp.path().join("file"), "x").unwrap();
-        let e = RunDir::new(tmp.path().join("file/run")).open(&config(&[]), &Resume::Auto).unwrap_err();
-        assert!(e.to_string().contains("file/run"), "{e}");
+        let e = RunDir::new(tmp.path().join("file/run")).lock().unwrap_err();
+        assert!(e.to_string().contains("file/run") && e.exit_code() == 2, "{e}");
+    }
+
+    #[test]
+    fn a_directory_is_one_process_s_at_a_time() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(tmp.path());
+        let held = dir.lock().unwrap();
+        assert_eq!(held.warning, None);
+        let e = dir.lock().unwrap_err();
+        let me = format!("process {} on", std::process::id());
+        assert!(e.to_string().contains(&me) && e.exit_code() == 2, "{e}");
+        drop(held);
+        dir.lock().unwrap();
     }
 }

@@ -16,6 +16,7 @@ pub(crate) use format::{from_safetensors, to_safetensors};
 use serde::{Deserialize, Serialize};
 pub use writer::Writer;
 
+use crate::evaluate::Evaluation;
 use crate::snapshot::Snapshot;
 use crate::task::StateMap;
 use crate::{Error, Result};
@@ -51,6 +52,12 @@ pub struct Progress {
     /// Whether the evaluation that is due after `epoch - 1` has not been made yet.
     #[serde(default)]
     pub evaluation_due: bool,
+    /// The last evaluation, which the summary of a later start tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<Evaluation>,
+    /// Bits of the mean loss of the last whole epoch, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_loss_bits: Option<u64>,
     /// The fingerprint of the machine that wrote it.
     pub fingerprint: BTreeMap<String, String>,
     /// The part of the configuration that fixes the run's numbers.
@@ -67,8 +74,23 @@ fn name_of(step: u64) -> String {
     format!("step-{step:08}")
 }
 
+/// Where it is written before it counts.
+fn tmp_of(dir: &Path, step: u64) -> PathBuf {
+    dir.join(format!(".{}.tmp", name_of(step)))
+}
+
+/// Where it is kept once the run goes on from an earlier step.
+fn undone_of(dir: &Path, step: u64) -> PathBuf {
+    dir.join(format!("{}.undone", name_of(step)))
+}
+
 /// The checkpoints under `dir` that were finished, newest first, as (step, path).
 pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    entries(dir, "step-", "")
+}
+
+/// The entries under `dir` whose names are a step's number between `prefix` and `suffix`.
+fn entries(dir: &Path, prefix: &str, suffix: &str) -> Result<Vec<(u64, PathBuf)>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -77,7 +99,9 @@ pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for entry in entries {
         let path = entry.map_err(Error::io("read", dir))?.path();
-        let step = path.file_name().and_then(|n| n.to_str()?.strip_prefix("step-")?.parse::<u64>().ok());
+        let step = path
+            .file_name()
+            .and_then(|n| n.to_str()?.strip_prefix(prefix)?.strip_suffix(suffix)?.parse::<u64>().ok());
         if let Some(step) = step {
             found.push((step, path));
         }
@@ -88,27 +112,56 @@ pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
 
 /// Writes a checkpoint below `dir` and returns its path.
 pub fn write(dir: &Path, snapshot: &Snapshot, progress: &Progress) -> Result<PathBuf> {
-    let (path, tmp) =
-        (dir.join(name_of(progress.step)), dir.join(format!(".{}.tmp", name_of(progress.step))));
-    let done = write_files(&tmp, snapshot, progress).and_then(|()| {
-        // The same step again (a run resumed from an older checkpoint): the new one takes its place.
-        if path.exists() {
-            fs::remove_dir_all(&path).map_err(Error::io("replace", &path))?;
-        }
-        fs::rename(&tmp, &path).map_err(Error::io("rename", &tmp))?;
-        sync_dir(dir)
-    });
-    if done.is_err() {
+    let (path, tmp) = (dir.join(name_of(progress.step)), tmp_of(dir, progress.step));
+    if let Err(e) = write_files(&tmp, snapshot, progress) {
         // Best effort: the error that is returned says what matters.
         let _ = fs::remove_dir_all(&tmp);
+        return Err(e);
     }
-    done.map(|()| path)
+    // The same step again: the new one takes its place. A kill in between leaves a whole one under the
+    // temporary name, which `recover` finds.
+    remove(&path)?;
+    fs::rename(&tmp, &path).map_err(Error::io("rename", &tmp))?;
+    sync_dir(dir)?;
+    Ok(path)
+}
+
+/// Removes a directory that may not be there.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Ends what a killed process began: a checkpoint that was whole gets its name, half ones are removed.
+pub(crate) fn recover(dir: &Path) -> Result<()> {
+    for (step, tmp) in entries(dir, ".step-", ".tmp")? {
+        let path = dir.join(name_of(step));
+        if tmp.join(COMPLETE).exists() && !path.join(COMPLETE).exists() {
+            remove(&path)?;
+            fs::rename(&tmp, &path).map_err(Error::io("rename", &tmp))?;
+        } else {
+            remove(&tmp)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the checkpoints beyond `step` out of the run's history and returns where they are now.
+pub(crate) fn set_aside(dir: &Path, step: u64) -> Result<Vec<PathBuf>> {
+    let mut moved = Vec::new();
+    for (beyond, path) in list(dir)?.into_iter().filter(|c| c.0 > step) {
+        let undone = undone_of(dir, beyond);
+        remove(&undone)?;
+        fs::rename(&path, &undone).map_err(Error::io("rename", &path))?;
+        moved.push(undone);
+    }
+    Ok(moved)
 }
 
 fn write_files(tmp: &Path, snapshot: &Snapshot, progress: &Progress) -> Result<()> {
-    if tmp.exists() {
-        fs::remove_dir_all(tmp).map_err(Error::io("remove", tmp))?;
-    }
+    remove(tmp)?;
     fs::create_dir_all(tmp).map_err(Error::io("create", tmp))?;
     let mut task = snapshot.task.shared.clone();
     for (shard, arrays) in &snapshot.task.shards {
@@ -178,26 +231,38 @@ pub fn read(path: &Path) -> Result<(Snapshot, Progress)> {
 
 /// Finds the newest good checkpoint below `dir`: damaged ones are passed over, with `warn` told why.
 pub fn newest(dir: &Path, mut warn: impl FnMut(String)) -> Result<Option<(PathBuf, Snapshot, Progress)>> {
+    let mut newest: Option<Error> = None;
     let all = list(dir)?;
     for (_, path) in &all {
         match read(path) {
             Ok((snapshot, progress)) => return Ok(Some((path.clone(), snapshot, progress))),
-            Err(e) => warn(format!("{e}; trying the one before")),
+            Err(e) => {
+                warn(format!("{e}; trying the one before"));
+                newest = newest.or(Some(e));
+            }
         }
     }
-    match all.first() {
+    match newest {
         None => Ok(None),
-        Some((_, path)) => {
-            let problem = "no good checkpoint is left; start anew in another directory (--out)".to_owned();
-            Err(Error::Checkpoint { path: path.clone(), problem })
+        Some(e) => {
+            let problem = format!(
+                "none of the {} is good; start anew in another run directory (--out). The newest: {e}",
+                all.len()
+            );
+            Err(Error::Checkpoint { path: dir.to_owned(), problem })
         }
     }
 }
 
-/// Removes all but the newest `keep` checkpoints, and leftovers of interrupted writes.
+/// Removes all but the newest `keep` checkpoints, and those set aside that the run has come past.
 fn prune(dir: &Path, keep: usize) -> Result<()> {
-    for (_, path) in list(dir)?.into_iter().skip(keep.max(1)) {
-        fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+    let all = list(dir)?;
+    for (_, path) in all.iter().skip(keep.max(1)) {
+        remove(path)?;
+    }
+    let newest = all.first().map_or(0, |c| c.0);
+    for (_, path) in entries(dir, "step-", ".undone")?.iter().filter(|c| c.0 <= newest) {
+        remove(path)?;
     }
     Ok(())
 }
@@ -262,8 +327,41 @@ mod tests {
         for step in [1, 2] {
             fs::write(at(step).join(STATE), "{}").unwrap();
         }
-        assert!(newest(dir.path(), |_| ()).unwrap_err().to_string().contains("no good checkpoint"));
+        let e = newest(dir.path(), |_| ()).unwrap_err().to_string();
+        assert!(e.contains("none of the 4 is good") && e.contains("not complete"), "{e}");
         assert!(newest(&dir.path().join("none"), |_| ()).unwrap().is_none());
+    }
+
+    #[test]
+    fn history_undone_is_set_aside_and_goes_once_it_is_done_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |step| {
+            let (s, p) = sample(step);
+            write(dir.path(), &s, &p).unwrap();
+            prune(dir.path(), 3).unwrap();
+        };
+        let steps = || list(dir.path()).unwrap().iter().map(|c| c.0).collect::<Vec<_>>();
+        (1..=3).for_each(put);
+        let aside = set_aside(dir.path(), 1).unwrap();
+        assert_eq!((steps(), aside.len(), aside.iter().all(|p| p.exists())), (vec![1], 2, true));
+        put(2);
+        assert_eq!(aside.iter().map(|p| p.exists()).collect::<Vec<_>>(), [true, false]);
+        put(3);
+        assert_eq!((steps(), aside[0].exists()), (vec![3, 2, 1], false));
+    }
+
+    #[test]
+    fn a_kill_between_removing_and_renaming_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (s, p) = sample(7);
+        let path = write(dir.path(), &s, &p).unwrap();
+        fs::rename(&path, tmp_of(dir.path(), 7)).unwrap();
+        // Half of an old one, and half of a new one.
+        fs::create_dir(&path).unwrap();
+        fs::create_dir(tmp_of(dir.path(), 8)).unwrap();
+        recover(dir.path()).unwrap();
+        assert_eq!(read(&path).unwrap(), (s, p));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
