@@ -75,6 +75,25 @@ same_bits() {
     fi
 }
 
+# idx DIR TRAIN TEST [SAMPLE]: an IDX data set of random 8x8 images; training sample SAMPLE has label 200.
+idx() {
+    python3 - "$@" <<'PYTHON'
+import os, random, struct, sys
+folder, train, test = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+bad = int(sys.argv[4]) if len(sys.argv) > 4 else None
+os.makedirs(folder)
+r = random.Random(1)
+for stem, n in ("train", train), ("t10k", test):
+    with open(f"{folder}/{stem}-images-idx3-ubyte", "wb") as f:
+        f.write(struct.pack(">IIII", 0x803, n, 8, 8) + r.randbytes(64 * n))
+    labels = bytearray(r.randrange(10) for _ in range(n))
+    if bad is not None and stem == "train":
+        labels[bad] = 200
+    with open(f"{folder}/{stem}-labels-idx1-ubyte", "wb") as f:
+        f.write(struct.pack(">II", 0x801, n) + labels)
+PYTHON
+}
+
 # wait_for COMMAND...: until it succeeds, at most 20 seconds.
 wait_for() {
     for _ in $(seq 400); do

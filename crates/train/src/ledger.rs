@@ -248,11 +248,15 @@ pub fn verify(run: &Path) -> Result<Proof> {
         superseded_steps: superseded.len() as u64,
     };
     check_steps(&first, steps, &by_step, &mut proof, &mut problems);
-    match problems.first() {
-        None => Ok(proof),
-        Some(p) if problems.len() == 1 => Err(fail(p.clone())),
-        Some(p) => Err(fail(format!("{p}; and {} more", problems.len() - 1))),
+    if problems.is_empty() {
+        return Ok(proof);
     }
+    let shown = problems.len().min(3);
+    let more = match problems.len() - shown {
+        0 => String::new(),
+        n => format!("; and {n} more"),
+    };
+    Err(fail(format!("{}{more}", problems[..shown].join("; "))))
 }
 
 /// The number of steps that count: up to the newest checkpoint or the summary, whichever is later. What
