@@ -14,7 +14,7 @@ check "it has learnt the digits to at most 4 % error ($error)" python3 -c "asser
 dir=$PHALANX_TMP/killed
 worlds=(2 3 4 8 1)
 slow=()
-for step in $(seq 3 7 344); do slow+=(--inject "rank=0,step=$step,kind=slow:20"); done
+for step in $(seq 2 4 344); do slow+=(--inject "rank=0,step=$step,kind=slow:30"); done
 seed=${PHALANX_SEED:-$$}
 RANDOM=$seed
 kills=0

@@ -82,6 +82,7 @@ import os, random, struct, sys
 folder, train, test = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 bad = int(sys.argv[4]) if len(sys.argv) > 4 else None
 os.makedirs(folder)
+open(f"{folder}/classes.txt", "w").writelines(f"{k}\n" for k in range(10))
 r = random.Random(1)
 for stem, n in ("train", train), ("t10k", test):
     with open(f"{folder}/{stem}-images-idx3-ubyte", "wb") as f:

@@ -10,7 +10,8 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 #[command(name = "phalanx", version, propagate_version = true, disable_help_subcommand = true)]
 #[command(after_help = "Begin with:  phalanx train configs/digits.toml --ranks 2\n\
     Exit codes:  0 done, 2 bad usage or configuration, 3 bad data, 4 communication (a rank is lost),\n             \
-    5 numerics (a loss is not finite), 75 stopped on a signal after a checkpoint, 1 anything else")]
+    5 numerics (a loss is not finite), 75 stopped on a signal after a checkpoint,\n             \
+    1 anything else")]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -68,7 +69,7 @@ pub(crate) enum CommName {
 pub(crate) struct Train {
     /// The configuration, a TOML file
     pub config: PathBuf,
-    /// Ranks, as threads of this process
+    /// Ranks, as threads of this process; any number up to distributed.virtual_shards gives equal bits
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub ranks: u32,
     /// Where to compute
@@ -80,11 +81,14 @@ pub(crate) struct Train {
     /// The run directory [default: runs/<name of the configuration>]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// auto: go on from the newest good checkpoint in the run directory; never: start anew in an empty
-    /// one; DIR: go on from that checkpoint or run
-    #[arg(long, value_name = "auto|never|DIR", default_value = "auto")]
+    /// Where to begin
+    ///
+    /// auto: at the newest good checkpoint in the run directory, if it has one
+    /// never: anew; the run directory must not hold a run
+    /// DIR: at that checkpoint, or at the newest one of that run directory
+    #[arg(long, value_name = "auto|never|DIR", default_value = "auto", verbatim_doc_comment)]
     pub resume: String,
-    /// Stop when N steps are done in all, with a checkpoint
+    /// Stop when N steps are done in all, with a checkpoint; later starts can go on
     #[arg(long, value_name = "N")]
     pub max_steps: Option<u64>,
     /// Change a value of the configuration, as --set optimizer.lr=0.05; may be repeated

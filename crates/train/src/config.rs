@@ -349,12 +349,14 @@ fn explain(e: &toml::de::Error) -> String {
         let wrong = quoted.next().unwrap_or_default();
         let known: Vec<&str> = quoted.skip(1).step_by(2).collect();
         if let Some(near) = nearest(wrong, &known) {
+            // The list of all of them is then of no use.
+            text.truncate(text.find(", expected").unwrap_or(text.len()));
             let _ = write!(text, "; did you mean `{near}`?");
         }
     }
     match key {
-        Some(key) => format!("{key}: {text}"),
-        None => text,
+        Some(key) if !text.starts_with(key) => format!("{key}: {text}"),
+        _ => text,
     }
 }
 

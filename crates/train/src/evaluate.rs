@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use phalanx_host::Isa;
 
 use crate::checkpoint;
-use crate::config::Config;
+use crate::config::{Config, first_difference};
 use crate::engine::{Engine, EngineOptions};
 use crate::faults::Faults;
 use crate::task::Batch;
@@ -103,6 +103,13 @@ pub fn evaluate_checkpoint(config: &Config, path: &Path, world: u32, device: &st
         }
         _ => checkpoint::read(path)?,
     };
+    let model = |identity: toml::Table| identity.into_iter().filter(|(key, _)| key == "model").collect();
+    if let Some((key, was, now)) =
+        first_difference(&model(progress.identity.clone()), &model(config.identity()?))
+    {
+        let problem = format!("it is of another model: {key} was {was} there and is {now} now");
+        return Err(Error::Checkpoint { path: path.into(), problem });
+    }
     let deadline = Duration::from_secs_f64(config.distributed.deadline_s);
     let results = ranks::run_threads(world, deadline, isa, |comm| {
         let threads = setup::threads_per_rank(config.compute.threads, world);

@@ -526,8 +526,11 @@ fn shards(config: &Config, saved: Option<u32>, world: u32) -> Result<u32> {
         (saved, configured) => saved.or(configured).unwrap_or(world),
     };
     if world > v {
-        let problem = format!("{world} ranks cannot share {v}; start at most {v} ranks");
-        return Err(Error::config("distributed.virtual_shards", problem));
+        let problem = format!(
+            "{world} ranks cannot share {v} virtual shards; start at most {v} (a new run can have more: \
+             distributed.virtual_shards)"
+        );
+        return Err(Error::config("--ranks", problem));
     }
     Ok(v)
 }
@@ -564,6 +567,6 @@ mod tests {
         assert_eq!(shards(&open, Some(6), 3).unwrap(), 6);
         assert_eq!(shards(&fixed, None, 3).unwrap(), 8);
         assert!(shards(&fixed, Some(6), 3).unwrap_err().to_string().contains("begun with 6"));
-        assert!(shards(&open, Some(2), 3).unwrap_err().to_string().contains("at most 2 ranks"));
+        assert!(shards(&open, Some(2), 3).unwrap_err().to_string().contains("at most 2 ("));
     }
 }

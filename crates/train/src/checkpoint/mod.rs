@@ -194,6 +194,9 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
 /// Reads a checkpoint, checking every file against `COMPLETE`.
 pub fn read(path: &Path) -> Result<(Snapshot, Progress)> {
     let damaged = |problem: String| Error::Checkpoint { path: path.into(), problem };
+    if !path.is_dir() {
+        return Err(damaged("there is no such directory".into()));
+    }
     let complete = fs::read_to_string(path.join(COMPLETE))
         .map_err(|e| damaged(format!("it is not complete (its {COMPLETE} cannot be read: {e})")))?;
     let mut files = BTreeMap::new();
