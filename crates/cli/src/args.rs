@@ -4,10 +4,16 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-/// Trains neural networks data-parallel: kill it, resize it, start it again: the same bits, every
-/// sample exactly once.
+/// Trains neural networks data-parallel.
+/// Kill it, resize it, start it again: the same bits, and every sample exactly once.
 #[derive(Debug, Parser)]
-#[command(name = "phalanx", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(
+    verbatim_doc_comment,
+    name = "phalanx",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true
+)]
 #[command(after_help = "Begin with:  phalanx train configs/digits.toml --ranks 2\n\
     Exit codes:  0 done, 2 bad usage or configuration, 3 bad data, 4 communication (a rank is lost),\n             \
     5 numerics (a loss is not finite), 75 stopped on a signal after a checkpoint,\n             \
@@ -69,7 +75,7 @@ pub(crate) enum CommName {
 pub(crate) struct Train {
     /// The configuration, a TOML file
     pub config: PathBuf,
-    /// Ranks, as threads of this process; any number up to distributed.virtual_shards gives equal bits
+    /// Ranks, as threads of this process; any number gives the same bits
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub ranks: u32,
     /// Where to compute
