@@ -16,7 +16,7 @@ use crate::task::{Batch, ShardCx, StepCx, Task};
 use crate::{Error, Result};
 
 /// Separates the engine's random streams from those of other uses of the seed.
-const STREAM: u64 = 0x0005_7e9;
+const STREAM: u64 = 0x57e9;
 
 /// What the engine must know besides the task.
 #[derive(Debug, Clone)]

@@ -99,6 +99,7 @@ impl Faults {
     }
 
     /// Sleeps or panics, when that is planted on `rank` at `step`.
+    #[expect(clippy::panic, reason = "a panic is what was asked for")]
     pub fn before_step(&self, rank: u32, step: u64) {
         for p in self.0.iter().filter(|p| p.rank == rank && p.step == step) {
             match p.fault {

@@ -53,6 +53,9 @@ pub struct Line {
     pub ids: Vec<u64>,
 }
 
+/// What a rank wrote in an attempt.
+type RankFile = (Header, Vec<Line>);
+
 /// One rank's side of the ledger.
 #[derive(Debug)]
 pub struct Ledger {
@@ -169,9 +172,9 @@ impl std::fmt::Display for Proof {
 }
 
 /// Reads all attempts. Files without a header are those of a process that was killed as it started.
-fn attempts(run: &Path) -> Result<BTreeMap<u32, Vec<(Header, Vec<Line>)>>> {
+fn attempts(run: &Path) -> Result<BTreeMap<u32, Vec<RankFile>>> {
     let fail = |problem: String| Error::Ledger { path: run.to_owned(), problem };
-    let mut attempts: BTreeMap<u32, Vec<(Header, Vec<Line>)>> = BTreeMap::new();
+    let mut attempts: BTreeMap<u32, Vec<RankFile>> = BTreeMap::new();
     let mut numbers = BTreeSet::new();
     for path in files(run)? {
         numbers.extend(attempt_of(&path));
@@ -337,7 +340,7 @@ fn check_steps(
 
 /// Reads one file. A torn last line, which a killed process leaves, is passed over; None when that is
 /// all there is.
-fn read(path: &Path) -> std::result::Result<Option<(Header, Vec<Line>)>, String> {
+fn read(path: &Path) -> std::result::Result<Option<RankFile>, String> {
     let name = path.display();
     let text = fs::read_to_string(path).map_err(|e| format!("cannot read {name}: {e}"))?;
     let lines: Vec<&str> = text.lines().collect();

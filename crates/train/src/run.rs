@@ -95,7 +95,7 @@ pub fn train_or(request: &TrainRequest, stuck: &dyn Fn(&Error)) -> Result<Outcom
             stuck,
             |comm| match Session::open(request, comm, isa, &train, &eval)? {
                 Opened::Ready(session) => session.run(),
-                Opened::Ended(summary) => Ok(Outcome { summary, stopped: false }),
+                Opened::Ended(summary) => Ok(Outcome { summary: *summary, stopped: false }),
             },
         )?;
     let none = || Error::config("--ranks", "no rank gave an outcome");
@@ -110,7 +110,7 @@ enum Opened<'a> {
     /// There is something to do.
     Ready(Box<Session<'a>>),
     /// The run has come to its end before; its summary then.
-    Ended(Summary),
+    Ended(Box<Summary>),
 }
 
 /// One rank's run.
@@ -191,16 +191,19 @@ impl<'a> Session<'a> {
         }
         let total = config.train.epochs.saturating_mul(steps_per_epoch(config, &**train));
         let end = request.max_steps.map_or(total, |m| m.min(total));
-        if let (Some((_, p)), Some(summary)) = (&saved, start.ended) {
-            if p.step >= end && !p.evaluation_due && summary.steps == p.step && summary.status != STOPPED {
-                if comm.rank() == 0 {
-                    if request.style == Style::Human {
-                        report::say("nothing to do: this run has come to its end already");
-                    }
-                    show_summary(&dir, request.style, &summary);
+        if let (Some((_, p)), Some(summary)) = (&saved, start.ended)
+            && p.step >= end
+            && !p.evaluation_due
+            && summary.steps == p.step
+            && summary.status != STOPPED
+        {
+            if comm.rank() == 0 {
+                if request.style == Style::Human {
+                    report::say("nothing to do: this run has come to its end already");
                 }
-                return Ok(Opened::Ended(summary));
+                show_summary(&dir, request.style, &summary);
             }
+            return Ok(Opened::Ended(Box::new(summary)));
         }
         let shards = shards(config, saved.as_ref().map(|s| s.1.virtual_shards), comm.world())?;
         let options = EngineOptions {
