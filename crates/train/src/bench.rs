@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use phalanx_comm::Communicator;
-use phalanx_host::{Mat, MatMut, gemm as product};
 use phalanx_host::rng::{Key, Stream};
 use phalanx_host::{Cpu, Isa};
+use phalanx_host::{Mat, MatMut, gemm as product};
 use phalanx_nn::{ModelConfig, OptimizerConfig};
 use phalanx_tensor::Tensor;
 use serde::Serialize;
@@ -179,7 +179,8 @@ fn run_steps(request: &StepRequest, isa: Isa, comm: Arc<dyn Communicator>) -> Re
     let mut builder = phalanx_nn::Builder::new();
     let model = ModelConfig::named(&request.model);
     let layers = phalanx_nn::build(&model, request.input, request.classes, &mut builder)?;
-    let multiply_adds = if request.train { builder.training_multiply_adds() } else { builder.multiply_adds() };
+    let multiply_adds =
+        if request.train { builder.training_multiply_adds() } else { builder.multiply_adds() };
     let (params, norms) = setup::parameters(builder, 1, &comm)?;
     let optimizer = OptimizerConfig::sgd(0.01, 0.9, 1e-4);
     let task: Box<dyn Task> = Box::new(Classification::new(layers, &params, optimizer, "image", "label"));

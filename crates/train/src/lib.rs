@@ -23,6 +23,7 @@ pub mod rundir;
 pub mod setup;
 mod snapshot;
 pub mod task;
+mod tfevents;
 
 pub use engine::{Engine, EngineOptions, PhaseReport, StepReport};
 pub use error::{Error, Result};

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::evaluate::Evaluation;
 use crate::rundir::RunDir;
+use crate::tfevents::EventFile;
 use crate::{Error, Result};
 
 /// A line of `metrics.jsonl`, also printed with `--json`.
@@ -88,6 +89,28 @@ impl Event {
     }
 }
 
+impl Event {
+    /// What of it TensorBoard draws.
+    fn scalars(&self) -> Vec<(&'static str, f64)> {
+        match self {
+            Event::Step { loss, lr, samples_per_second, .. } => {
+                vec![
+                    ("train/loss", *loss),
+                    ("train/lr", *lr),
+                    ("train/samples_per_second", *samples_per_second),
+                ]
+            }
+            Event::Epoch { train_loss, .. } => vec![("train/epoch_loss", *train_loss)],
+            Event::Eval { eval, .. } => vec![
+                ("eval/loss", eval.loss),
+                ("eval/top1_error", eval.top1_error),
+                ("eval/top5_error", eval.top5_error),
+            ],
+            Event::Start { .. } | Event::Warning { .. } => Vec::new(),
+        }
+    }
+}
+
 /// How a run ended, and what it came to (`summary.json`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -161,6 +184,7 @@ pub struct Reporter {
     style: Style,
     bar: ProgressBar,
     metrics: Option<fs::File>,
+    events: EventFile,
     path: PathBuf,
 }
 
@@ -203,7 +227,7 @@ impl Reporter {
         {
             bar.set_style(style);
         }
-        Ok(Reporter { style, bar, metrics, path })
+        Ok(Reporter { style, bar, metrics, events: EventFile::create(dir.path())?, path })
     }
 
     /// Records an event and shows it.
@@ -215,6 +239,10 @@ impl Reporter {
         })?;
         if let Some(file) = &mut self.metrics {
             writeln!(file, "{json}").map_err(Error::io("write", &self.path))?;
+        }
+        let scalars = event.scalars();
+        if let (Some(step), false) = (event.step(), scalars.is_empty()) {
+            self.events.scalars(step, &scalars)?;
         }
         match self.style {
             Style::Json => say(&json),
