@@ -20,13 +20,12 @@ RANDOM=$seed
 kills=0
 for start in $(seq 60); do
     world=${worlds[$((start % 5))]}
-    timeout 60 "$PHALANX" train "$digits" --out "$dir" --ranks "$world" --resume auto --quiet \
+    "$PHALANX" train "$digits" --out "$dir" --ranks "$world" --resume auto --quiet \
         --set checkpoint.every_steps=9 "${slow[@]}" >"$out" 2>"$err" &
     pid=$!
     # Some die while they start, most while they train.
     sleep "0.$(printf %03d $((RANDOM % (start % 4 == 0 ? 60 : 700))))"
-    child=$(pgrep -P "$pid" || true)
-    kill -9 $child 2>/dev/null && kills=$((kills + 1))
+    kill -9 "$pid" 2>/dev/null && kills=$((kills + 1))
     wait "$pid" 2>/dev/null
     rc=$?
     [ "$rc" -eq 0 ] && break

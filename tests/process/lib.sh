@@ -97,9 +97,9 @@ PYTHON
 
 # wait_for COMMAND...: until it succeeds, at most 20 seconds.
 wait_for() {
-    for _ in $(seq 400); do
+    for _ in $(seq 1000); do
         "$@" && return 0
-        sleep 0.05
+        sleep 0.02
     done
     return 1
 }

@@ -45,7 +45,11 @@ for step in $(seq 0 29); do slow+=(--inject "rank=1,step=$step,kind=slow:40"); d
 starting() { [ -d "$dir" ]; }
 training() { grep -qs '"kind":"step"' "$dir/metrics.jsonl"; }
 evaluating() { grep -qs '"kind":"epoch"' "$dir/metrics.jsonl"; }
-writing() { [ -n "$(find "$dir/checkpoints" -name '.step-*.tmp' 2>/dev/null)" ]; }
+# A checkpoint after every step keeps the writer busy all the time; later steps are slow, so that the
+# signal does not come too late.
+writing() { [ -d "$dir/checkpoints" ]; }
+write=(--set checkpoint.every_steps=1)
+for step in $(seq 12 29); do write+=(--inject "rank=1,step=$step,kind=slow:40"); done
 log=(--set log.every_steps=1)
 
 for signal in INT TERM USR1; do
@@ -57,11 +61,11 @@ for signal in INT TERM USR1; do
     check "$signal comes while evaluating" \
         [ "$(json "$(newest "$dir")/state.json" '["evaluation_due"]')" = True ]
     resumed "$signal while evaluating"
-    signalled "writing-$signal" writing "$signal" --set checkpoint.every_steps=1
-    resumed "$signal while a checkpoint is written"
+    signalled "writing-$signal" writing "$signal" "${write[@]}"
+    resumed "$signal while checkpoints are written"
 done
 signalled twice training "INT INT" "${slow[@]}" "${log[@]}"
 resumed "two INT at once"
-signalled many writing "INT INT TERM USR1 INT" --set checkpoint.every_steps=1
+signalled many writing "INT INT TERM USR1 INT" "${write[@]}"
 resumed "a burst of signals"
 finish
