@@ -37,6 +37,14 @@ pub enum Error {
         /// What was looked for.
         name: String,
     },
+    /// A vector of norm statistics of the wrong length.
+    #[error("the norms have {want} sums, but a vector of {got} was given")]
+    Statistics {
+        /// [`crate::Norms::statistics_len`].
+        want: usize,
+        /// The vector's length.
+        got: usize,
+    },
     /// Two parameters of one name.
     #[error("{name} is registered twice in one model")]
     Duplicate {
@@ -61,7 +69,10 @@ impl Error {
 
     /// Whether the user's configuration or files are at fault, not the program or the machine.
     pub fn is_usage(&self) -> bool {
-        !matches!(self, Error::Tensor(_) | Error::Host(_) | Error::Duplicate { .. })
+        !matches!(
+            self,
+            Error::Tensor(_) | Error::Host(_) | Error::Duplicate { .. } | Error::Statistics { .. }
+        )
     }
 }
 

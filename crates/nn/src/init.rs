@@ -11,6 +11,8 @@ pub enum Init {
     Zeros,
     /// All 1.
     Ones,
+    /// All the given value.
+    Constant(f32),
     /// Normal with deviation √(2 / fan-in) (He et al., 2015), for ReLU.
     HeNormal,
     /// Uniform with the same deviation.
@@ -37,6 +39,7 @@ impl Init {
             *x = match self {
                 Init::Zeros => 0.0,
                 Init::Ones => 1.0,
+                Init::Constant(value) => value,
                 Init::HeNormal => normal(stream, he),
                 Init::HeUniform => uniform(stream, he * 3f64.sqrt()),
                 Init::GlorotNormal => normal(stream, glorot),

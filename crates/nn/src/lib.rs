@@ -26,5 +26,5 @@ pub use layer::{
 pub use model::{ModelConfig, Row, build};
 pub use norm::{MOMENTUM, NormId, NormRecord, NormValues, Norms};
 pub use optim::{Optimizer, OptimizerConfig};
-pub use params::{ParamId, ParamSpec, Params, Stored};
+pub use params::{Find, ParamId, ParamSpec, Params, Stored, Values};
 pub use schedule::{Plateau, PlateauState, ScheduleConfig, ScheduleName};

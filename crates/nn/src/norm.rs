@@ -7,6 +7,7 @@
 use phalanx_host::DType;
 use phalanx_tensor::{Device, Shape, Tensor};
 
+use crate::params::Find;
 use crate::{Error, Result};
 
 /// A norm's index, in order of registration.
@@ -86,8 +87,16 @@ impl Norms {
         self.len
     }
 
+    fn check(&self, got: usize) -> Result<()> {
+        match got == self.len {
+            true => Ok(()),
+            false => Err(Error::Statistics { want: self.len, got }),
+        }
+    }
+
     /// Adds a shard's sums to `out`, which has [`Norms::statistics_len`] elements.
     pub fn contribution(&self, records: &[NormRecord], out: &mut [f64]) -> Result<()> {
+        self.check(out.len())?;
         for r in records {
             let norm = &self.norms[r.norm.0 as usize];
             let channels = norm.mean.len();
@@ -106,6 +115,7 @@ impl Norms {
 
     /// Folds the sums of a whole step in, once. Norms that were not used keep what they have.
     pub fn fold(&mut self, sums: &[f64]) -> Result<()> {
+        self.check(sums.len())?;
         for norm in &mut self.norms {
             let channels = norm.mean.len();
             let sums = &sums[norm.offset..norm.offset + 1 + 2 * channels];
@@ -142,7 +152,7 @@ impl Norms {
 
     /// Sets all statistics from what `find` gives for their names. The number of batches may be missing,
     /// as in old PyTorch files.
-    pub fn import(&mut self, find: &mut dyn FnMut(&str) -> Option<(Vec<usize>, Vec<f64>)>) -> Result<()> {
+    pub fn import(&mut self, find: &mut Find<f64>) -> Result<()> {
         for norm in &mut self.norms {
             let channels = norm.mean.len();
             let mut get = |kind: &str| -> Result<Vec<f32>> {

@@ -22,6 +22,12 @@ pub enum Stored {
     Conv,
 }
 
+/// A stored array: its shape and its elements, row-major.
+pub type Values<T> = (Vec<usize>, Vec<T>);
+
+/// Finds a stored array by its name.
+pub type Find<'a, T> = dyn FnMut(&str) -> Option<Values<T>> + 'a;
+
 /// What a parameter is.
 #[derive(Debug, Clone)]
 pub struct ParamSpec {
@@ -181,7 +187,7 @@ impl Params {
     }
 
     /// A parameter's stored shape and values.
-    pub fn export(&self, id: ParamId) -> Result<(Vec<usize>, Vec<f32>)> {
+    pub fn export(&self, id: ParamId) -> Result<Values<f32>> {
         let held = self.arena.read(self.bytes(id))?;
         Ok((self.stored_shape(id).to_vec(), self.to_stored(id, held.as_slice()?)))
     }

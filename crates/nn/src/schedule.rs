@@ -72,7 +72,8 @@ impl ScheduleConfig {
         if !(self.gamma > 0.0 && self.gamma <= 1.0) {
             return fail("gamma must lie above 0 and not above 1");
         }
-        if self.every_epochs.is_some_and(|e| !(e > 0.0)) || self.milestones.iter().any(|m| !(*m > 0.0)) {
+        let above_0 = |e: &f64| *e > 0.0;
+        if !self.every_epochs.iter().chain(&self.milestones).all(above_0) {
             return fail("every_epochs and milestones must be above 0");
         }
         let steps = self.every_epochs.is_some() || !self.milestones.is_empty();

@@ -52,7 +52,7 @@ impl Engine {
         }
         let optimizers = self.optimizers.iter().filter(|_| keep);
         for (phase, optimizer) in self.task.phases().iter().zip(optimizers) {
-            for (name, shape, values) in optimizer.export(&self.params)? {
+            for (name, (shape, values)) in optimizer.export(&self.params)? {
                 snapshot.optimizer.insert(format!("{}/{name}", phase.name), Array::new(&shape, &values));
             }
             snapshot.optimizer_steps.push(optimizer.steps());

@@ -1,7 +1,7 @@
 use phalanx_tensor::{Shape, Tensor};
 
 use super::linear::bias_init;
-use super::{Layer, image, slide, some};
+use super::{Layer, image, slide, weights};
 use crate::params::{ParamId, Stored};
 use crate::{Builder, Forward, Init, Result};
 
@@ -26,9 +26,9 @@ impl Conv2d {
         bias: bool,
         init: Init,
     ) -> Result<(Self, Shape)> {
-        let name = b.name("");
+        let name = b.place("conv");
         let [h, w, c] = image(&name, input)?;
-        some(&name, input, out)?;
+        weights(&name, input, [out, kernel, kernel, c])?;
         let [oh, ow] = [
             slide(&name, input, h, kernel, stride, padding)?,
             slide(&name, input, w, kernel, stride, padding)?,
@@ -38,7 +38,12 @@ impl Conv2d {
         let weight = b.param("weight", [out, kernel, kernel, c], Stored::Conv, true, init, fans);
         let bias = bias.then(|| b.param("bias", [out], Stored::Plain, false, bias_init(init), fans));
         let shape = Shape::from([oh, ow, out]);
-        b.describe("conv", shape, from, (oh * ow * out * fans[0]) as u64);
+        b.describe(
+            "conv",
+            shape,
+            from,
+            [oh, ow, out].iter().fold(fans[0] as u64, |n, &f| n.saturating_mul(f as u64)),
+        );
         Ok((Conv2d { weight, bias, stride: [stride; 2], padding: [padding; 2] }, shape))
     }
 }

@@ -1,6 +1,6 @@
 use phalanx_tensor::{Shape, Tensor};
 
-use super::{Layer, some, vector};
+use super::{Layer, vector, weights};
 use crate::params::{ParamId, Stored};
 use crate::{Builder, Forward, Init, Result};
 
@@ -15,9 +15,9 @@ impl Linear {
     /// Registers `weight` and, when asked for, `bias`. `input` is the shape of one sample, a vector.
     /// Returns the layer and its output's shape.
     pub fn build(b: &mut Builder, input: Shape, out: usize, bias: bool, init: Init) -> Result<(Self, Shape)> {
-        let name = b.name("");
+        let name = b.place("linear");
         let n = vector(&name, input)?;
-        some(&name, input, out)?;
+        weights(&name, input, [out, n])?;
         let from = b.next_param();
         let weight = b.param("weight", [out, n], Stored::Plain, true, init, [n, out]);
         let bias = bias.then(|| b.param("bias", [out], Stored::Plain, false, bias_init(init), [n, out]));

@@ -79,16 +79,27 @@ fn slide(
     if kernel == 0 || stride == 0 {
         return Err(fail(format!("kernel {kernel} and stride {stride} must be at least 1")));
     }
-    let room = (size + 2 * padding)
+    if padding > kernel {
+        return Err(fail(format!("its padding {padding} is wider than its kernel {kernel}")));
+    }
+    let room = size
+        .saturating_add(padding.saturating_mul(2))
         .checked_sub(kernel)
         .ok_or_else(|| fail(format!("its kernel {kernel} is larger than {size} with padding {padding}")))?;
     Ok(room / stride + 1)
 }
 
-/// Fails when a layer is to have no outputs.
-fn some(layer: &str, input: Shape, outputs: usize) -> Result<()> {
-    match outputs {
-        0 => Err(Error::Layer { layer: layer.to_owned(), input, why: "it is to have 0 outputs".into() }),
-        _ => Ok(()),
+/// The most elements of one weight: 16 GiB, more than any model that this is meant for.
+const LARGEST: usize = 1 << 32;
+
+/// Checks the sizes of a layer's weight, outputs first.
+fn weights<const N: usize>(layer: &str, input: Shape, sizes: [usize; N]) -> Result<()> {
+    let fail = |why: String| Err(Error::Layer { layer: layer.to_owned(), input, why });
+    if sizes[0] == 0 {
+        return fail("it is to have 0 outputs".into());
+    }
+    match sizes.iter().try_fold(1usize, |n, &s| n.checked_mul(s)) {
+        Some(n) if n <= LARGEST => Ok(()),
+        _ => fail(format!("its weight {sizes:?} would have more than {LARGEST} elements")),
     }
 }

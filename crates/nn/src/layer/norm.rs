@@ -21,7 +21,8 @@ impl BatchNorm {
     /// Registers `weight` (γ, from 1), `bias` (β, from 0) and the running statistics.
     pub fn build(b: &mut Builder, input: Shape) -> Result<(Self, Shape)> {
         let why = "it takes samples with channels last".to_owned();
-        let channels = *input.last().ok_or_else(|| Error::Layer { layer: b.name(""), input, why })?;
+        let channels =
+            *input.last().ok_or_else(|| Error::Layer { layer: b.place("batch-norm"), input, why })?;
         let from = b.next_param();
         let mut param = |name: &str, init| b.param(name, [channels], Stored::Plain, false, init, [1, 1]);
         let (weight, bias) = (param("weight", Init::Ones), param("bias", Init::Zeros));

@@ -44,9 +44,9 @@ impl MaxPool2d {
         input: Shape,
         [kernel, stride, padding]: [usize; 3],
     ) -> Result<(Self, Shape)> {
-        let name = b.name("");
+        let name = b.place("max-pool");
         let [h, w, c] = image(&name, input)?;
-        if 2 * padding > kernel {
+        if padding > kernel / 2 {
             let why = format!("its padding {padding} is more than half of its kernel {kernel}");
             return Err(Error::Layer { layer: name, input, why });
         }
@@ -70,7 +70,8 @@ pub struct GlobalAvgPool;
 impl GlobalAvgPool {
     /// Takes samples [H, W, C], gives vectors [C].
     pub fn build(b: &mut Builder, input: Shape) -> Result<(Self, Shape)> {
-        let [_, _, c] = image(&b.name(""), input)?;
+        let [_, _, c] = image(&b.place("global-avg-pool"), input)?;
+        b.describe("global-avg-pool", [c].into(), b.next_param(), 0);
         Ok((GlobalAvgPool, [c].into()))
     }
 }
@@ -92,7 +93,7 @@ impl Dropout {
     pub fn build(b: &Builder, input: Shape, p: f64) -> Result<(Self, Shape)> {
         match (0.0..=1.0).contains(&p) {
             true => Ok((Dropout { p }, input)),
-            false => Err(Error::config(b.name(""), format!("p is {p}; a probability lies in 0..1"))),
+            false => Err(Error::config(b.place("dropout"), format!("p is {p}; a probability lies in 0..1"))),
         }
     }
 }
@@ -114,8 +115,10 @@ pub struct Flatten;
 
 impl Flatten {
     /// Takes samples of any shape.
-    pub fn build(input: Shape) -> (Self, Shape) {
-        (Flatten, [input.numel()].into())
+    pub fn build(b: &mut Builder, input: Shape) -> (Self, Shape) {
+        let shape = [input.numel()].into();
+        b.describe("flatten", shape, b.next_param(), 0);
+        (Flatten, shape)
     }
 }
 

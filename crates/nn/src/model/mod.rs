@@ -169,7 +169,10 @@ impl<'a> Stack<'a> {
                 let made = Dropout::build(b, input, p)?;
                 self.add(made);
             }
-            Row::Flatten {} => self.add(Flatten::build(input)),
+            Row::Flatten {} => {
+                let made = Flatten::build(b, input);
+                self.add(made);
+            }
         }
         Ok(())
     }
@@ -271,7 +274,7 @@ mod tests {
         )
         .unwrap();
         let shapes: Vec<_> = b.description().iter().map(|d| d.output.to_vec()).collect();
-        assert_eq!(shapes, [vec![8, 6, 4], vec![8, 6, 4], vec![4, 3, 4], vec![10]]);
+        assert_eq!(shapes, [vec![8, 6, 4], vec![8, 6, 4], vec![4, 3, 4], vec![48], vec![10]]);
         assert_eq!(b.multiply_adds(), 8 * 6 * 4 * 18 + 48 * 10);
         let (params, norms) = b.finish(&mut phalanx_host::Arena::zeroed).unwrap();
         assert_eq!(params.count(), 4 * 18 + 4 + 8 + 480 + 10);
@@ -289,15 +292,17 @@ mod tests {
             ("name = \"mlp\"\nlayers = [{ type = \"relu\" }]", "both the name"),
             (
                 "layers = [{ type = \"linear\" }]",
-                "layers.0 cannot take [8,8,1]: it takes vectors; put a flatten",
+                "layers.0 (linear) cannot take [8,8,1]: it takes vectors; put a flatten",
             ),
             (
                 "layers = [{ type = \"flatten\" }, { type = \"conv\", out = 1, kernel = 1 }]",
-                "layers.1 cannot take [64]",
+                "layers.1 (conv) cannot take [64]",
             ),
             ("layers = [{ type = \"conv\", out = 0, kernel = 1 }]", "0 outputs"),
             ("layers = [{ type = \"conv\", out = 1, kernel = 9 }]", "larger than 8"),
             ("layers = [{ type = \"conv\", out = 1, kernel = 1, stride = 0 }]", "at least 1"),
+            ("layers = [{ type = \"conv\", out = 1, kernel = 3, padding = 4 }]", "wider than its kernel 3"),
+            ("layers = [{ type = \"conv\", out = 9223372036854775807, kernel = 3 }]", "would have more than"),
             ("layers = [{ type = \"max-pool\", kernel = 2, padding = 2 }]", "more than half"),
             ("layers = [{ type = \"dropout\", p = 1.5 }]", "probability"),
             ("layers = [{ type = \"flatten\" }, { type = \"linear\", out = 3 }]", "10 classes"),

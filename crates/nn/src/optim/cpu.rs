@@ -1,164 +1,175 @@
-//! The updates on the CPU: every element once, in pieces cut by position.
+//! The updates on the CPU: every element is read and written once.
 
 use phalanx_host::Cpu;
 use phalanx_host::simd::{Kernel, Real, Simd};
 
-/// Elements that one task updates.
-const PIECE: usize = 1 << 16;
-
-/// The constants of an SGD step.
-#[derive(Clone, Copy)]
-pub(super) struct Sgd {
-    scale: f32,
-    lr: f32,
-    momentum: f32,
-    nesterov: bool,
-    decay: f32,
-    /// The velocity begins as the first gradient.
-    first: bool,
+/// One task's part of an update: neighbouring elements with one rule of weight decay. All slices have
+/// the same length; `state` is what the optimizer remembers, as many slices as its rule asks for.
+#[derive(Debug)]
+pub(super) struct Piece<'a> {
+    pub(super) weights: &'a mut [f32],
+    pub(super) gradients: &'a [f32],
+    pub(super) state: [&'a mut [f32]; 2],
+    pub(super) decay: f32,
 }
 
-impl Sgd {
-    pub(super) fn new(scale: f64, lr: f64, momentum: f64, nesterov: bool, decay: f64, first: bool) -> Self {
-        let [scale, lr, momentum, decay] = [scale, lr, momentum, decay].map(|x| x as f32);
-        Sgd { scale, lr, momentum, nesterov, decay, first }
-    }
+/// A vector's worth of elements: gradient and state in, state and change of weight out.
+trait Rule: Copy + Send + Sync {
+    /// How many of a piece's state slices are used.
+    const STATE: usize;
+    /// `gradient` is scaled and decayed; what is returned is added to `weight`.
+    fn update<V: Simd<f32>>(&self, weight: V, gradient: V, state: &mut [V; 2]) -> V;
+    /// 1 over the weight of all samples.
+    fn scale(&self) -> f32;
 }
 
-struct SgdPiece<'a> {
-    rule: Sgd,
-    w: &'a mut [f32],
-    g: &'a [f32],
-    v: Option<&'a mut [f32]>,
+/// Stochastic gradient descent without momentum.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plain {
+    pub(super) scale: f32,
+    pub(super) lr: f32,
 }
 
-impl Kernel<f32> for SgdPiece<'_> {
-    type Out = ();
+impl Rule for Plain {
+    const STATE: usize = 0;
     #[inline(always)]
-    fn run<V: Simd<f32>>(self) {
-        let n = self.w.len().min(self.g.len());
-        let (w, g) = (self.w.as_mut_ptr(), self.g.as_ptr());
-        let v = self.v.map(|v| {
-            assert!(v.len() >= n, "the velocity is shorter than the parameters");
-            v.as_mut_ptr()
-        });
-        let r = self.rule;
-        let [scale, step, momentum, decay] = [r.scale, -r.lr, r.momentum, r.decay].map(V::splat);
-        let mut i = 0;
-        while i < n {
-            let k = (n - i).min(V::LANES);
-            // SAFETY: i + k <= n elements of all slices, and k <= LANES.
-            unsafe {
-                let weight = V::load_first(w.add(i), k);
-                let grad = weight.mul_add(decay, V::load_first(g.add(i), k).mul(scale));
-                let mut change = grad;
-                if let Some(v) = v {
-                    let velocity = match r.first {
-                        true => grad,
-                        false => V::load_first(v.add(i), k).mul_add(momentum, grad),
-                    };
-                    velocity.store_first(v.add(i), k);
-                    change = if r.nesterov { velocity.mul_add(momentum, grad) } else { velocity };
-                }
-                change.mul_add(step, weight).store_first(w.add(i), k);
-            }
-            i += k;
-        }
+    fn update<V: Simd<f32>>(&self, weight: V, gradient: V, _: &mut [V; 2]) -> V {
+        gradient.mul_add(V::splat(-self.lr), weight)
+    }
+    fn scale(&self) -> f32 {
+        self.scale
     }
 }
 
-/// One SGD step on neighbouring parameters.
-pub(super) fn sgd(cpu: &Cpu, rule: Sgd, w: &mut [f32], g: &[f32], v: Option<&mut [f32]>) {
-    match v {
-        None => cpu.workers.chunks(w, PIECE, |i, w| {
-            let g = &g[i * PIECE..i * PIECE + w.len()];
-            f32::dispatch(cpu.isa, SgdPiece { rule, w, g, v: None });
-        }),
-        Some(v) => {
-            let mut pieces: Vec<_> =
-                w.chunks_mut(PIECE).zip(g.chunks(PIECE)).zip(v.chunks_mut(PIECE)).collect();
-            cpu.workers.chunks(&mut pieces, 1, |_, piece| {
-                let [((w, g), v)] = piece else { return };
-                f32::dispatch(cpu.isa, SgdPiece { rule, w, g, v: Some(v) });
-            });
-        }
+/// Stochastic gradient descent with momentum; the state is the velocity.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Momentum {
+    pub(super) scale: f32,
+    pub(super) lr: f32,
+    pub(super) momentum: f32,
+    pub(super) nesterov: bool,
+}
+
+impl Rule for Momentum {
+    const STATE: usize = 1;
+    #[inline(always)]
+    fn update<V: Simd<f32>>(&self, weight: V, gradient: V, [velocity, _]: &mut [V; 2]) -> V {
+        let momentum = V::splat(self.momentum);
+        *velocity = velocity.mul_add(momentum, gradient);
+        let change = if self.nesterov { velocity.mul_add(momentum, gradient) } else { *velocity };
+        change.mul_add(V::splat(-self.lr), weight)
+    }
+    fn scale(&self) -> f32 {
+        self.scale
     }
 }
 
-/// The constants of an Adam step.
-#[derive(Clone, Copy)]
+/// Adam; the state is the running mean of gradients and of their squares.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Adam {
     scale: f32,
-    beta1: f32,
-    beta2: f32,
+    beta: [f32; 2],
+    /// 1 − β, rounded once: 1 minus the rounded β would be off by 1e-5 of it.
+    rest: [f32; 2],
     /// Learning rate over the mean's bias.
     step: f32,
     /// 1 over the root of the mean square's bias.
     root: f32,
     eps: f32,
-    decay: f32,
 }
 
 impl Adam {
-    pub(super) fn new(
-        scale: f64,
-        lr: f64,
-        [beta1, beta2]: [f64; 2],
-        eps: f64,
-        decay: f64,
-        steps: u64,
-    ) -> Self {
-        let bias = |beta: f64| 1.0 - beta.powf(steps as f64);
-        let (step, root) = (lr / bias(beta1), 1.0 / bias(beta2).sqrt());
-        let [scale, beta1, beta2, step, root, eps, decay] =
-            [scale, beta1, beta2, step, root, eps, decay].map(|x| x as f32);
-        Adam { scale, beta1, beta2, step, root, eps, decay }
+    /// `steps` counts the one that is made now.
+    pub(super) fn new(scale: f64, lr: f64, beta: [f64; 2], eps: f64, steps: u64) -> Self {
+        let [first, second] = beta.map(|b| 1.0 - b.powf(steps as f64));
+        Adam {
+            scale: scale as f32,
+            beta: beta.map(|b| b as f32),
+            rest: beta.map(|b| (1.0 - b) as f32),
+            step: (lr / first) as f32,
+            root: (1.0 / second.sqrt()) as f32,
+            eps: eps as f32,
+        }
     }
 }
 
-struct AdamPiece<'a> {
-    rule: Adam,
-    w: &'a mut [f32],
-    g: &'a [f32],
-    m: &'a mut [f32],
-    v: &'a mut [f32],
+impl Rule for Adam {
+    const STATE: usize = 2;
+    #[inline(always)]
+    fn update<V: Simd<f32>>(&self, weight: V, gradient: V, [mean, square]: &mut [V; 2]) -> V {
+        let ([b1, b2], [r1, r2]) = (self.beta.map(V::splat), self.rest.map(V::splat));
+        *mean = mean.mul_add(b1, gradient.mul(r1));
+        *square = square.mul_add(b2, gradient.mul(gradient).mul(r2));
+        let change = mean.div(square.sqrt().mul_add(V::splat(self.root), V::splat(self.eps)));
+        change.mul_add(V::splat(-self.step), weight)
+    }
+    fn scale(&self) -> f32 {
+        self.scale
+    }
 }
 
-impl Kernel<f32> for AdamPiece<'_> {
+struct Update<'a, 'b, R> {
+    rule: R,
+    piece: &'b mut Piece<'a>,
+}
+
+impl<R: Rule> Kernel<f32> for Update<'_, '_, R> {
     type Out = ();
     #[inline(always)]
     fn run<V: Simd<f32>>(self) {
-        let n = self.w.len().min(self.g.len()).min(self.m.len()).min(self.v.len());
-        let (w, g) = (self.w.as_mut_ptr(), self.g.as_ptr());
-        let (m, v) = (self.m.as_mut_ptr(), self.v.as_mut_ptr());
-        let r = self.rule;
-        let [scale, step, root, eps, decay] = [r.scale, -r.step, r.root, r.eps, r.decay].map(V::splat);
-        let [b1, b2, c1, c2] = [r.beta1, r.beta2, 1.0 - r.beta1, 1.0 - r.beta2].map(V::splat);
+        let Piece { weights, gradients, state: [s0, s1], decay } = self.piece;
+        let mut n = weights.len().min(gradients.len());
+        // State that the rule does not use may be empty.
+        for s in [&*s0, &*s1].into_iter().take(R::STATE) {
+            n = n.min(s.len());
+        }
+        let (w, g, s) = (weights.as_mut_ptr(), gradients.as_ptr(), [s0.as_mut_ptr(), s1.as_mut_ptr()]);
+        let (scale, decay) = (V::splat(self.rule.scale()), V::splat(*decay));
         let mut i = 0;
         while i < n {
             let k = (n - i).min(V::LANES);
-            // SAFETY: i + k <= n elements of all slices, and k <= LANES.
+            // SAFETY: i + k <= n elements of the weights, the gradients and the first STATE slices of
+            // state, no others are touched, and k <= LANES.
             unsafe {
                 let weight = V::load_first(w.add(i), k);
-                let grad = weight.mul_add(decay, V::load_first(g.add(i), k).mul(scale));
-                let mean = V::load_first(m.add(i), k).mul_add(b1, grad.mul(c1));
-                let square = V::load_first(v.add(i), k).mul_add(b2, grad.mul(grad).mul(c2));
-                mean.store_first(m.add(i), k);
-                square.store_first(v.add(i), k);
-                let change = mean.div(square.sqrt().mul_add(root, eps));
-                change.mul_add(step, weight).store_first(w.add(i), k);
+                let gradient = weight.mul_add(decay, V::load_first(g.add(i), k).mul(scale));
+                let mut state = [V::splat(0.0); 2];
+                for j in 0..R::STATE {
+                    state[j] = V::load_first(s[j].add(i), k);
+                }
+                self.rule.update(weight, gradient, &mut state).store_first(w.add(i), k);
+                for j in 0..R::STATE {
+                    state[j].store_first(s[j].add(i), k);
+                }
             }
             i += k;
         }
     }
 }
 
-/// One Adam step on neighbouring parameters.
-pub(super) fn adam(cpu: &Cpu, rule: Adam, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-    let state = m.chunks_mut(PIECE).zip(v.chunks_mut(PIECE));
-    let mut pieces: Vec<_> = w.chunks_mut(PIECE).zip(g.chunks(PIECE)).zip(state).collect();
-    cpu.workers.chunks(&mut pieces, 1, |_, piece| {
-        let [((w, g), (m, v))] = piece else { return };
-        f32::dispatch(cpu.isa, AdamPiece { rule, w, g, m, v });
+fn run(cpu: &Cpu, rule: impl Rule, pieces: &mut [Piece]) {
+    cpu.workers.chunks(pieces, 1, |_, part| {
+        for piece in part {
+            f32::dispatch(cpu.isa, Update { rule, piece });
+        }
     });
+}
+
+/// A rule with the constants of one step.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step {
+    Plain(Plain),
+    Momentum(Momentum),
+    Adam(Adam),
+}
+
+impl Step {
+    /// Updates all pieces.
+    pub(super) fn run(self, cpu: &Cpu, pieces: &mut [Piece]) {
+        match self {
+            Step::Plain(rule) => run(cpu, rule, pieces),
+            Step::Momentum(rule) => run(cpu, rule, pieces),
+            Step::Adam(rule) => run(cpu, rule, pieces),
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use phalanx_host::{Arena, Cpu};
 use serde::{Deserialize, Serialize};
 
-use crate::params::{ParamId, Params};
+use crate::params::{Find, ParamId, Params, Values};
 use crate::{Error, Result};
 
 /// The `[optimizer]` table.
@@ -128,10 +128,13 @@ impl OptimizerConfig {
     }
 }
 
-/// Neighbouring parameters with one rule of weight decay, padding included.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Segment {
-    elements: Range<usize>,
+/// The most elements that one task updates.
+const PIECE: usize = 1 << 16;
+
+/// What one task updates: neighbours with one rule of weight decay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cut {
+    len: usize,
     decay: bool,
 }
 
@@ -140,8 +143,11 @@ struct Segment {
 pub struct Optimizer {
     config: OptimizerConfig,
     ids: Range<u32>,
+    /// The parameters' place in the arena, from the first one's start to the last one's end.
     elements: Range<usize>,
-    segments: Vec<Segment>,
+    /// How the place is cut into tasks: by the parameters alone, so that threads change no bits.
+    cuts: Vec<Cut>,
+    /// The state, by kind, laid out like the parameters.
     state: Vec<Vec<f32>>,
     steps: u64,
 }
@@ -154,21 +160,31 @@ impl Optimizer {
             let problem = format!("parameters {ids:?} are not among the model's {}", params.len());
             return Err(Error::config("optimizer", problem));
         }
-        let mut segments: Vec<Segment> = Vec::new();
+        let mut segments: Vec<(Range<usize>, bool)> = Vec::new();
         for id in ids.clone().map(ParamId) {
             let (range, decay) = (params.range(id), params.spec(id).decay && config.weight_decay() != 0.0);
             match segments.last_mut() {
-                // The gap up to here is padding: zero in parameters, gradients and state, and stays so.
-                Some(s) if s.decay == decay => s.elements.end = range.end,
-                _ => segments.push(Segment { elements: range, decay }),
+                Some(last) if last.1 == decay => last.0.end = range.end,
+                // What lies between two parameters is padding: zero in parameters, gradients and state,
+                // so it stays zero whatever rule it falls under.
+                Some(last) => {
+                    last.0.end = range.start;
+                    segments.push((range, decay));
+                }
+                None => segments.push((range, decay)),
             }
         }
         let elements = match (segments.first(), segments.last()) {
-            (Some(a), Some(b)) => a.elements.start..b.elements.end,
+            (Some(a), Some(b)) => a.0.start..b.0.end,
             _ => 0..0,
         };
+        let cut = |(range, decay): &(Range<usize>, bool)| {
+            let (len, decay) = (range.len(), *decay);
+            (0..len).step_by(PIECE).map(move |at| Cut { len: PIECE.min(len - at), decay })
+        };
+        let cuts = segments.iter().flat_map(cut).collect();
         let state = config.state_names().iter().map(|_| vec![0.0; elements.len()]).collect();
-        Ok(Optimizer { config: config.clone(), ids, elements, segments, state, steps: 0 })
+        Ok(Optimizer { config: config.clone(), ids, elements, cuts, state, steps: 0 })
     }
 
     /// Updates made so far.
@@ -179,27 +195,39 @@ impl Optimizer {
     /// Makes one update from gradient sums laid out like the parameters. They are multiplied by `scale`
     /// (1 over the weight of all samples) first; `lr` is the learning rate of this step.
     pub fn step(&mut self, cpu: &Cpu, params: &Params, gradients: &Arena, scale: f64, lr: f64) -> Result<()> {
-        self.steps += 1;
-        let bytes = |r: &Range<usize>| r.start * size_of::<f32>()..r.end * size_of::<f32>();
-        for segment in &self.segments {
-            let mut w = params.arena().write(bytes(&segment.elements))?;
-            let g = gradients.read(bytes(&segment.elements))?;
-            let (w, g) = (w.as_mut_slice::<f32>()?, g.as_slice::<f32>()?);
-            let at = segment.elements.start - self.elements.start..segment.elements.end - self.elements.start;
-            let mut state = self.state.iter_mut().map(|s| &mut s[at.clone()]);
-            let decay = if segment.decay { self.config.weight_decay() } else { 0.0 };
-            match (self.config.clone(), state.next(), state.next()) {
-                (OptimizerConfig::Sgd { momentum, nesterov, .. }, v, _) => {
-                    let rule = cpu::Sgd::new(scale, lr, momentum, nesterov, decay, self.steps == 1);
-                    cpu::sgd(cpu, rule, w, g, v);
-                }
-                (OptimizerConfig::Adam { beta1, beta2, eps, .. }, Some(m), Some(v)) => {
-                    let rule = cpu::Adam::new(scale, lr, [beta1, beta2], eps, decay, self.steps);
-                    cpu::adam(cpu, rule, w, g, m, v);
-                }
-                (OptimizerConfig::Adam { .. }, ..) => {}
-            }
+        let bytes = self.elements.start * size_of::<f32>()..self.elements.end * size_of::<f32>();
+        let mut weights = params.arena().write(bytes.clone())?;
+        let gradients = gradients.read(bytes)?;
+        let (mut w, mut g) = (weights.as_mut_slice::<f32>()?, gradients.as_slice::<f32>()?);
+        let mut state = self.state.iter_mut().map(Vec::as_mut_slice);
+        let mut state = [(); 2].map(|()| state.next().unwrap_or_default());
+        let decay = self.config.weight_decay() as f32;
+        let mut pieces = Vec::with_capacity(self.cuts.len());
+        for cut in &self.cuts {
+            pieces.push(cpu::Piece {
+                weights: split(&mut w, cut.len),
+                gradients: &g[..cut.len],
+                state: state.each_mut().map(|s| split(s, cut.len)),
+                decay: if cut.decay { decay } else { 0.0 },
+            });
+            g = &g[cut.len..];
         }
+        self.steps += 1;
+        let rule = match self.config {
+            OptimizerConfig::Sgd { momentum: 0.0, .. } => {
+                cpu::Step::Plain(cpu::Plain { scale: scale as f32, lr: lr as f32 })
+            }
+            OptimizerConfig::Sgd { momentum, nesterov, .. } => cpu::Step::Momentum(cpu::Momentum {
+                scale: scale as f32,
+                lr: lr as f32,
+                momentum: momentum as f32,
+                nesterov,
+            }),
+            OptimizerConfig::Adam { beta1, beta2, eps, .. } => {
+                cpu::Step::Adam(cpu::Adam::new(scale, lr, [beta1, beta2], eps, self.steps))
+            }
+        };
+        rule.run(cpu, &mut pieces);
         Ok(())
     }
 
@@ -209,28 +237,20 @@ impl Optimizer {
     }
 
     /// Names (`momentum.conv1.weight`), stored shapes and values of the state.
-    pub fn export(&self, params: &Params) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+    pub fn export(&self, params: &Params) -> Result<Vec<(String, Values<f32>)>> {
         let mut out = Vec::new();
         for (kind, state) in self.config.state_names().iter().zip(&self.state) {
             for id in self.ids.clone().map(ParamId) {
                 let values = params.to_stored(id, &state[self.part(params, id)]);
-                out.push((
-                    format!("{kind}.{}", params.spec(id).name),
-                    params.stored_shape(id).to_vec(),
-                    values,
-                ));
+                let name = format!("{kind}.{}", params.spec(id).name);
+                out.push((name, (params.stored_shape(id).to_vec(), values)));
             }
         }
         Ok(out)
     }
 
     /// Sets the state from what `find` gives for its names.
-    pub fn import(
-        &mut self,
-        params: &Params,
-        steps: u64,
-        find: &mut dyn FnMut(&str) -> Option<(Vec<usize>, Vec<f32>)>,
-    ) -> Result<()> {
+    pub fn import(&mut self, params: &Params, steps: u64, find: &mut Find<f32>) -> Result<()> {
         for (k, kind) in self.config.state_names().iter().enumerate() {
             for id in self.ids.clone().map(ParamId) {
                 let name = format!("{kind}.{}", params.spec(id).name);
@@ -243,4 +263,12 @@ impl Optimizer {
         self.steps = steps;
         Ok(())
     }
+}
+
+/// Takes the first `n` elements (or all, when there are fewer) off a slice.
+fn split<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
+    let n = n.min(rest.len());
+    let (head, tail) = std::mem::take(rest).split_at_mut(n);
+    *rest = tail;
+    head
 }
