@@ -1,6 +1,9 @@
 //! The promise on the digits: batch norm, dropout, a last batch that divides by nothing; one hash for
 //! any world, any threads, any interruption.
 
+// Helpers of tests may panic as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

@@ -3,6 +3,9 @@
 //! and a contractive penalty (second order). Each runs on any number of ranks and through a checkpoint
 //! with equal bits.
 
+// Helpers of tests may panic as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod contractive;
 mod dqn;
 mod gan;
