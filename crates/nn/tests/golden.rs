@@ -1,5 +1,8 @@
 //! Whole networks and optimizers against PyTorch's values.
 
+// Helpers of tests may panic as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod common;
 
 use common::{cases, cpu, device, numbers, value, weight};

@@ -1,5 +1,8 @@
 //! What layers do with a context: freezing, sharing, random keys, statistics, the order of Flatten.
 
+// Helpers of tests may panic as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod common;
 
 use common::device;

@@ -1,5 +1,8 @@
 //! Optimizers over an arena of several parameters: bits, decay, padding, state, refused settings.
 
+// Helpers of tests may panic as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod common;
 
 use std::ops::Range;
