@@ -120,7 +120,7 @@ mod tests {
     fn records_are_framed_with_masked_checksums() {
         // CRC-32C of "123456789" is the check value of the standard; masked by TensorFlow's rule.
         let crc = 0xe306_9283u32;
-        assert_eq!(masked_crc(b"123456789"), (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8));
+        assert_eq!(masked_crc(b"123456789"), crc.rotate_left(17).wrapping_add(0xa282_ead8));
         let r = record(b"xyz");
         assert_eq!(r.len(), 8 + 4 + 3 + 4);
         assert_eq!((&r[..8], &r[12..15]), (&[3u8, 0, 0, 0, 0, 0, 0, 0][..], &b"xyz"[..]));
