@@ -140,23 +140,11 @@ impl Engine {
         Ok(self.tree.shards_of(self.comm.rank(), self.comm.world())?)
     }
 
-    /// The context of a shard in a step's phase.
-    fn context(
-        &self,
-        phase: usize,
-        step: u64,
-        shard: u32,
-        trainable: Range<u32>,
-        training: bool,
-    ) -> ShardCx<'_> {
-        let key = Key::new(self.options.seed).derive(STREAM, step).derive(phase as u64, u64::from(shard));
-        let forward = Forward::new(&self.params, &self.norms, &self.device, training, trainable, key);
-        ShardCx { forward, device: &self.device, step, shard }
-    }
-
     /// A context for evaluation: nothing is recorded, norms use their running statistics.
     pub fn inference(&self) -> ShardCx<'_> {
-        self.context(0, 0, 0, 0..0, false)
+        let key = Key::new(self.options.seed);
+        let forward = Forward::new(&self.params, &self.norms, &self.device, false, 0..0, key);
+        ShardCx { forward, device: &self.device, step: 0, shard: 0 }
     }
 
     /// Runs step `step`. `batches` holds one batch for each of this rank's shards, in their order;
