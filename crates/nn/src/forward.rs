@@ -49,9 +49,9 @@ impl<'a> Forward<'a> {
     }
 
     /// A context for the same parameters without training: nothing is recorded, norms use their running
-    /// statistics, dropout lets all through.
+    /// statistics, dropout lets all through. Its random streams are its own.
     pub fn inference(&self) -> Forward<'a> {
-        Forward::new(self.params, self.norms, self.device, false, 0..0, self.key)
+        Forward::new(self.params, self.norms, self.device, false, 0..0, self.next_key())
     }
 
     /// Whether norms use the batch and dropout drops.

@@ -200,8 +200,12 @@ impl Params {
     }
 
     /// Copies the values of parameters onto as many others of the same shapes, pair by pair: a target
-    /// network.
+    /// network. Fails before anything is copied when there are not as many.
     pub fn copy(&self, from: Range<u32>, to: Range<u32>) -> Result<()> {
+        if from.len() != to.len() {
+            let problem = format!("{from:?} cannot be copied onto {to:?}: there are not as many");
+            return Err(Error::config("parameters", problem));
+        }
         for (a, b) in from.map(ParamId).zip(to.map(ParamId)) {
             let (want, got) = (self.spec(b).shape, self.spec(a).shape);
             if want != got {
@@ -249,6 +253,25 @@ mod tests {
         assert!(e.to_string().contains("c.weight has shape [2,3,1,2], but [2,1,2,3]"), "{e}");
         let twice = vec![specs[0].clone(), specs[0].clone()];
         assert!(matches!(Params::new(twice, &mut Arena::zeroed), Err(Error::Duplicate { .. })));
+    }
+
+    #[test]
+    fn values_are_copied_onto_as_many_of_the_same_shapes_only() {
+        let specs = vec![
+            spec("a", &[3], Stored::Plain),
+            spec("b", &[3], Stored::Plain),
+            spec("c", &[2], Stored::Plain),
+        ];
+        let params = Params::new(specs, &mut Arena::zeroed).unwrap();
+        params.initialise(9).unwrap();
+        let values = || params.ids().map(|id| params.export(id).unwrap().1).collect::<Vec<_>>();
+        let before = values();
+        let e = params.copy(0..2, 1..2).unwrap_err();
+        assert!(e.to_string().contains("0..2 cannot be copied onto 1..2"), "{e}");
+        assert!(matches!(params.copy(0..1, 2..3), Err(Error::Mismatch { name, .. }) if name == "c"));
+        assert_eq!(values(), before);
+        params.copy(0..1, 1..2).unwrap();
+        assert_eq!(values(), [before[0].clone(), before[0].clone(), before[2].clone()]);
     }
 
     #[test]

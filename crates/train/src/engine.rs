@@ -12,11 +12,13 @@ use phalanx_tensor::Device;
 
 use crate::faults::{Fault, Faults};
 use crate::reducer::{Reducer, ShardSink, Slots};
-use crate::task::{Batch, ShardCx, StepCx, Task};
+use crate::task::{Batch, Loss, Phase, ShardCx, StepCx, Task};
 use crate::{Error, Result};
 
 /// Separates the engine's random streams from those of other uses of the seed.
 const STREAM: u64 = 0x57e9;
+/// Separates the streams for acting from those of the loss, which are derived with 0.
+const ACTING: u64 = 1;
 
 /// What the engine must know besides the task.
 #[derive(Debug, Clone)]
@@ -94,6 +96,7 @@ impl Engine {
         let statistics = OWN + task.statistics().len() + norms.statistics_len();
         let mut reducers = Vec::new();
         let mut optimizers = Vec::new();
+        check_phases(&*task, &params)?;
         for phase in task.phases() {
             let ids = phase.params.clone();
             reducers.push(Reducer::new(
@@ -208,10 +211,15 @@ impl Engine {
     ) -> Result<f64> {
         let trainable = self.task.phases()[phase].params.clone();
         let key = Key::new(self.options.seed).derive(STREAM, step).derive(phase as u64, u64::from(shard));
-        let forward = Forward::new(&self.params, &self.norms, &self.device, true, trainable, key);
-        let cx = ShardCx { forward, device: &self.device, step, shard };
-        let own = self.task.prepare(phase, &cx)?;
+        let cx = |training, trainable, key| ShardCx {
+            forward: Forward::new(&self.params, &self.norms, &self.device, training, trainable, key),
+            device: &self.device,
+            step,
+            shard,
+        };
+        let own = self.task.prepare(phase, &cx(false, 0..0, key.derive(0, ACTING)))?;
         let batch = own.as_ref().unwrap_or(batch);
+        let cx = cx(true, trainable.clone(), key);
 
         let names = self.task.statistics().len();
         let mut statistics = vec![0.0; OWN + names + self.norms.statistics_len()];
@@ -223,17 +231,19 @@ impl Engine {
             if self.options.faults.hits(self.comm.rank(), step, Fault::Nan) {
                 loss.sum = loss.sum.scale(f64::NAN)?;
             }
+            check_loss(&*self.task, phase, &loss)?;
             statistics[LOSS] = loss.sum.item()?;
             statistics[WEIGHT] = loss.weight;
-            let given = loss.statistics.len().min(names);
-            statistics[OWN..OWN + given].copy_from_slice(&loss.statistics[..given]);
+            statistics[OWN..OWN + names].copy_from_slice(&loss.statistics);
             self.norms.contribution(&cx.forward.take_statistics(), &mut statistics[OWN + names..])?;
             drop(cx);
-            let mut sink = ShardSink { reducer, cpu: &self.cpu, error: None };
-            let walked = loss.sum.backward(&mut sink);
-            match sink.error.take() {
-                Some(e) => return Err(e),
-                None => walked?,
+            if loss.sum.requires_grad() {
+                let mut sink = ShardSink { reducer, cpu: &self.cpu, error: None };
+                let walked = loss.sum.backward(&mut sink);
+                match sink.error.take() {
+                    Some(e) => return Err(e),
+                    None => walked?,
+                }
             }
         }
         reducer.end_shard(&self.cpu, &statistics)?;
@@ -266,4 +276,38 @@ impl Engine {
         let phase = self.task.phases()[phase].name.clone();
         Err(Error::NonFinite { loss, step, rank, shard, phase })
     }
+}
+
+/// Checks what a task says of its phases.
+fn check_phases(task: &dyn Task, params: &Params) -> Result<()> {
+    let fail = |problem| Err(Error::Task { task: task.name(), problem });
+    for (i, phase) in task.phases().iter().enumerate() {
+        let (name, ids) = (&phase.name, &phase.params);
+        if ids.start > ids.end || ids.end as usize > params.len() {
+            let has = params.len();
+            return fail(format!("phase {name:?} trains parameters {ids:?}, but the model has {has}"));
+        }
+        if task.phases()[..i].iter().any(|p| p.name == *name) {
+            return fail(format!(
+                "two phases are named {name:?}: their optimizers' states are stored by name"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks what a task gives as a shard's loss.
+fn check_loss(task: &dyn Task, phase: usize, loss: &Loss) -> Result<()> {
+    let fail = |problem| Err(Error::Task { task: task.name(), problem });
+    let (names, given) = (task.statistics().len(), loss.statistics.len());
+    if given != names {
+        return fail(format!("it names {names} statistics, but its loss has {given}"));
+    }
+    let Phase { name, params, .. } = &task.phases()[phase];
+    if !loss.sum.requires_grad() && loss.weight != 0.0 && !params.is_empty() {
+        return fail(format!(
+            "the loss of phase {name:?} depends on none of its parameters: was it detached?"
+        ));
+    }
+    Ok(())
 }

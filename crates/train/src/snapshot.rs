@@ -57,7 +57,11 @@ impl Engine {
             }
             snapshot.optimizer_steps.push(optimizer.steps());
         }
-        let mine = self.task.state();
+        let (mine, held) = (self.task.state(), self.shards()?);
+        if let Some(shard) = mine.shards.keys().find(|s| !held.contains(s)) {
+            let problem = format!("it gives state of shard {shard}, but this rank holds {held:?}");
+            return Err(Error::Task { task: self.task.name(), problem });
+        }
         snapshot.task.shared = mine.shared;
         let flat: Arrays = mine
             .shards

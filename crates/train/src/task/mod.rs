@@ -23,7 +23,7 @@ pub type PhaseId = usize;
 /// One optimisation inside a step: a GAN has two.
 #[derive(Debug, Clone)]
 pub struct Phase {
-    /// Its name in metrics and errors.
+    /// Its name in metrics, errors and checkpoints, unlike the other phases'.
     pub name: String,
     /// The parameters that it changes: neighbours in order of registration. All others are frozen.
     pub params: Range<u32>,
@@ -104,7 +104,7 @@ pub struct Loss {
     pub sum: Tensor,
     /// Σ weight.
     pub weight: f64,
-    /// Sums for the metrics, as many as [`Task::statistics`] names.
+    /// Sums for the metrics: exactly as many as [`Task::statistics`] names.
     pub statistics: Vec<f64>,
 }
 
@@ -199,12 +199,15 @@ pub trait Task: Send {
     }
 
     /// Called before each phase and shard: acts (an environment) and may make the batch to use
-    /// instead of the loaded one. Runs for every shard, also for one that got no samples.
+    /// instead of the loaded one. Runs for every shard, also for one that got no samples. `cx` is one
+    /// for inference, so that acting leaves no trace in the graph or in the norms' statistics; its
+    /// random streams are others than those of [`Task::loss`].
     fn prepare(&mut self, _phase: PhaseId, _cx: &ShardCx) -> Result<Option<Batch>> {
         Ok(None)
     }
 
-    /// The loss of one shard's batch, which is not empty.
+    /// The loss of one shard's batch, which is not empty. Parameters of the phase that it does not reach
+    /// get a gradient of zero; it must reach one unless its weight is zero or the phase has none.
     fn loss(&self, phase: PhaseId, batch: &Batch, cx: &ShardCx) -> Result<Loss>;
 
     /// Called once on every rank when a phase's parameters have been changed: target networks,
@@ -225,7 +228,7 @@ pub trait Task: Send {
         Ok(Vec::new())
     }
 
-    /// What must be in a checkpoint besides parameters, norms and optimizers.
+    /// What must be in a checkpoint besides parameters, norms and optimizers; of shards only this rank's.
     fn state(&self) -> StateMap {
         StateMap::default()
     }

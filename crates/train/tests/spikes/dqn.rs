@@ -117,11 +117,10 @@ impl Task for Dqn {
 
     fn prepare(&mut self, _: PhaseId, cx: &ShardCx) -> Result<Option<Batch>> {
         let mut stream = cx.next_key().stream();
-        let acting = cx.inference();
         let mut world = self.worlds.remove(&cx.shard).unwrap_or_default();
         for _ in 0..4 {
             let random = stream.f32() < 0.3;
-            let action = if random { stream.below(2) as usize } else { self.greedy(&acting, world.cell)? };
+            let action = if random { stream.below(2) as usize } else { self.greedy(cx, world.cell)? };
             world.act(action);
         }
         let batch = Dqn::sample(&world, &mut stream, cx.device)?;
@@ -131,7 +130,7 @@ impl Task for Dqn {
 
     fn loss(&self, _: PhaseId, batch: &Batch, cx: &ShardCx) -> Result<Loss> {
         let q = self.net.forward(cx, batch.field("from")?)?.gather(1, batch.field("action")?)?;
-        let best = self.target.forward(cx, batch.field("to")?)?.max(&[1], true)?;
+        let best = self.target.forward(&cx.inference(), batch.field("to")?)?.max(&[1], true)?;
         assert!(!best.requires_grad(), "the target network is no part of the graph");
         let later = best.mul(batch.field("goes_on")?)?.scale(GAMMA)?;
         let sum = q.mse(&batch.field("reward")?.add(&later)?, None)?;

@@ -1,13 +1,14 @@
 //! Spikes that show the interfaces to fit more than classification: a GAN (two phases), an LSTM (a
 //! weight used at every step), a DQN (state and environment of each virtual shard, a target network)
 //! and a contractive penalty (second order). Each runs on any number of ranks and through a checkpoint
-//! with equal bits.
+//! with equal bits. `edges` has what lies at the interfaces' rims.
 
 // Helpers of tests may panic as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod contractive;
 mod dqn;
+mod edges;
 mod gan;
 mod lstm;
 
@@ -48,6 +49,11 @@ pub(crate) struct End {
 
 /// Runs steps on `world` ranks, from a checkpoint when one is given.
 pub(crate) fn run(spike: &dyn Spike, world: u32, steps: Range<u64>, from: Option<&Path>) -> End {
+    try_run(spike, world, steps, from).unwrap()
+}
+
+/// As [`run`], for runs that may fail.
+pub(crate) fn try_run(spike: &dyn Spike, world: u32, steps: Range<u64>, from: Option<&Path>) -> Result<End> {
     let body = |comm: Arc<dyn Communicator>| {
         let device = Device::cpu(Cpu::new(Isa::detect(), 1)?);
         let (task, params, norms) = spike.build(&comm)?;
@@ -69,9 +75,9 @@ pub(crate) fn run(spike: &dyn Spike, world: u32, steps: Range<u64>, from: Option
         }
         Ok(End { hash: engine.hash()?, snapshot: engine.snapshot(true)?, losses })
     };
-    let mut ends = run_threads(world, DEADLINE, Isa::detect(), body).unwrap();
+    let mut ends = run_threads(world, DEADLINE, Isa::detect(), body)?;
     assert!(ends.windows(2).all(|w| w[0] == w[1]), "ranks ended differently");
-    ends.remove(0)
+    Ok(ends.remove(0))
 }
 
 /// The promise for one spike: the same end on any number of ranks, and through a checkpoint on disk
