@@ -111,8 +111,9 @@ impl RunDir {
             )),
         };
         // For the message above alone: nothing is lost when it cannot be written.
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let _ = file.set_len(0);
-        let _ = writeln!(file, "process {} on {}", std::process::id(), host());
+        let _ = writeln!(file, "process {} on {}", std::process::id(), host.trim());
         Ok(Lock { _file: file, warning })
     }
 
@@ -220,11 +221,6 @@ impl RunDir {
             _ => Ok(()),
         }
     }
-}
-
-/// This machine's name; empty where the system does not tell.
-pub(crate) fn host() -> String {
-    fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

@@ -13,11 +13,11 @@ pub(super) struct Piece<'a> {
     pub(super) decay: f32,
 }
 
-/// A vector's worth of elements: weight, gradient and state in, state and weight out.
+/// A vector's worth of elements: gradient and state in, state and change of weight out.
 trait Rule: Copy + Send + Sync {
     /// How many of a piece's state slices are used.
     const STATE: usize;
-    /// Updates `state` in place and returns the new weight. `gradient` is scaled and decayed already.
+    /// `gradient` is scaled and decayed; what is returned is added to `weight`.
     fn update<V: Simd<f32>>(&self, weight: V, gradient: V, state: &mut [V; 2]) -> V;
     /// 1 over the weight of all samples.
     fn scale(&self) -> f32;
