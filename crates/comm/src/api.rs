@@ -1,8 +1,38 @@
 use std::fmt;
+use std::time::Duration;
 
 use phalanx_host::Arena;
 
-use crate::{AbortReason, Bucket, Deadline, Error, Result, Tree};
+use crate::{AbortReason, Bucket, Deadline, Error, Result, Tree, Whereabouts, Wire};
+
+/// Where a rank sits among the machines of its world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Locality {
+    /// The machine's number, `0..nodes`, by the first rank on each.
+    pub node: u32,
+    /// Machines.
+    pub nodes: u32,
+    /// This rank's number among those on its machine.
+    pub local_rank: u32,
+    /// Ranks on this machine.
+    pub local_world: u32,
+}
+
+/// What a rank has spent waiting for others since its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Waited {
+    /// For ranks that had not come to a collective yet: stragglers.
+    pub for_ranks: Duration,
+    /// For the collective itself, once all had come.
+    pub for_work: Duration,
+}
+
+impl std::ops::AddAssign for Waited {
+    fn add_assign(&mut self, other: Self) {
+        self.for_ranks += other.for_ranks;
+        self.for_work += other.for_work;
+    }
+}
 
 /// A place in a world of ranks.
 pub trait Member: Send + Sync {
@@ -12,6 +42,8 @@ pub trait Member: Send + Sync {
     fn world(&self) -> u32;
     /// The transport's name: `"threads"`, `"mpi"`, `"nccl"`.
     fn name(&self) -> &'static str;
+    /// Where this rank sits among the machines.
+    fn locality(&self) -> Locality;
 }
 
 /// What a collective does with a bucket.
@@ -23,6 +55,8 @@ pub enum Collective {
     AllReduce {
         /// The tree over the virtual shards.
         tree: Tree,
+        /// What every sum of the tree is rounded to, so that it can travel in fewer bytes.
+        wire: Wire,
     },
 }
 
@@ -46,7 +80,8 @@ pub enum Overlap {
 /// Bulk operations over all ranks. Every rank must start the same operations in the same order; they
 /// complete in that order.
 pub trait Collectives: Member {
-    /// `bytes` zeroed bytes that this transport moves without a copy.
+    /// `bytes` zeroed bytes that this transport moves without a copy. All ranks must call it, in the same
+    /// order; they may ask for different sizes.
     fn alloc(&self, bytes: usize) -> Result<Arena>;
 
     /// Moves `bucket` into an operation that begins once `after` has happened, and returns at once.
@@ -83,6 +118,10 @@ pub trait Control: Member {
     fn abort(&self, reason: AbortReason);
     /// The reason, once some rank has aborted.
     fn aborted(&self) -> Option<AbortReason>;
+    /// Where this rank writes what it is doing, for reports of a failure.
+    fn whereabouts(&self) -> &Whereabouts;
+    /// What this rank's waits for collectives ([`Pending::wait`]) have taken so far.
+    fn waited(&self) -> Waited;
 }
 
 /// Both halves of a transport.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use phalanx_host::{DType, Isa};
 
-use crate::{Bucket, Collective, Communicator, Error, Event, Overlap, Result, Tree, threads};
+use crate::{Bucket, Collective, Communicator, Error, Event, Overlap, Result, Tree, Wire, threads};
 
 /// The outcome of [`all_reduce`]. Bandwidths are in 10⁹ bytes a second, over all ranks together but for
 /// the bus bandwidth.
@@ -59,7 +59,8 @@ fn longest(rank: &dyn Communicator, times: &[f64]) -> Result<Vec<f64>> {
 /// Sums `bucket` over one shard a rank.
 fn sum(rank: &dyn Communicator, bucket: Bucket) -> Result<Bucket> {
     let tree = Tree::new(rank.world())?;
-    let flight = rank.start(bucket, Collective::AllReduce { tree }, Event::Ready, Overlap::Caller)?;
+    let flight =
+        rank.start(bucket, Collective::AllReduce { tree, wire: Wire::F32 }, Event::Ready, Overlap::Caller)?;
     flight.wait(rank.deadline())
 }
 

@@ -18,14 +18,21 @@ pub mod bench;
 mod bucket;
 mod deadline;
 mod error;
+mod peer_sum;
+mod signal;
 pub mod threads;
 mod tree;
+mod whereabouts;
+mod wire;
 
 pub use abort::{AbortKind, AbortReason};
 pub use api::{
-    Collective, Collectives, Communicator, Control, Event, Flight, Member, Overlap, Pending, check_same,
+    Collective, Collectives, Communicator, Control, Event, Flight, Locality, Member, Overlap, Pending,
+    Waited, check_same,
 };
 pub use bucket::Bucket;
 pub use deadline::Deadline;
 pub use error::{Error, Result};
 pub use tree::{Fold, FoldStep, Merge, Node, Operand, Schedule, Step, Tree};
+pub use whereabouts::{Activity, Call, Whereabouts};
+pub use wire::Wire;

@@ -10,7 +10,7 @@ use common::{LONG, bucket, endpoints, run, run_all, start};
 use phalanx_comm::threads::Endpoint;
 use phalanx_comm::{
     AbortKind, AbortReason, Collective, Collectives, Control, Deadline, Error, Event, Member, Overlap,
-    Result, Tree,
+    Result, Tree, Wire,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -138,7 +138,9 @@ fn the_memory_of_a_rank_that_is_gone_stays_until_the_world_is() {
     let arena = other.alloc(4000).unwrap();
     let tree = Tree::new(2).unwrap();
     let own = bucket(0, &arena, &[vec![2.5f32; 1000]]);
-    let flight = other.start(own, Collective::AllReduce { tree }, Event::Ready, Overlap::Background).unwrap();
+    let flight = other
+        .start(own, Collective::AllReduce { tree, wire: Wire::F32 }, Event::Ready, Overlap::Background)
+        .unwrap();
     // The rank goes away with everything it has, while its bucket is posted.
     drop((flight, other));
     assert!(arena.write(0..4).is_err(), "peers may still read and write the range");
@@ -259,7 +261,7 @@ fn aborts_at_random_moments_end_every_rank_and_free_all_memory() {
                 }
                 let overlap = [Overlap::Background, Overlap::Caller][(turn % 2) as usize];
                 let end = me
-                    .start(own, Collective::AllReduce { tree }, Event::Ready, overlap)
+                    .start(own, Collective::AllReduce { tree, wire: Wire::F32 }, Event::Ready, overlap)
                     .and_then(|f| f.wait(me.deadline()));
                 if end.is_err() {
                     break;

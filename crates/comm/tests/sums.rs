@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use common::{LONG, bucket, run_all, start, total};
 use phalanx_comm::threads::{Endpoint, world};
-use phalanx_comm::{Collective, Collectives, Control, Deadline, Event, Member, Overlap, Tree, check_same};
+use phalanx_comm::{
+    Collective, Collectives, Control, Deadline, Event, Member, Overlap, Tree, Wire, check_same,
+};
 use phalanx_host::rng::Key;
 use phalanx_host::simd::Real;
 use phalanx_host::{Arena, Isa};
@@ -110,8 +112,9 @@ fn a_range_in_flight_cannot_be_borrowed_until_wait_gives_it_back() {
             gate.wait();
         }
         let own = bucket(1, &arena, &[vec![1.0f32; 100]]);
-        let flight =
-            me.start(own, Collective::AllReduce { tree }, Event::Ready, Overlap::Background).unwrap();
+        let flight = me
+            .start(own, Collective::AllReduce { tree, wire: Wire::F32 }, Event::Ready, Overlap::Background)
+            .unwrap();
         if me.rank() == 0 {
             // The other rank has not come: nothing can be done.
             assert!(!flight.is_done());
@@ -204,7 +207,9 @@ fn a_split_groups_by_colour_and_orders_by_key() {
         let tree = Tree::new(part.world()).unwrap();
         let arena = part.alloc(64).unwrap();
         let own = bucket(0, &arena, &[vec![me.rank() as f64; 8]]);
-        let sum = part.start(own, Collective::AllReduce { tree }, Event::Ready, Overlap::Background).unwrap();
+        let sum = part
+            .start(own, Collective::AllReduce { tree, wire: Wire::F32 }, Event::Ready, Overlap::Background)
+            .unwrap();
         let want = if odd { 4.0 } else { 6.0 };
         assert_eq!(total::<f64>(&sum.wait(part.deadline()).unwrap()), [want; 8]);
         // The whole world still works, and a second split is another world.
@@ -258,7 +263,13 @@ fn stress(me: &Endpoint, arena: &Arena, rounds: u64) {
                 part.as_mut_slice::<f32>().unwrap().fill((u64::from(me.rank()) + round) as f32);
                 let bucket = phalanx_comm::Bucket::new(b as u32, phalanx_host::DType::F32, vec![part]);
                 let overlap = [Overlap::Background, Overlap::Caller][(own >> (50 + b) & 1) as usize];
-                me.start(bucket.unwrap(), Collective::AllReduce { tree }, Event::Ready, overlap).unwrap()
+                me.start(
+                    bucket.unwrap(),
+                    Collective::AllReduce { tree, wire: Wire::F32 },
+                    Event::Ready,
+                    overlap,
+                )
+                .unwrap()
             })
             .collect();
         if common.is_multiple_of(7) {

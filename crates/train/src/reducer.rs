@@ -9,7 +9,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use phalanx_comm::{Bucket, Collective, Communicator, Deadline, Event, Overlap, Pending, Schedule, Tree};
+use phalanx_comm::{
+    Bucket, Collective, Communicator, Deadline, Event, Overlap, Pending, Schedule, Tree, Wire,
+};
 use phalanx_host::simd::{Kernel, Real, Simd};
 use phalanx_host::{Arena, Cpu, DType};
 use phalanx_nn::Params;
@@ -190,7 +192,7 @@ impl Reducer {
         let all = 0..self.statistics_len;
         let id = self.buckets.len() as u32;
         let bucket = self.statistics.bucket(id, self.schedule.nodes.len(), &all)?;
-        let what = Collective::AllReduce { tree: self.tree };
+        let what = Collective::AllReduce { tree: self.tree, wire: Wire::F32 };
         self.pending.push(self.comm.start(bucket, what, Event::Ready, Overlap::Caller)?);
         for pending in self.pending.drain(..) {
             pending.wait(deadline)?;
@@ -235,7 +237,7 @@ impl Reducer {
     }
 
     fn launch(&mut self) -> Result<()> {
-        let what = Collective::AllReduce { tree: self.tree };
+        let what = Collective::AllReduce { tree: self.tree, wire: Wire::F32 };
         while self.launched < self.buckets.len() && self.filled[self.launched] {
             let b = self.launched;
             let bucket =

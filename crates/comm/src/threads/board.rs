@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::signal::{Signal, lock};
+use crate::signal::{Signal, lock};
 
 /// One call that all ranks make: what each brought (`P`), and the state of the work on it (`S`).
 pub(super) struct Meeting<C, P, S> {

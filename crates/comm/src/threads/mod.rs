@@ -13,7 +13,6 @@
 mod board;
 mod peer;
 mod shared;
-mod signal;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -22,12 +21,12 @@ use std::time::Duration;
 
 use phalanx_host::{Arena, Isa};
 
+use crate::signal::{Poison, lock};
 use crate::{
     AbortKind, AbortReason, Bucket, Collective, Collectives, Communicator, Control, Deadline, Error, Event,
-    Flight, Member, Overlap, Pending, Result,
+    Flight, Locality, Member, Overlap, Pending, Result, Waited, Whereabouts,
 };
 use shared::{Shared, SumMeeting, Talk};
-use signal::{Poison, lock};
 
 /// A world of `ranks` ranks in this process, by rank. `timeout` is what [`Control::deadline`] allows;
 /// sums are computed with `isa`. Fails with [`Error::Usage`] when `ranks` is 0.
@@ -102,6 +101,10 @@ impl Member for Endpoint {
     fn name(&self) -> &'static str {
         "threads"
     }
+
+    fn locality(&self) -> Locality {
+        Locality { node: 0, nodes: 1, local_rank: self.rank, local_world: self.world() }
+    }
 }
 
 impl Collectives for Endpoint {
@@ -110,14 +113,14 @@ impl Collectives for Endpoint {
     }
 
     fn start(&self, bucket: Bucket, what: Collective, after: Event, overlap: Overlap) -> Result<Pending> {
-        let Collective::AllReduce { tree } = what;
+        let Collective::AllReduce { tree, wire } = what;
         let Event::Ready = after;
         // A rank alone has nothing to sum.
         let background = overlap == Overlap::Background && self.world() > 1;
         if background {
             self.start_thread()?;
         }
-        let meeting = self.shared.start(self.seat(), bucket, tree, background)?;
+        let meeting = self.shared.start(self.seat(), bucket, (tree, wire), background)?;
         Ok(Pending::new(InFlight { shared: Arc::clone(&self.shared), seat: self.seat(), meeting }))
     }
 
@@ -178,6 +181,14 @@ impl Control for Endpoint {
     fn aborted(&self) -> Option<AbortReason> {
         self.shared.poison.reason()
     }
+
+    fn whereabouts(&self) -> &Whereabouts {
+        &self.shared.seats[self.seat()].whereabouts
+    }
+
+    fn waited(&self) -> Waited {
+        *lock(&self.shared.seats[self.seat()].waited)
+    }
 }
 
 /// An all-reduce in flight.
@@ -190,7 +201,8 @@ struct InFlight {
 impl Flight for InFlight {
     fn wait(self: Box<Self>, deadline: Deadline) -> Result<Bucket> {
         if !self.meeting.is_done() {
-            self.shared.drive(self.seat, self.meeting.number, deadline)?;
+            let waited = self.shared.drive(self.seat, self.meeting.number, deadline)?;
+            *lock(&self.shared.seats[self.seat].waited) += waited;
         }
         let parked = self.meeting.post(self.seat);
         parked.and_then(|parked| self.meeting.state.take(parked)).ok_or_else(|| {

@@ -4,14 +4,15 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use phalanx_host::{DType, Isa};
 
 use super::board::{Board, Meeting, Mismatch};
 use super::peer::{Parked, Work};
-use super::signal::{Patience, Poison, Signal, lock};
-use crate::{AbortKind, AbortReason, Bucket, Deadline, Error, Fold, Result, Tree};
+use crate::peer_sum::Rule;
+use crate::signal::{Patience, Poison, Signal, lock};
+use crate::{AbortKind, AbortReason, Bucket, Deadline, Error, Fold, Result, Tree, Waited, Whereabouts, Wire};
 
 /// An all-reduce, as ranks compare it.
 #[derive(Clone, Copy, PartialEq)]
@@ -20,12 +21,14 @@ pub(super) struct SumCall {
     dtype: DType,
     len: usize,
     tree: Tree,
+    wire: Wire,
 }
 
 impl fmt::Display for SumCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let SumCall { id, dtype, len, tree } = self;
-        write!(f, "all-reduce of bucket {id}: {len} {dtype} over {} virtual shards", tree.shards())
+        let SumCall { id, dtype, len, tree, wire } = self;
+        write!(f, "all-reduce of bucket {id}: {len} {dtype} over {} virtual shards", tree.shards())?;
+        if *wire == Wire::F32 { Ok(()) } else { write!(f, " as {wire:?}") }
     }
 }
 
@@ -62,13 +65,16 @@ impl SumMeeting {
 }
 
 /// One rank's part of the shared state.
-struct Seat {
+pub(super) struct Seat {
     /// Its operations that are not done, in the order in which it started them.
     queue: Mutex<VecDeque<Arc<SumMeeting>>>,
     /// Rung when there may be work for its communication thread.
     signal: Arc<Signal>,
     /// Set when the rank leaves.
     left: AtomicBool,
+    pub(super) whereabouts: Whereabouts,
+    /// What the rank's own thread has waited.
+    pub(super) waited: Mutex<Waited>,
 }
 
 fn pop_done(queue: &mut VecDeque<Arc<SumMeeting>>) {
@@ -91,7 +97,7 @@ pub(super) struct Shared {
     pub(super) poison: Arc<Poison>,
     isa: Isa,
     patience: Patience,
-    seats: Vec<Seat>,
+    pub(super) seats: Vec<Seat>,
     gone: AtomicUsize,
     sums: Board<SumCall, Parked, Work>,
     talks: Board<Talk, Box<[u8]>, ()>,
@@ -103,8 +109,13 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(ids: Vec<u32>, timeout: Duration, isa: Isa, poison: Arc<Poison>) -> Self {
         let ranks = ids.len();
-        let seat =
-            |_: &u32| Seat { queue: Mutex::default(), signal: poison.signal(), left: AtomicBool::new(false) };
+        let seat = |_: &u32| Seat {
+            queue: Mutex::default(),
+            signal: poison.signal(),
+            left: AtomicBool::new(false),
+            whereabouts: Whereabouts::default(),
+            waited: Mutex::default(),
+        };
         Shared {
             timeout,
             isa,
@@ -143,7 +154,7 @@ impl Shared {
         &self,
         rank: usize,
         bucket: Bucket,
-        tree: Tree,
+        (tree, wire): (Tree, Wire),
         background: bool,
     ) -> Result<Arc<SumMeeting>> {
         self.check()?;
@@ -155,13 +166,14 @@ impl Shared {
                 format!("has {have} parts; rank {rank} of {} holds {need} nodes of {v} shards", self.world());
             return Err(Error::Bucket { id, why });
         }
-        let call = SumCall { id: bucket.id(), dtype: bucket.dtype(), len: bucket.len(), tree };
+        let call = SumCall { id: bucket.id(), dtype: bucket.dtype(), len: bucket.len(), tree, wire };
         let parked = Parked::new(bucket, background);
         let posted = {
             // Held over both, so that a rank's queue has the order of its numbers.
             let mut queue = lock(&self.seats[rank].queue);
             pop_done(&mut queue);
-            let work = || Work::new(fold, self.isa, call.dtype, call.len);
+            let rule = Rule { isa: self.isa, dtype: call.dtype, wire };
+            let work = || Work::new(fold, rule, call.len);
             let posted = self.sums.post(rank, call, parked, work);
             if let Ok(meeting) = &posted {
                 queue.push_back(Arc::clone(meeting));
@@ -179,19 +191,24 @@ impl Shared {
         Ok(meeting)
     }
 
-    /// Does and awaits a rank's sums in order, up to and with number `upto`.
-    pub(super) fn drive(&self, rank: usize, upto: u64, deadline: Deadline) -> Result<()> {
+    /// Does and awaits a rank's sums in order, up to and with number `upto`. Returns what it waited for.
+    pub(super) fn drive(&self, rank: usize, upto: u64, deadline: Deadline) -> Result<Waited> {
+        let mut waited = Waited::default();
         loop {
             let front = lock(&self.seats[rank].queue).front().cloned();
-            let Some(meeting) = front.filter(|m| m.number <= upto) else { return Ok(()) };
+            let Some(meeting) = front.filter(|m| m.number <= upto) else { return Ok(waited) };
+            let begun = Instant::now();
             let complete = || meeting.is_complete();
             self.wait(rank, &self.sums, &meeting, complete, self.patience, deadline)?;
+            waited.for_ranks += begun.elapsed();
+            let begun = Instant::now();
             if !self.poison.is_set() && meeting.state.help(meeting.posts()) {
                 self.sums.signal.ring();
             }
             // No work on the next sum begins before this one is done, which keeps the order.
             let done = || meeting.is_done();
             self.wait(rank, &self.sums, &meeting, done, self.patience, deadline)?;
+            waited.for_work += begun.elapsed();
             pop_done(&mut lock(&self.seats[rank].queue));
         }
     }

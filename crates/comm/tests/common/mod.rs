@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use phalanx_comm::threads::{Endpoint, world};
-use phalanx_comm::{Bucket, Collective, Collectives, Event, Overlap, Pending, Result, Tree};
+use phalanx_comm::{Bucket, Collective, Collectives, Event, Overlap, Pending, Result, Tree, Wire};
 use phalanx_host::simd::Real;
 use phalanx_host::{Arena, Isa};
 
@@ -52,7 +52,12 @@ pub(crate) fn start<E: Real>(
     overlap: Overlap,
 ) -> Result<Pending> {
     let arena = rank.alloc(parts.len() * parts[0].len() * E::DTYPE.size())?;
-    rank.start(bucket(id, &arena, parts), Collective::AllReduce { tree }, Event::Ready, overlap)
+    rank.start(
+        bucket(id, &arena, parts),
+        Collective::AllReduce { tree, wire: Wire::F32 },
+        Event::Ready,
+        overlap,
+    )
 }
 
 pub(crate) fn total<E: Real>(bucket: &Bucket) -> Vec<E> {

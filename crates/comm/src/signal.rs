@@ -8,26 +8,26 @@ use std::time::{Duration, Instant};
 use crate::{AbortReason, Deadline, Error};
 
 /// Locks, also after a panic elsewhere: no critical section here leaves its data half written.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How long a thread stays awake before it parks. Waking a parked thread costs the waker a system call
 /// and the sleeper tens of microseconds; staying awake takes the core from whoever could use it.
 #[derive(Clone, Copy)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     spin: Duration,
     offer: Duration,
 }
 
 impl Patience {
     /// Parks at once: for threads that nobody waits for.
-    pub(super) const NONE: Patience = Patience { spin: Duration::ZERO, offer: Duration::ZERO };
+    pub(crate) const NONE: Patience = Patience { spin: Duration::ZERO, offer: Duration::ZERO };
 
     /// For a thread that has nothing else to do. With a core for every rank it spins, but not for
     /// longer than it takes to give the core away, as another process may have taken the peer's; then
     /// it keeps offering its core to others. With fewer cores it offers from the start.
-    pub(super) fn of_waiter(ranks: usize) -> Self {
+    pub(crate) fn of_waiter(ranks: usize) -> Self {
         let cores = thread::available_parallelism().map_or(1, |n| n.get());
         let spin = if ranks <= cores { Duration::from_micros(2) } else { Duration::ZERO };
         Patience { spin, offer: Duration::from_micros(200) }
@@ -36,7 +36,7 @@ impl Patience {
 
 /// A bell for threads that wait until something about shared atomics is so.
 #[derive(Default)]
-pub(super) struct Signal {
+pub(crate) struct Signal {
     sleepers: AtomicUsize,
     lock: Mutex<()>,
     bell: Condvar,
@@ -45,7 +45,7 @@ pub(super) struct Signal {
 impl Signal {
     /// Waits until `ready` holds or the deadline passes. `ready` may take locks that no one holds while
     /// ringing.
-    pub(super) fn wait(&self, patience: Patience, deadline: Deadline, ready: impl Fn() -> bool) {
+    pub(crate) fn wait(&self, patience: Patience, deadline: Deadline, ready: impl Fn() -> bool) {
         if ready() || self.wait_awake(patience, &ready) {
             return;
         }
@@ -94,7 +94,7 @@ impl Signal {
     }
 
     /// Wakes all that wait, so that they look again. To be called after what they wait for was written.
-    pub(super) fn ring(&self) {
+    pub(crate) fn ring(&self) {
         // See `wait`.
         fence(Ordering::SeqCst);
         if self.sleepers.load(Ordering::Relaxed) > 0 {
@@ -112,14 +112,14 @@ struct Cause {
 
 /// The fate shared by a world and all that was split from it. Set once; the first cause stays.
 #[derive(Default)]
-pub(super) struct Poison {
+pub(crate) struct Poison {
     cause: OnceLock<Cause>,
     signals: Mutex<Vec<Weak<Signal>>>,
 }
 
 impl Poison {
     /// A bell that is also rung when the world is poisoned.
-    pub(super) fn signal(&self) -> Arc<Signal> {
+    pub(crate) fn signal(&self) -> Arc<Signal> {
         let signal = Arc::new(Signal::default());
         let mut signals = lock(&self.signals);
         signals.retain(|s| s.strong_count() > 0);
@@ -129,7 +129,7 @@ impl Poison {
 
     /// Poisons the world unless it is; returns whether this was the first cause. The caller must hold
     /// no lock that a waiting thread's condition takes.
-    pub(super) fn set(&self, reason: AbortReason, error: Option<Error>) -> bool {
+    pub(crate) fn set(&self, reason: AbortReason, error: Option<Error>) -> bool {
         let error = error.unwrap_or_else(|| Error::Aborted { reason: reason.clone() });
         let first = self.cause.set(Cause { reason, error }).is_ok();
         if first {
@@ -139,15 +139,15 @@ impl Poison {
         first
     }
 
-    pub(super) fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.cause.get().is_some()
     }
 
-    pub(super) fn error(&self) -> Option<Error> {
+    pub(crate) fn error(&self) -> Option<Error> {
         self.cause.get().map(|c| c.error.clone())
     }
 
-    pub(super) fn reason(&self) -> Option<AbortReason> {
+    pub(crate) fn reason(&self) -> Option<AbortReason> {
         self.cause.get().map(|c| c.reason.clone())
     }
 }
