@@ -86,6 +86,14 @@ pub enum Error {
         /// The system's answer.
         reason: String,
     },
+    /// MPI has refused a call.
+    #[error("{call} failed: {reason}")]
+    Mpi {
+        /// The function.
+        call: &'static str,
+        /// What MPI says.
+        reason: String,
+    },
     /// Host memory.
     #[error(transparent)]
     Host(#[from] phalanx_host::Error),
@@ -96,7 +104,9 @@ impl Error {
     pub fn kind(&self) -> AbortKind {
         match self {
             Error::Aborted { reason } => reason.kind,
-            Error::Desync { .. } | Error::Deadline { .. } | Error::Differs { .. } => AbortKind::Communication,
+            Error::Desync { .. } | Error::Deadline { .. } | Error::Differs { .. } | Error::Mpi { .. } => {
+                AbortKind::Communication
+            }
             Error::Tree { .. } | Error::Usage(_) => AbortKind::Usage,
             Error::Bucket { .. } | Error::Thread { .. } | Error::Host(_) => AbortKind::Other,
         }

@@ -32,6 +32,34 @@ impl Patience {
         let spin = if ranks <= cores { Duration::from_micros(2) } else { Duration::ZERO };
         Patience { spin, offer: Duration::from_micros(200) }
     }
+
+    /// Whether `ready` came to hold while the thread was awake. Far shorter than any deadline.
+    pub(crate) fn awake(self, ready: &impl Fn() -> bool) -> bool {
+        let whole = self.spin + self.offer;
+        if whole.is_zero() {
+            return false;
+        }
+        let since = Instant::now();
+        loop {
+            let waited = since.elapsed();
+            if waited >= whole {
+                return false;
+            }
+            if waited < self.spin {
+                for _ in 0..16 {
+                    std::hint::spin_loop();
+                    if ready() {
+                        return true;
+                    }
+                }
+            } else {
+                thread::yield_now();
+                if ready() {
+                    return true;
+                }
+            }
+        }
+    }
 }
 
 /// A bell for threads that wait until something about shared atomics is so.
@@ -46,7 +74,7 @@ impl Signal {
     /// Waits until `ready` holds or the deadline passes. `ready` may take locks that no one holds while
     /// ringing.
     pub(crate) fn wait(&self, patience: Patience, deadline: Deadline, ready: impl Fn() -> bool) {
-        if ready() || self.wait_awake(patience, &ready) {
+        if ready() || patience.awake(&ready) {
             return;
         }
         let mut guard = lock(&self.lock);
@@ -63,34 +91,6 @@ impl Signal {
             };
         }
         self.sleepers.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Whether `ready` came to hold while the thread was awake. Far shorter than any deadline.
-    fn wait_awake(&self, patience: Patience, ready: &impl Fn() -> bool) -> bool {
-        let whole = patience.spin + patience.offer;
-        if whole.is_zero() {
-            return false;
-        }
-        let since = Instant::now();
-        loop {
-            let waited = since.elapsed();
-            if waited >= whole {
-                return false;
-            }
-            if waited < patience.spin {
-                for _ in 0..16 {
-                    std::hint::spin_loop();
-                    if ready() {
-                        return true;
-                    }
-                }
-            } else {
-                thread::yield_now();
-                if ready() {
-                    return true;
-                }
-            }
-        }
     }
 
     /// Wakes all that wait, so that they look again. To be called after what they wait for was written.

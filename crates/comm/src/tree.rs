@@ -145,7 +145,11 @@ impl Tree {
     /// The maximal subtrees that `rank` holds whole, ascending: one when W and V are powers of two.
     /// Errors as [`Tree::shards_of`].
     pub fn nodes_of(&self, rank: u32, world: u32) -> Result<Vec<Node>> {
-        let shards = self.shards_of(rank, world)?;
+        Ok(self.nodes_in(self.shards_of(rank, world)?))
+    }
+
+    /// The maximal subtrees that lie within neighbouring shards, ascending.
+    pub fn nodes_in(&self, shards: Range<u32>) -> Vec<Node> {
         let mut nodes = Vec::new();
         let mut at = shards.start;
         while at < shards.end {
@@ -161,7 +165,7 @@ impl Tree {
             at = self.shards_under(node).end;
             nodes.push(node);
         }
-        Ok(nodes)
+        nodes
     }
 
     /// How `rank` computes its shards. Errors as [`Tree::shards_of`].
@@ -196,11 +200,16 @@ impl Tree {
     pub fn fold(&self, world: u32) -> Result<Fold> {
         self.shards_of(0, world)?;
         let held = (0..world).map(|r| self.nodes_of(r, world)).collect::<Result<Vec<_>>>()?;
-        let parts = held.iter().map(Vec::len).collect();
-        let starts: Vec<Node> = held.into_iter().flatten().collect();
-        let mut fold = Fold { parts, temps: 0, steps: Vec::new() };
-        self.combine(self.root(), 0, &starts, &mut fold);
-        Ok(fold)
+        Ok(self.fold_of(self.root(), &held).0)
+    }
+
+    /// The order in which the sum of `node` is made from the nodes that several holders have, and where
+    /// the sum is then: a part when somebody holds the node whole.
+    pub fn fold_of(&self, node: Node, held: &[Vec<Node>]) -> (Fold, Operand) {
+        let all: Vec<Node> = held.iter().flatten().copied().collect();
+        let mut fold = Fold { parts: held.iter().map(Vec::len).collect(), temps: 0, steps: Vec::new() };
+        let total = self.combine(node, 0, &all, &mut fold);
+        (fold, total)
     }
 
     /// Plans the sum of `node` from the parts `held`; scratch values below `temp` stay untouched.

@@ -21,8 +21,16 @@ const PAGE: usize = 4096;
 struct Inner {
     base: NonNull<u8>,
     bytes: usize,
-    layout: Layout,
+    backing: Backing,
     borrows: Mutex<Vec<Borrow>>,
+}
+
+/// Whose memory it is.
+enum Backing {
+    /// The arena's own, from the global allocator.
+    Own(Layout),
+    /// Somebody else's: it is there as long as this value.
+    Lent { _owner: Box<dyn Send + Sync> },
 }
 
 #[derive(Clone)]
@@ -31,7 +39,7 @@ struct Borrow {
     exclusive: bool,
 }
 
-// SAFETY: `base` is a plain allocation owned by `Inner`; every access goes through a guard, and the
+// SAFETY: `base` is plain memory that `Inner` owns or keeps alive; every access goes through a guard, and the
 // table of borrows admits either one writer or many readers of any byte.
 unsafe impl Send for Inner {}
 // SAFETY: as above.
@@ -39,9 +47,11 @@ unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // SAFETY: `base` came from `alloc_zeroed` with this very layout, and no guard is left, since
-        // each guard holds an `Arc` of this `Inner`.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) }
+        if let Backing::Own(layout) = self.backing {
+            // SAFETY: `base` came from `alloc_zeroed` with this very layout, and no guard is left, since
+            // each guard holds an `Arc` of this `Inner`.
+            unsafe { dealloc(self.base.as_ptr(), layout) }
+        }
     }
 }
 
@@ -69,7 +79,22 @@ impl Arena {
         let layout = Layout::from_size_align(bytes.max(1), PAGE).map_err(|_| out.clone())?;
         // SAFETY: the layout has a size of at least one byte.
         let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(out)?;
-        Ok(Arena(Arc::new(Inner { base, bytes, layout, borrows: Mutex::new(Vec::new()) })))
+        Ok(Arena(Arc::new(Inner { base, bytes, backing: Backing::Own(layout), borrows: Mutex::default() })))
+    }
+
+    /// An arena over memory of somebody else, such as a shared-memory window, which `owner` keeps there.
+    ///
+    /// # Safety
+    /// `bytes` bytes from `base` on, which is aligned to a page, must be initialised and valid for reading
+    /// and writing as long as `owner` lives. While a guard of a range exists, nobody but its holder may use
+    /// that range; a transport to which the holder has handed the guard is part of the holder.
+    pub unsafe fn lent(base: NonNull<u8>, bytes: usize, owner: Box<dyn Send + Sync>) -> Self {
+        Arena(Arc::new(Inner {
+            base,
+            bytes,
+            backing: Backing::Lent { _owner: owner },
+            borrows: Mutex::default(),
+        }))
     }
 
     /// Size in bytes.
