@@ -167,6 +167,18 @@ impl Pending {
     }
 }
 
+/// The root of a broadcast gives bytes, and nobody else.
+pub(crate) fn check_broadcast(me: &(impl Member + ?Sized), root: u32, bytes: Option<&[u8]>) -> Result<()> {
+    let (rank, world) = (me.rank(), me.world());
+    if root < world && bytes.is_some() == (rank == root) {
+        return Ok(());
+    }
+    let gave = if bytes.is_some() { "gives bytes" } else { "gives nothing" };
+    Err(Error::Usage(format!(
+        "rank {rank} of {world} {gave} to a broadcast from rank {root}; the root gives"
+    )))
+}
+
 /// Checks that `value` is the same on all ranks: a fingerprint, the hash of a plan. Every rank gets the
 /// same [`Error::Differs`], which names the first rank that differs from rank 0 and both values.
 pub fn check_same(

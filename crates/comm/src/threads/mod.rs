@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use phalanx_host::{Arena, Isa};
 
+use crate::api::check_broadcast;
 use crate::signal::{Poison, lock};
 use crate::{
     AbortKind, AbortReason, Bucket, Collective, Collectives, Communicator, Control, Deadline, Error, Event,
@@ -153,13 +154,7 @@ impl Control for Endpoint {
     }
 
     fn broadcast(&self, root: u32, bytes: Option<&[u8]>, deadline: Deadline) -> Result<Vec<u8>> {
-        let (rank, world) = (self.rank, self.world());
-        if root >= world || bytes.is_some() != (rank == root) {
-            let gave = if bytes.is_some() { "gives bytes" } else { "gives nothing" };
-            let why =
-                format!("rank {rank} of {world} {gave} to a broadcast from rank {root}; the root gives");
-            return Err(Error::Usage(why));
-        }
+        check_broadcast(self, root, bytes)?;
         let call = Talk::Broadcast { root };
         let meeting = self.shared.talk(self.seat(), call, bytes.unwrap_or_default(), deadline)?;
         Ok(meeting.post(root as usize).map(|b| b.to_vec()).unwrap_or_default())
