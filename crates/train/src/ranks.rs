@@ -21,7 +21,7 @@ const THREAD: &str = "rank-";
 
 /// Keeps a rank's panic for the report at the end instead of printing it from the middle of the run;
 /// panics of other threads are printed as ever.
-fn keep_panics() {
+pub(crate) fn keep_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let before = std::panic::take_hook();
@@ -39,6 +39,24 @@ fn keep_panics() {
 fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or(payload.downcast_ref::<&str>().copied()).unwrap_or("no message").to_owned()
+}
+
+/// The thread that a rank runs on, by whose name [`keep_panics`] knows it.
+pub(crate) fn thread_of(rank: u32) -> std::thread::Builder {
+    std::thread::Builder::new().name(format!("{THREAD}{rank}"))
+}
+
+/// Runs a rank's body, on its own thread; tells the others when it fails, or panics.
+pub(crate) fn guarded<T>(comm: &Arc<dyn Communicator>, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let rank = comm.rank();
+    let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
+        let kept = PANIC.take();
+        Err(Error::Panic { rank, message: kept.unwrap_or_else(|| message(&*payload)) })
+    });
+    if let Err(e) = &result {
+        comm.abort(AbortReason::new(rank, e.kind(), e.to_string()));
+    }
+    result
 }
 
 /// What the other ranks have to end in after one failed. Every wait ends at once and a step's work soon:
@@ -74,19 +92,9 @@ pub fn run_threads_or<T: Send>(
         for (rank, endpoint) in (0..ranks).zip(endpoints) {
             let comm: Arc<dyn Communicator> = Arc::new(endpoint);
             let (mine, tell) = (comm.clone(), done.clone());
-            let run = move || {
-                let result =
-                    catch_unwind(AssertUnwindSafe(|| body(mine.clone()))).unwrap_or_else(|payload| {
-                        let kept = PANIC.take();
-                        Err(Error::Panic { rank, message: kept.unwrap_or_else(|| message(&*payload)) })
-                    });
-                if let Err(e) = &result {
-                    mine.abort(AbortReason::new(rank, e.kind(), e.to_string()));
-                }
-                // The collector waits for one outcome of each rank; it is there.
-                let _ = tell.send((rank, result));
-            };
-            let thread = std::thread::Builder::new().name(format!("{THREAD}{rank}"));
+            // The collector waits for one outcome of each rank; it is there.
+            let run = move || drop(tell.send((rank, guarded(&mine, || body(mine.clone())))));
+            let thread = thread_of(rank);
             if let Err(e) = thread.spawn_scoped(scope, run) {
                 // The ranks that did start must not wait for those that did not.
                 let e = Error::config("--ranks", format!("rank {rank} of {ranks} cannot be started: {e}"));
