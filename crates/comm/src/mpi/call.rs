@@ -107,7 +107,7 @@ impl Head {
         Head { number, talk, len: bytes.len() as u64, inline }
     }
 
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
+    pub(super) fn to_bytes(&self) -> [u8; HEAD] {
         let (kind, root) = match self.talk {
             Talk::AllGather => (0u32, 0),
             Talk::Broadcast { root } => (1, root),
@@ -116,12 +116,12 @@ impl Head {
             Talk::Split => (4, 0),
             Talk::Alloc => (5, 0),
         };
-        let mut bytes = Vec::with_capacity(HEAD);
-        bytes.extend(self.number.to_le_bytes());
-        bytes.extend(kind.to_le_bytes());
-        bytes.extend(root.to_le_bytes());
-        bytes.extend(self.len.to_le_bytes());
-        bytes.extend(self.inline);
+        let mut bytes = [0; HEAD];
+        bytes[..8].copy_from_slice(&self.number.to_le_bytes());
+        bytes[8..12].copy_from_slice(&u32::to_le_bytes(kind));
+        bytes[12..16].copy_from_slice(&u32::to_le_bytes(root));
+        bytes[16..24].copy_from_slice(&self.len.to_le_bytes());
+        bytes[24..].copy_from_slice(&self.inline);
         bytes
     }
 
@@ -171,13 +171,13 @@ mod tests {
             for n in [0, 3, INLINE, INLINE + 1] {
                 let bytes: Vec<u8> = (1..=n as u8).collect();
                 let head = Head::new(99, talk, &bytes);
-                let sent: [u8; HEAD] = head.to_bytes().try_into().unwrap();
+                let sent = head.to_bytes();
                 let got = Head::from_bytes(&sent).unwrap();
                 assert_eq!(got, head);
                 assert_eq!(got.bytes(), (n <= INLINE).then_some(&bytes[..]));
             }
         }
-        let mut sent: [u8; HEAD] = Head::new(0, Talk::Vote, &[]).to_bytes().try_into().unwrap();
+        let mut sent = Head::new(0, Talk::Vote, &[]).to_bytes();
         sent[8] = 9;
         assert_eq!(Head::from_bytes(&sent), None);
     }

@@ -10,6 +10,34 @@ use crate::{Error, Result};
 /// Bytes of a broadcast that go at once.
 const CHUNK: usize = 64 << 20;
 
+/// The result of a control call whose bytes all came with the heads.
+pub(super) fn short(heads: &[Head], talk: Talk) -> Option<Vec<Vec<u8>>> {
+    let mut say = heads.iter();
+    if let Talk::Broadcast { root } = talk {
+        say = heads.get(root as usize..root as usize + 1)?.iter();
+    }
+    say.map(|h| h.bytes().map(<[u8]>::to_vec)).collect()
+}
+
+/// The heads of all ranks, which must be equal to that of rank `rank` but for their bytes.
+pub(super) fn check_heads(bytes: &[u8], mine: &Head, rank: usize, ids: &[u32]) -> Result<Vec<Head>> {
+    let heads: Option<Vec<Head>> = bytes.as_chunks::<HEAD>().0.iter().map(Head::from_bytes).collect();
+    let broken = || Error::Mpi { call: "MPI_Iallgather", reason: "a head that is none".into() };
+    let heads = heads.ok_or_else(broken)?;
+    let call = |h: &Head| (h.number, h.talk);
+    let Some((other, theirs)) = heads.iter().enumerate().find(|(_, h)| call(h) != call(mine)) else {
+        return Ok(heads);
+    };
+    let tell = |h: &Head| format!("{} (its control call {})", h.talk, h.number);
+    Err(Error::Desync {
+        place: format!("control call {}", mine.number),
+        left_rank: ids[rank],
+        left: tell(mine),
+        right_rank: ids[other],
+        right: tell(theirs),
+    })
+}
+
 enum Stage {
     Begin,
     /// All heads are under way.
@@ -65,7 +93,7 @@ impl Meeting {
     fn step(&mut self, mpi: &Mpi) -> Result<Progress> {
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Begin => {
-                self.stage = Stage::Heads(mpi.all_gather(self.comm, self.head.to_bytes())?);
+                self.stage = Stage::Heads(mpi.all_gather(self.comm, self.head.to_bytes().to_vec())?);
                 Ok(Progress::Some)
             }
             Stage::Heads(mut moving) => match mpi.arrived(&mut moving)? {
@@ -102,30 +130,15 @@ impl Meeting {
 
     /// All heads are there: they must be equal but for their bytes.
     fn heads(&mut self, mpi: &Mpi, bytes: &[u8]) -> Result<Progress> {
-        let heads: Option<Vec<Head>> = bytes.as_chunks::<HEAD>().0.iter().map(Head::from_bytes).collect();
-        let broken = || Error::Mpi { call: "MPI_Iallgather", reason: "a head that is none".into() };
-        let heads = heads.ok_or_else(broken)?;
-        let call = |h: &Head| (h.number, h.talk);
-        let mine = call(&self.head);
-        if let Some((rank, other)) = heads.iter().enumerate().find(|(_, h)| call(h) != mine) {
-            let tell = |h: &Head| format!("{} (its control call {})", h.talk, h.number);
-            return Err(Error::Desync {
-                place: format!("control call {}", self.head.number),
-                left_rank: self.ids[self.rank],
-                left: tell(&self.head),
-                right_rank: self.ids[rank],
-                right: tell(other),
-            });
-        }
+        let heads = check_heads(bytes, &self.head, self.rank, &self.ids)?;
         if let Talk::Broadcast { root } = self.head.talk {
             let root = &heads[root as usize];
-            if let Some(all) = root.bytes() {
-                return Ok(self.done(vec![all.to_vec()]));
+            if root.bytes().is_none() {
+                self.to_come = usize::try_from(root.len).unwrap_or(usize::MAX);
+                return self.chunk(mpi);
             }
-            self.to_come = usize::try_from(root.len).unwrap_or(usize::MAX);
-            return self.chunk(mpi);
         }
-        if let Some(all) = heads.iter().map(|h| h.bytes().map(<[u8]>::to_vec)).collect() {
+        if let Some(all) = short(&heads, self.head.talk) {
             return Ok(self.done(all));
         }
         let lens: Vec<usize> = heads.iter().map(|h| usize::try_from(h.len).unwrap_or(usize::MAX)).collect();

@@ -35,7 +35,7 @@ use crate::{
     AbortKind, AbortReason, Bucket, Collective, Collectives, Communicator, Control, Deadline, Error, Event,
     Flight, Fold, Locality, Member, Overlap, Pending, Result, Tree, Waited, Whereabouts,
 };
-use call::{SumCall, Talk};
+use call::{Head, SumCall, Talk};
 use control::Meeting;
 use ffi::Comm;
 use layout::Plan;
@@ -174,20 +174,56 @@ impl World {
         self.check()?;
         let number = self.talks.fetch_add(1, Ordering::Relaxed);
         self.whereabouts.begin_call("control call", number, move || talk.to_string());
+        let result = match &self.transport {
+            Transport::Shared(sums) => self.talk_here(&sums.board, talk, number, &bytes, deadline),
+            _ => Ok(None),
+        };
+        let result = match result {
+            Ok(None) => self.talk_afar(talk, number, bytes, deadline),
+            Ok(Some(all)) => Ok(all),
+            Err(e) => Err(e),
+        };
+        self.failing(result.inspect(|_| self.whereabouts.end_call("control call", number)))
+    }
+
+    /// A control call among processes of one machine; None when it has more to say than they can there.
+    fn talk_here(
+        &self,
+        board: &peer_window::Board,
+        talk: Talk,
+        number: u64,
+        bytes: &[u8],
+        deadline: Deadline,
+    ) -> Result<Option<Vec<Vec<u8>>>> {
+        let head = Head::new(number, talk, bytes);
+        board.say(number, &head.to_bytes());
+        let ranks = 0..board.world();
+        let here = || ranks.clone().all(|r| board.has_said(r, number));
+        board.wait(true, deadline, || here() || self.poison.is_set());
+        if !here() {
+            self.check()?;
+            let missing = ranks.filter(|r| !board.has_said(*r, number)).map(|r| self.ids[r]).collect();
+            let me = self.ids[self.rank as usize];
+            return Err(late(me, deadline, format!("control call {number} ({talk})"), missing));
+        }
+        let heads: Vec<u8> = ranks.flat_map(|r| board.said(r, number)).collect();
+        let heads = control::check_heads(&heads, &head, self.rank as usize, &self.ids)?;
+        Ok(control::short(&heads, talk))
+    }
+
+    /// A control call by messages.
+    fn talk_afar(
+        &self,
+        talk: Talk,
+        number: u64,
+        bytes: Vec<u8>,
+        deadline: Deadline,
+    ) -> Result<Vec<Vec<u8>>> {
         let slot = Slot::new(&self.poison);
         let me = self.rank;
-        self.owner.submit(Meeting::new(
-            self.control,
-            me,
-            self.ids.clone(),
-            number,
-            talk,
-            bytes,
-            slot.clone(),
-        ));
+        self.owner.submit(Meeting::new(self.control, me, self.ids.clone(), number, talk, bytes, slot.clone()));
         let what = format!("control call {number} ({talk})");
-        let result = self.owner.outcome(&slot, &what, self.ids[me as usize], deadline);
-        self.failing(result.inspect(|_| self.whereabouts.end_call("control call", number)))
+        self.owner.outcome(&slot, &what, self.ids[me as usize], deadline)
     }
 
     fn check(&self) -> Result<()> {

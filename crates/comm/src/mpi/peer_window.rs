@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use phalanx_host::Arena;
 
-use super::call::Words;
+use super::call::{HEAD, Words};
 use super::ffi::{Window, free_bytes, futex_wait, futex_wake};
 use crate::peer_sum::{Rule, piece};
 use crate::signal::{Patience, lock};
@@ -23,6 +23,10 @@ use crate::{Deadline, Error, Fold, Result};
 
 /// Sums of a rank that may be posted and not done; further ones wait for their turn.
 pub(super) const RING: u64 = 64;
+
+/// Control calls whose words are kept. A rank comes to one only when all have come to the one before, and
+/// so have read the one before that.
+const TALKS: u64 = 2;
 
 /// The most parts a rank can have: twice the height of the highest tree.
 pub(super) const MOST_PARTS: usize = 40;
@@ -32,6 +36,10 @@ struct Post {
     call: [AtomicU64; 4],
     parts: [AtomicU64; MOST_PARTS],
 }
+
+/// What a rank says in a control call: a head.
+#[repr(C, align(64))]
+struct Word([AtomicU64; HEAD / 8]);
 
 /// The state of the work on one meeting, tagged with its number: `number << 24 | count`.
 #[repr(C, align(64))]
@@ -45,6 +53,9 @@ struct Seat {
     /// Sums that the rank has posted.
     arrived: AtomicU64,
     posts: [Post; RING as usize],
+    /// Control calls that the rank has come to.
+    talked: AtomicU64,
+    words: [Word; TALKS as usize],
     // Of the first rank's seat only.
     work: [Work; RING as usize],
     sleepers: AtomicU32,
@@ -102,6 +113,33 @@ impl Board {
         // bytes are valid, and stays mapped until MPI ends, after which the world calls nothing here
         // (`World::check`, and its `Drop`).
         unsafe { &*self.seats.segments[rank].0.cast::<Seat>() }
+    }
+
+    /// Says this rank's head in control call `number`.
+    pub(super) fn say(&self, number: u64, head: &[u8; HEAD]) {
+        let seat = self.seat(self.me);
+        let word = &seat.words[(number % TALKS) as usize];
+        for (at, bytes) in word.0.iter().zip(head.as_chunks::<8>().0) {
+            at.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+        }
+        // Releases the head.
+        seat.talked.store(number + 1, Ordering::Release);
+        self.ring();
+    }
+
+    /// Whether a rank has come to control call `number`.
+    pub(super) fn has_said(&self, rank: usize, number: u64) -> bool {
+        self.seat(rank).talked.load(Ordering::Acquire) > number
+    }
+
+    /// What a rank has said in control call `number`, which it has come to.
+    pub(super) fn said(&self, rank: usize, number: u64) -> [u8; HEAD] {
+        let word = &self.seat(rank).words[(number % TALKS) as usize];
+        let mut head = [0; HEAD];
+        for (bytes, at) in head.as_chunks_mut::<8>().0.iter_mut().zip(&word.0) {
+            *bytes = at.load(Ordering::Relaxed).to_le_bytes();
+        }
+        head
     }
 
     /// Adds a window of arenas and returns `bytes` bytes of this rank's segment as one.
