@@ -25,7 +25,11 @@ pub(crate) fn run(root: &Path, wanted: &[&str]) -> Result<bool> {
         eprintln!("xtask: {step}");
         let passed = match step {
             "tidy" => tidy::run(root)?,
-            _ => command(root, &arguments(step, slow(), nextest(root)))?,
+            _ => {
+                let features = features();
+                let features: Vec<&str> = features.iter().map(String::as_str).collect();
+                command(root, &arguments(step, slow(), nextest(root), &features))?
+            }
         };
         eprintln!(
             "xtask: {step} {} in {:.1} s",
@@ -43,13 +47,14 @@ pub(crate) fn run(root: &Path, wanted: &[&str]) -> Result<bool> {
 }
 
 /// What a step hands to cargo.
-fn arguments(step: &str, slow: bool, nextest: bool) -> Vec<&'static str> {
+fn arguments<'a>(step: &str, slow: bool, nextest: bool, features: &[&'a str]) -> Vec<&'a str> {
+    let with = |first: &[&'a str], rest: &[&'a str]| [first, features, rest].concat();
     match (step, nextest) {
         ("fmt", _) => vec!["fmt", "--all", "--check"],
-        ("clippy", _) => vec!["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
-        ("doc", _) => vec!["test", "--workspace", "--doc"],
+        ("clippy", _) => with(&["clippy", "--workspace", "--all-targets"], &["--", "-D", "warnings"]),
+        ("doc", _) => with(&["test", "--workspace", "--doc"], &[]),
         (_, true) => {
-            let mut args = vec!["nextest", "run", "--workspace", "--no-fail-fast"];
+            let mut args = with(&["nextest", "run", "--workspace", "--no-fail-fast"], &[]);
             args.extend(["--config-file", "tests/nextest.toml"]);
             if !slow {
                 args.extend(["-E", NOT_SLOW]);
@@ -57,7 +62,7 @@ fn arguments(step: &str, slow: bool, nextest: bool) -> Vec<&'static str> {
             args
         }
         (_, false) => {
-            let mut args = vec!["test", "--workspace", "--no-fail-fast"];
+            let mut args = with(&["test", "--workspace", "--no-fail-fast"], &[]);
             // What nextest runs: no benchmarks, and no doc tests, which are a step of their own.
             args.extend(["--lib", "--bins", "--tests", "--examples"]);
             if !slow {
@@ -66,6 +71,14 @@ fn arguments(step: &str, slow: bool, nextest: bool) -> Vec<&'static str> {
             args
         }
     }
+}
+
+/// Build features that `PHALANX_FEATURES` names, for cargo: those that need more than a Rust toolchain.
+fn features() -> Vec<String> {
+    let named = std::env::var("PHALANX_FEATURES").unwrap_or_default();
+    let all: Vec<String> =
+        named.split([',', ' ']).filter(|f| !f.is_empty()).map(|f| format!("phalanx/{f}")).collect();
+    if all.is_empty() { Vec::new() } else { vec!["--features".into(), all.join(",")] }
 }
 
 fn slow() -> bool {
@@ -103,9 +116,23 @@ mod tests {
     #[test]
     fn marked_tests_run_only_when_asked_for() {
         for nextest in [false, true] {
-            let says = |slow| arguments("test", slow, nextest).iter().any(|a| a.contains("slow_"));
+            let says = |slow| arguments("test", slow, nextest, &[]).iter().any(|a| a.contains("slow_"));
             assert!(says(false) && !says(true));
         }
+    }
+
+    #[test]
+    fn features_reach_cargo_before_its_separator() {
+        let features = ["--features", "phalanx/mpi"];
+        for step in ["clippy", "test", "doc"] {
+            let args = arguments(step, false, false, &features);
+            let at = |w: &str| args.iter().position(|a| *a == w);
+            assert!(
+                at("--features").is_some() && at("--").is_none_or(|s| at("phalanx/mpi") < Some(s)),
+                "{args:?}"
+            );
+        }
+        assert!(!arguments("fmt", false, false, &features).contains(&"--features"));
     }
 
     #[test]

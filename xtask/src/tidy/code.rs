@@ -25,6 +25,8 @@ const ROOMS: &[&str] = &[
     "crates/nn/src/optim/cpu.rs",
     // Memory of the other ranks of this process.
     "crates/comm/src/**/peer*.rs",
+    // Foreign functions of MPI, and the few of the system that it needs.
+    "crates/comm/src/mpi/ffi.rs",
     // Foreign functions of CUDA.
     "crates/gpu/**",
 ];
