@@ -1,7 +1,9 @@
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// What sort of failure ends a run. The order of the variants is part of no contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum AbortKind {
     /// Bad usage or configuration.
     Usage,
@@ -50,7 +52,7 @@ impl fmt::Display for AbortKind {
 }
 
 /// Why a run was aborted: the first reason given by any rank, the same on all of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AbortReason {
     /// The rank (of the whole world, also when it spoke in a part split from it) that failed.
     pub rank: u32,

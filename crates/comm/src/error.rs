@@ -94,6 +94,9 @@ pub enum Error {
         /// What MPI says.
         reason: String,
     },
+    /// The side channel cannot be set up.
+    #[error("the side channel {0}")]
+    Side(String),
     /// Host memory.
     #[error(transparent)]
     Host(#[from] phalanx_host::Error),
@@ -104,9 +107,11 @@ impl Error {
     pub fn kind(&self) -> AbortKind {
         match self {
             Error::Aborted { reason } => reason.kind,
-            Error::Desync { .. } | Error::Deadline { .. } | Error::Differs { .. } | Error::Mpi { .. } => {
-                AbortKind::Communication
-            }
+            Error::Desync { .. }
+            | Error::Deadline { .. }
+            | Error::Differs { .. }
+            | Error::Mpi { .. }
+            | Error::Side(_) => AbortKind::Communication,
             Error::Tree { .. } | Error::Usage(_) => AbortKind::Usage,
             Error::Bucket { .. } | Error::Thread { .. } | Error::Host(_) => AbortKind::Other,
         }

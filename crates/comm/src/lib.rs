@@ -19,6 +19,7 @@ mod bucket;
 mod deadline;
 mod error;
 mod peer_sum;
+pub mod side;
 mod signal;
 pub mod threads;
 mod tree;
