@@ -18,6 +18,8 @@ pub mod bench;
 mod bucket;
 mod deadline;
 mod error;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 mod peer_sum;
 pub mod side;
 mod signal;

@@ -76,6 +76,17 @@ unsafe impl Send for Window {}
 // SAFETY: as above.
 unsafe impl Sync for Window {}
 
+/// Keeps Open MPI from its own shared-memory transport: it leaves a file in /dev/shm when a process is
+/// killed, and ranks of one machine have their own window. Who has chosen transports keeps them.
+fn prepare() {
+    const CHOICE: &str = "OMPI_MCA_btl";
+    if std::env::var_os(CHOICE).is_none() {
+        // SAFETY: Rust's own readers of the environment are locked out; no foreign code of this process runs
+        // on another thread, as joining its job is the first thing that a rank does.
+        unsafe { std::env::set_var(CHOICE, "^vader") };
+    }
+}
+
 /// Turns a return code into a result.
 fn check(call: &'static str, code: c_int) -> Result<()> {
     if code == sys::MPI_SUCCESS as c_int {
@@ -101,6 +112,7 @@ fn count(call: &'static str, bytes: usize) -> Result<c_int> {
 impl Mpi {
     /// Initialises MPI on this thread, which owns it from now on. Waits for the other processes.
     pub(super) fn init() -> Result<Mpi> {
+        prepare();
         let (mut done, mut granted): (c_int, c_int) = (0, 0);
         // SAFETY: out-pointers are valid; MPI_Initialized may be called at any time.
         check("MPI_Initialized", unsafe { sys::MPI_Initialized(&mut done) })?;

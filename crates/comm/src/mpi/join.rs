@@ -56,7 +56,7 @@ pub fn join(options: &Options) -> Result<World> {
         owner.submit(Meeting::new(control, rank, ids.clone(), number, talk, bytes, slot.clone()));
         owner.outcome(&slot, "the first control calls", rank, deadline)
     };
-    let hosts = call(Talk::AllGather, 0, host_name().into_bytes())?;
+    let hosts = call(Talk::AllGather, 0, side::host_name().into_bytes())?;
     let hosts: Vec<String> = hosts.iter().map(|h| String::from_utf8_lossy(h).into_owned()).collect();
     let timeouts = side::Options { deadline: options.timeout, grace: options.grace };
     let hosted = (rank == 0).then(|| {
@@ -104,11 +104,6 @@ pub fn join(options: &Options) -> Result<World> {
         // Who has not got so far must not wait.
         side.abort(crate::AbortReason::new(rank, e.kind(), e.to_string()));
     })
-}
-
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().to_string()
 }
 
 /// What all communicators of a job have in common.
