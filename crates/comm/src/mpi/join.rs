@@ -175,6 +175,7 @@ fn build(base: Base, control: Comm, ids: Arc<[u32]>, rank: u32, talks: u64) -> R
         node,
         library: base.library,
         transport: Transport::Alone,
+        windows: layout.groups.iter().any(|g| g.len() > 1),
         talks: AtomicU64::new(talks),
         sums: AtomicU64::new(0),
         folds: Mutex::default(),
@@ -183,7 +184,7 @@ fn build(base: Base, control: Comm, ids: Arc<[u32]>, rank: u32, talks: u64) -> R
         closed: AtomicBool::new(false),
         thread: Mutex::default(),
     };
-    if ids.len() == 1 {
+    if world.ids.len() == 1 {
         return Ok(world);
     }
     let local = rank - members.start;
