@@ -12,6 +12,11 @@ use super::{BRISK, End, HANDSHAKE, PARTING, Pulse, Shared, interval, pause};
 
 /// What one attempt to connect may take; longer than it takes to ask twice when the first packet is lost.
 const CONNECT: Duration = Duration::from_millis(1500);
+/// By how much ranks come one after another: the system keeps only some that wait to be accepted, and those
+/// beyond believe for seconds that they are connected.
+const TURN: Duration = Duration::from_micros(500);
+/// After so long without a challenge a rank tries again, as it may be one of those.
+const CHALLENGE: Duration = Duration::from_millis(700);
 /// Between attempts.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -46,11 +51,11 @@ impl Client {
     pub(super) fn new(shared: Arc<Shared>, addresses: Vec<SocketAddr>, secret: Key, answer: Nonce) -> Self {
         let now = Instant::now();
         Client {
+            stage: Stage::Away(now + TURN * shared.rank),
             shared,
             addresses,
             secret,
             answer,
-            stage: Stage::Away(now),
             started: now,
             attempts: 0,
             told: false,
@@ -87,9 +92,10 @@ impl Client {
 
     fn nap(&self, deadline: Duration) -> Duration {
         match self.stage {
-            Stage::Joined(_) if !self.told => pause(deadline),
-            Stage::Over => pause(deadline),
-            _ => BRISK,
+            // Connecting and reading wait by themselves.
+            Stage::Greeting { .. } => Duration::ZERO,
+            Stage::Away(at) => at.saturating_duration_since(Instant::now()),
+            Stage::Joined(_) | Stage::Over => pause(deadline),
         }
     }
 
@@ -123,7 +129,8 @@ impl Client {
         };
         self.attempts += 1;
         let link = TcpStream::connect_timeout(&address, CONNECT)
-            .and_then(|stream| Link::new(stream, self.secret.of_challenge(), Way::ToHub));
+            .and_then(|stream| Link::new(stream, self.secret.of_challenge(), Way::ToHub))
+            .and_then(|mut link| link.lean(Some(AGAIN)).map(|()| link));
         match link {
             Ok(link) => self.stage = Stage::Greeting { link, said_hello: false, since: Instant::now() },
             Err(e) => self.again(format!("{address} cannot be connected to ({e})")),
@@ -153,6 +160,9 @@ impl Client {
             *said_hello = true;
         }
         if *said_hello && let Some(Message::Welcome(whom)) = link.message() {
+            if let Err(e) = link.lean(None) {
+                return self.again(format!("the connection cannot be used ({e})"));
+            }
             self.shared.change(|state| {
                 state.records.iter_mut().for_each(|r| r.arrive(whom.clone()));
                 state.ready = true;
@@ -162,7 +172,7 @@ impl Client {
             }
         } else if let Some(end) = link.end().map(str::to_string) {
             self.again(format!("the hub did not let this rank in ({end})"));
-        } else if !*said_hello && since.elapsed() > HANDSHAKE {
+        } else if !*said_hello && since.elapsed() > CHALLENGE {
             self.again("who answered there is silent".into());
         }
     }

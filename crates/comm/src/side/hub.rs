@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::frame::{Key, Nonce, Way};
 use super::link::{Link, part_from};
-use super::message::{Hello, Message, Whom};
+use super::message::{Hello, Message, Whom, fitting};
 use super::record::Presence;
 use super::{BRISK, End, HANDSHAKE, PARTING, Pulse, Shared, Wish, interval, pause};
 use crate::{AbortReason, Error, Result};
@@ -95,12 +95,10 @@ impl Hub {
     }
 
     fn nap(&self, deadline: Duration) -> Duration {
-        if self.listener.is_some() || (self.verdict.is_some() && !self.released) {
-            BRISK
-        } else {
-            // A look at every connection takes about half a microsecond each.
-            pause(deadline) + Duration::from_micros(10) * self.shared.world
-        }
+        let busy = self.listener.is_some() || (self.verdict.is_some() && !self.released);
+        // A look at every connection takes about a microsecond each.
+        let looks = Duration::from_micros(5) * self.shared.world;
+        looks + if busy { BRISK } else { pause(deadline) }
     }
 
     /// Lets strangers in that belong to the job.
@@ -214,7 +212,7 @@ impl Hub {
         if self.verdict.is_some() {
             return;
         }
-        let Some(reason) = self.shared.fate.sealed() else { return };
+        let Some(reason) = self.shared.fate.sealed().map(fitting) else { return };
         self.tell_all(&Message::Abort(reason.clone()));
         self.shared.change(|state| state.verdict = Some((reason.clone(), Instant::now())));
         self.verdict = Some(reason);

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
 
 use super::frame::{AROUND, Key, LARGEST, LARGEST_HELLO, Opened, Way, open, seal};
 use super::message::Message;
@@ -13,6 +14,8 @@ pub(super) struct Link {
     key: Key,
     way: Way,
     longest: usize,
+    /// Reading waits for something to come; see [`Link::lean`].
+    waits: bool,
     sent: u64,
     got: u64,
     inbox: Vec<u8>,
@@ -25,8 +28,18 @@ impl Link {
     pub(super) fn new(stream: TcpStream, key: Key, way: Way) -> io::Result<Link> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
-        let (inbox, outbox) = (Vec::new(), Vec::new());
-        Ok(Link { stream, key, way, longest: LARGEST_HELLO, sent: 0, got: 0, inbox, outbox, end: None })
+        Ok(Link {
+            stream,
+            key,
+            way,
+            longest: LARGEST_HELLO,
+            waits: false,
+            sent: 0,
+            got: 0,
+            inbox: Vec::new(),
+            outbox: Vec::new(),
+            end: None,
+        })
     }
 
     /// Goes on with another key.
@@ -37,6 +50,14 @@ impl Link {
     /// The other side has shown who it is.
     pub(super) fn trust(&mut self) {
         self.longest = LARGEST;
+    }
+
+    /// From now on [`Link::fill`] waits so long for something to come, for who has nothing else to do; or no
+    /// longer does.
+    pub(super) fn lean(&mut self, most: Option<Duration>) -> io::Result<()> {
+        self.waits = most.is_some();
+        self.stream.set_read_timeout(most)?;
+        self.stream.set_nonblocking(most.is_none())
     }
 
     /// Puts a payload into the outbox.
@@ -80,8 +101,13 @@ impl Link {
             let most = part.len().min(room - self.inbox.len());
             match self.stream.read(&mut part[..most]) {
                 Ok(0) => self.end = Some("its connection closed".into()),
-                Ok(n) => self.inbox.extend_from_slice(&part[..n]),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Ok(n) => {
+                    self.inbox.extend_from_slice(&part[..n]);
+                    if self.waits {
+                        break;
+                    }
+                }
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::ConnectionReset => {
                     self.end = Some("its connection closed".into());
@@ -145,6 +171,102 @@ pub(super) fn part_from(links: &mut [&mut Link], mut more: impl FnMut() -> bool)
         }
         if links.iter().all(|l| l.end().is_some()) || !more() {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::time::Instant;
+
+    use super::super::frame::Key;
+    use super::*;
+
+    fn pair() -> (Link, Link) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        let link = |stream, way| Link::new(stream, Key::new([3; 32]), way).unwrap();
+        (link(near, Way::ToHub), link(far, Way::FromHub))
+    }
+
+    fn next(link: &mut Link) -> Option<Vec<u8>> {
+        let since = Instant::now();
+        loop {
+            link.fill();
+            let payload = link.payload();
+            if payload.is_some() || link.end().is_some() || since.elapsed() > Duration::from_secs(10) {
+                return payload;
+            }
+        }
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_holds_up_nobody() {
+        let (mut near, mut far) = pair();
+        far.trust();
+        let payload = vec![7; LARGEST];
+        let since = Instant::now();
+        let mut sent = 0;
+        // The system takes some megabytes.
+        while near.is_flushed() {
+            near.send(&payload);
+            near.flush();
+            sent += 1;
+        }
+        for _ in 0..1000 {
+            near.flush();
+        }
+        assert!(!near.is_flushed() && since.elapsed() < Duration::from_secs(10));
+        // When it reads again, nothing is lost.
+        for _ in 0..sent {
+            far.fill();
+            let got = loop {
+                if let Some(got) = far.payload() {
+                    break got;
+                }
+                near.flush();
+                far.fill();
+                assert_eq!(far.end(), None);
+            };
+            assert_eq!(got, payload);
+        }
+        assert!(near.is_flushed());
+    }
+
+    #[test]
+    fn what_came_before_the_end_is_read_before_the_end() {
+        let (mut near, mut far) = pair();
+        near.send(b"first");
+        near.send(b"last");
+        near.flush();
+        drop(near);
+        assert_eq!(next(&mut far).as_deref(), Some(&b"first"[..]));
+        assert_eq!(next(&mut far).as_deref(), Some(&b"last"[..]));
+        assert_eq!(next(&mut far), None);
+        assert_eq!(far.end(), Some("its connection closed"));
+        // Sending into it fails in silence; reading has found the end.
+        far.send(b"nobody");
+        far.flush();
+        assert!(far.is_flushed());
+    }
+
+    #[test]
+    fn what_was_said_under_another_key_ends_the_connection() {
+        let (mut near, mut far) = pair();
+        near.rekey(Key::new([4; 32]));
+        near.send(b"hello");
+        near.flush();
+        assert_eq!(next(&mut far), None);
+        assert!(far.end().unwrap().contains("what no rank of this job sends"));
+        // So does what is signed, but no message.
+        let (mut near, mut far) = pair();
+        near.send(b"hello");
+        near.flush();
+        while far.end().is_none() {
+            far.fill();
+            assert!(far.message().is_none());
         }
     }
 }

@@ -487,6 +487,30 @@ mod tests {
     }
 
     #[test]
+    fn last_words_tell_the_calls_of_a_rank_that_hangs() {
+        let options = Options { deadline: Duration::from_secs(60), grace: Duration::from_secs(10) };
+        let fates: [Arc<Poison>; 2] = Default::default();
+        let heres: [Arc<Whereabouts>; 2] = Default::default();
+        let bind = IpAddr::from([127, 0, 0, 1]);
+        let (hub, invitation) =
+            Side::host(2, bind, options.clone(), fates[0].clone(), heres[0].clone()).unwrap();
+        let other = Side::join(1, 2, &invitation, options, fates[1].clone(), heres[1].clone()).unwrap();
+        hub.wait_ready(Deadline::after(Duration::from_secs(10))).unwrap();
+        for (here, size) in heres.iter().zip([4, 5]) {
+            here.begin_call("collective", 0, move || format!("sum of {size} f32"));
+        }
+        heres[1].begin_call("control call", 0, || "barrier".into());
+        // Nothing else of rank 1 runs: its side thread answers.
+        hub.abort(AbortReason::new(0, AbortKind::Communication, "the sum takes too long"));
+        let told = hub.post_mortem(Duration::from_secs(10)).report;
+        hub.release();
+        let waits = "  rank 1 waits in control call 0 for rank 0\n";
+        let differs = "what differs:\n  collective 0: rank 0 began sum of 4 f32; rank 1 began sum of 5 f32\n";
+        assert!(told.contains(waits) && told.ends_with(differs), "{told}");
+        assert!(other.post_mortem(Duration::from_secs(10)).report.is_empty());
+    }
+
+    #[test]
     fn signs_of_life_are_as_frequent_as_the_deadline_asks() {
         let ms = Duration::from_millis;
         assert_eq!(interval(ms(100)), ms(50));
