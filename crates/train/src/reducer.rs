@@ -13,37 +13,45 @@ use phalanx_comm::{
     Bucket, Collective, Communicator, Deadline, Event, Overlap, Pending, Schedule, Tree, Wire,
 };
 use phalanx_host::simd::{Kernel, Real, Simd};
-use phalanx_host::{Arena, Cpu, DType};
+use phalanx_host::{Arena, ArenaMut, Cpu, DType};
 use phalanx_nn::Params;
 use phalanx_tensor::{LeafId, LeafMemory, LeafSink, Tensor};
 
 use crate::buckets::{self, BucketSpec};
 use crate::{Error, Result};
 
-/// The arenas that a rank's shards are summed in, all laid out alike. Cloning shares them.
+/// The slots that a rank's shards are summed in, all laid out alike, in one arena. Cloning shares them.
 #[derive(Debug, Clone)]
 pub struct Slots {
-    arenas: Vec<Arena>,
+    arena: Arena,
+    /// Bytes from one slot to the next.
+    stride: usize,
     dtype: DType,
 }
 
 impl Slots {
-    /// As many slots of `elements` elements as this rank's share of the tree needs.
+    /// As many slots of `elements` elements as this rank's share of the tree needs. A meeting of all ranks.
     pub fn new(comm: &dyn Communicator, tree: Tree, elements: usize, dtype: DType) -> Result<Self> {
-        let bytes = elements * dtype.size();
+        // Every slot begins on a cache line of its own.
+        let stride = (elements * dtype.size()).next_multiple_of(phalanx_host::ALIGN);
         let count = tree.schedule(comm.rank(), comm.world())?.slots;
-        let arenas = (0..count).map(|_| comm.alloc(bytes)).collect::<phalanx_comm::Result<_>>()?;
-        Ok(Slots { arenas, dtype })
+        Ok(Slots { arena: comm.alloc(count * stride)?, stride, dtype })
     }
 
-    fn bytes(&self, elements: &Range<usize>) -> Range<usize> {
-        elements.start * self.dtype.size()..elements.end * self.dtype.size()
+    /// Where elements of a slot are in the arena.
+    fn bytes(&self, slot: usize, elements: &Range<usize>) -> Range<usize> {
+        let start = slot * self.stride;
+        start + elements.start * self.dtype.size()..start + elements.end * self.dtype.size()
+    }
+
+    fn write(&self, slot: usize, elements: &Range<usize>) -> Result<ArenaMut> {
+        Ok(self.arena.write(self.bytes(slot, elements))?)
     }
 
     fn merge(&self, cpu: &Cpu, step: &phalanx_comm::Step, elements: &Range<usize>) -> Result<()> {
         for m in &step.merges {
-            let mut dst = self.arenas[m.dst].write(self.bytes(elements))?;
-            let src = self.arenas[m.src].read(self.bytes(elements))?;
+            let mut dst = self.write(m.dst, elements)?;
+            let src = self.arena.read(self.bytes(m.src, elements))?;
             match self.dtype {
                 DType::F64 => add::<f64>(cpu, dst.as_mut_slice()?, src.as_slice()?),
                 _ => add::<f32>(cpu, dst.as_mut_slice()?, src.as_slice()?),
@@ -53,8 +61,7 @@ impl Slots {
     }
 
     fn bucket(&self, id: u32, nodes: usize, elements: &Range<usize>) -> Result<Bucket> {
-        let part = |i: usize| self.arenas[i].write(self.bytes(elements));
-        let parts = (0..nodes).map(part).collect::<phalanx_host::Result<_>>()?;
+        let parts = (0..nodes).map(|i| self.write(i, elements)).collect::<Result<_>>()?;
         Ok(Bucket::new(id, self.dtype, parts)?)
     }
 }
@@ -181,7 +188,7 @@ impl Reducer {
         let step = &self.schedule.steps[self.at];
         let all = 0..self.statistics_len;
         if !all.is_empty() {
-            let mut slot = self.statistics.arenas[step.slot].write(self.statistics.bytes(&all))?;
+            let mut slot = self.statistics.write(step.slot, &all)?;
             slot.as_mut_slice::<f64>()?.copy_from_slice(statistics);
         }
         self.statistics.merge(cpu, step, &all)
@@ -197,13 +204,13 @@ impl Reducer {
         for pending in self.pending.drain(..) {
             pending.wait(deadline)?;
         }
-        let total = self.statistics.arenas[0].read(self.statistics.bytes(&all))?;
+        let total = self.statistics.arena.read(self.statistics.bytes(0, &all))?;
         Ok(total.as_slice::<f64>()?.to_vec())
     }
 
-    /// The gradient sums of all shards, laid out like the parameters.
+    /// The gradient sums of all shards: laid out like the parameters, from the arena's start.
     pub fn gradients(&self) -> &Arena {
-        &self.gradients.arenas[0]
+        &self.gradients.arena
     }
 
     fn index(&self, leaf: LeafId) -> Option<usize> {
@@ -219,8 +226,7 @@ impl Reducer {
     fn done(&mut self, cpu: &Cpu, i: usize) -> Result<()> {
         let step = &self.schedule.steps[self.at];
         if !self.written[i] {
-            let place = self.gradients.bytes(&self.places[i]);
-            self.gradients.arenas[step.slot].write(place)?.bytes_mut().fill(0);
+            self.gradients.write(step.slot, &self.places[i])?.bytes_mut().fill(0);
         }
         self.ready[i] = true;
         let b = self.bucket_of[i];
@@ -270,7 +276,7 @@ impl LeafSink for ShardSink<'_> {
         let r = &mut *self.reducer;
         let Some(i) = r.index(leaf) else { return Ok(None) };
         let slot = r.schedule.steps[r.at].slot;
-        let range = r.gradients.arenas[slot].write(r.gradients.bytes(&r.places[i]))?;
+        let range = r.gradients.arena.write(r.gradients.bytes(slot, &r.places[i]))?;
         let accumulate = std::mem::replace(&mut r.written[i], true);
         Ok(Some(LeafMemory { range, accumulate }))
     }

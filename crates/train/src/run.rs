@@ -64,42 +64,64 @@ pub fn train(request: &TrainRequest) -> Result<Outcome> {
 /// As [`train`]; calls `stuck` with the failure when a rank has failed and some other one hangs where no
 /// abort reaches it.
 pub fn train_or(request: &TrainRequest, stuck: &dyn Fn(&Error)) -> Result<Outcome> {
-    let config = &request.config;
     if request.ranks == 0 {
         return Err(Error::config("--ranks", "there must be at least one rank"));
     }
-    request.faults.check(request.ranks)?;
     // What can be known before anything is opened, made or started.
-    shards(config, None, request.ranks)?;
+    let isa = check(request, request.ranks)?;
+    // Threads share what is open.
+    let sets = Sets::open(&request.config)?;
+    let deadline = Duration::from_secs_f64(request.config.distributed.deadline_s);
+    let body = |comm| train_on(request, comm, isa, &sets);
+    let outcomes = ranks::run_threads_or(request.ranks, deadline, isa, ranks::GRACE, stuck, body)?;
+    let none = || Error::config("--ranks", "no rank gave an outcome");
+    outcomes.into_iter().next().ok_or_else(none)
+}
+
+/// Trains as one rank of `comm`'s world: `request.ranks` does not count.
+pub fn train_rank(request: &TrainRequest, comm: Arc<dyn Communicator>) -> Result<Outcome> {
+    let isa = check(request, comm.world())?;
+    train_on(request, comm, isa, &Sets::open(&request.config)?)
+}
+
+fn train_on(request: &TrainRequest, comm: Arc<dyn Communicator>, isa: Isa, sets: &Sets) -> Result<Outcome> {
+    match Session::open(request, comm, isa, &sets.train, &sets.eval)? {
+        Opened::Ready(session) => session.run(),
+        Opened::Ended(summary) => Ok(Outcome { summary: *summary, stopped: false }),
+    }
+}
+
+/// Checks what can be known of a run on `world` ranks without opening anything.
+fn check(request: &TrainRequest, world: u32) -> Result<Isa> {
+    let config = &request.config;
+    request.faults.check(world)?;
+    shards(config, None, world)?;
     config.optimizer.check()?;
     config.schedule.check()?;
     config.model.check()?;
-    let isa = Isa::choose(&config.compute.isa)?;
-    let (train, eval) = config.data.open(config.seed)?;
-    if config.train.global_batch > train.len() {
-        let problem = format!(
-            "{} is larger than the set: {} has {} samples",
-            config.train.global_batch,
-            train.name(),
-            train.len()
-        );
-        return Err(Error::config("train.global_batch", problem));
+    Ok(Isa::choose(&config.compute.isa)?)
+}
+
+/// The open data sets of a run.
+struct Sets {
+    train: Arc<dyn Source>,
+    eval: Arc<dyn Source>,
+}
+
+impl Sets {
+    fn open(config: &Config) -> Result<Self> {
+        let (train, eval) = config.data.open(config.seed)?;
+        if config.train.global_batch > train.len() {
+            let problem = format!(
+                "{} is larger than the set: {} has {} samples",
+                config.train.global_batch,
+                train.name(),
+                train.len()
+            );
+            return Err(Error::config("train.global_batch", problem));
+        }
+        Ok(Sets { train, eval })
     }
-    let deadline = Duration::from_secs_f64(config.distributed.deadline_s);
-    let outcomes =
-        ranks::run_threads_or(
-            request.ranks,
-            deadline,
-            isa,
-            ranks::GRACE,
-            stuck,
-            |comm| match Session::open(request, comm, isa, &train, &eval)? {
-                Opened::Ready(session) => session.run(),
-                Opened::Ended(summary) => Ok(Outcome { summary: *summary, stopped: false }),
-            },
-        )?;
-    let none = || Error::config("--ranks", "no rank gave an outcome");
-    outcomes.into_iter().next().ok_or_else(none)
 }
 
 /// The status of a run that a signal has stopped.
@@ -163,7 +185,7 @@ impl<'a> Session<'a> {
         let started = Instant::now();
         let config = &request.config;
         let deadline = || Deadline::after(Duration::from_secs_f64(config.distributed.deadline_s));
-        let threads = setup::threads_per_rank(config.compute.threads, comm.world());
+        let threads = setup::threads_per_rank(config.compute.threads, comm.locality().local_world);
         let device = setup::device(&request.device, isa, threads)?;
         let here = fingerprint::cpu(isa);
         check_same(&*comm, "the fingerprint", &fingerprint::line(&here), deadline())?;
