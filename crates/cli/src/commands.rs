@@ -148,7 +148,7 @@ fn run_bench_step(args: &BenchStep) -> Result<u8> {
         classes: args.classes,
         batch: args.batch,
         ranks: args.ranks,
-        virtual_shards: args.virtual_shards.unwrap_or(args.ranks),
+        virtual_shards: args.virtual_shards,
         threads: args.common.threads,
         isa: args.common.isa.clone(),
         seconds: args.seconds,

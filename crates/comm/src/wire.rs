@@ -75,17 +75,10 @@ fn power(exponent: i32) -> f32 {
 }
 
 impl Wire {
-    /// The wire for gradients that are sums over up to `samples` samples, by the name of its type:
-    /// `f32`, `bf16` or `f16`.
-    pub fn named(name: &str, samples: u64) -> Option<Self> {
-        // Enough for means of about 1, few enough for a power that f32 can hold.
-        let shift = (u64::BITS - samples.max(1).leading_zeros() - 1).min(60) as u8;
-        match name {
-            "f32" => Some(Wire::F32),
-            "bf16" => Some(Wire::Bf16),
-            "f16" => Some(Wire::F16 { shift }),
-            _ => None,
-        }
+    /// Half precision for sums over up to `samples` numbers of about 1, such as gradients of samples.
+    pub fn f16_for(samples: u64) -> Self {
+        // The power of two below; no more than an f32 holds the inverse of.
+        Wire::F16 { shift: samples.max(1).ilog2().min(60) as u8 }
     }
 
     /// Bytes of one number on the wire.
@@ -144,12 +137,9 @@ mod tests {
     }
 
     #[test]
-    fn names_and_shifts() {
-        assert_eq!(Wire::named("f32", 9), Some(Wire::F32));
-        assert_eq!(Wire::named("bf16", 9), Some(Wire::Bf16));
-        assert_eq!(Wire::named("f16", 1), Some(Wire::F16 { shift: 0 }));
-        assert_eq!(Wire::named("f16", 256), Some(Wire::F16 { shift: 8 }));
-        assert_eq!(Wire::named("int8", 1), None);
+    fn halves_are_scaled_to_the_batch() {
+        assert_eq!(Wire::f16_for(1), Wire::F16 { shift: 0 });
+        assert_eq!(Wire::f16_for(256), Wire::F16 { shift: 8 });
         // A sum over 256 samples that would be far out of a half's range.
         assert_eq!(rounded(Wire::F16 { shift: 8 }, 1e6), f16::from_f32(1e6 / 256.0).to_f32() * 256.0);
     }

@@ -3,19 +3,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use phalanx_comm::Communicator;
+use phalanx_comm::{Communicator, Wire};
 use phalanx_host::rng::{Key, Stream};
 use phalanx_host::{Cpu, Isa};
 use phalanx_host::{Mat, MatMut, gemm as product};
 use phalanx_nn::{ModelConfig, OptimizerConfig};
 use phalanx_tensor::Tensor;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::engine::{Engine, EngineOptions};
 use crate::faults::Faults;
 use crate::report::{peak_rss_bytes, quantile};
+use crate::share::from_rank_0;
 use crate::task::{Batch, Classification, Task};
-use crate::{Result, ranks, setup};
+use crate::{Error, Result, ranks, setup};
 
 /// What `bench gemm` measured.
 #[derive(Debug, Clone, Serialize)]
@@ -80,9 +81,18 @@ pub struct AllReduceReport {
     pub copy_gb_s: f64,
 }
 
+/// What waits on another rank may take in a measurement.
+const DEADLINE: Duration = Duration::from_secs(120);
+
 /// Measures all-reduces between thread ranks.
 pub fn all_reduce(bytes: usize, ranks: u32, rounds: usize, isa: &str) -> Result<AllReduceReport> {
-    let r = phalanx_comm::bench::all_reduce_threads(ranks, bytes, rounds, Isa::choose(isa)?)?;
+    let body = |comm: Arc<dyn Communicator>| all_reduce_rank(bytes, rounds, &*comm);
+    first(ranks::run_threads(ranks, DEADLINE, Isa::choose(isa)?, body)?)
+}
+
+/// Measures all-reduces as one rank of `comm`'s world. All ranks get the same report.
+pub fn all_reduce_rank(bytes: usize, rounds: usize, comm: &dyn Communicator) -> Result<AllReduceReport> {
+    let r = phalanx_comm::bench::all_reduce(comm, bytes, rounds)?;
     Ok(AllReduceReport {
         comm: r.comm,
         ranks: r.ranks,
@@ -92,6 +102,11 @@ pub fn all_reduce(bytes: usize, ranks: u32, rounds: usize, isa: &str) -> Result<
         memory_bandwidth_gb_s: r.memory_bandwidth_gb_s,
         copy_gb_s: r.copy_gb_s,
     })
+}
+
+/// What rank 0 gave.
+fn first<T>(all: Vec<T>) -> Result<T> {
+    all.into_iter().next().ok_or_else(|| Error::config("--ranks", "there must be at least one rank"))
 }
 
 /// What `bench step` is asked to do.
@@ -107,8 +122,8 @@ pub struct StepRequest {
     pub batch: u64,
     /// Thread ranks.
     pub ranks: u32,
-    /// V.
-    pub virtual_shards: u32,
+    /// V; one a rank when left out.
+    pub virtual_shards: Option<u32>,
     /// Compute threads of each rank.
     pub threads: usize,
     /// The instruction set's name.
@@ -120,7 +135,7 @@ pub struct StepRequest {
 }
 
 /// What `bench step` measured.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StepReport {
     /// The model's name.
     pub model: String,
@@ -146,22 +161,27 @@ pub struct StepReport {
     pub peak_fraction: f64,
 }
 
-/// Measures steps on random data: forward, cross-entropy, backward, sum over ranks, SGD with momentum.
+/// Measures steps on random data, between thread ranks: forward, cross-entropy, backward, sum over ranks,
+/// SGD with momentum.
 pub fn step(request: &StepRequest) -> Result<StepReport> {
+    let body = |comm| step_rank(request, comm);
+    first(ranks::run_threads(request.ranks, DEADLINE, Isa::choose(&request.isa)?, body)?)
+}
+
+/// As [`step`], as one rank of `comm`'s world: `request.ranks` does not count. All ranks get the report of
+/// rank 0.
+pub fn step_rank(request: &StepRequest, comm: Arc<dyn Communicator>) -> Result<StepReport> {
     let isa = Isa::choose(&request.isa)?;
-    let body = |comm: Arc<dyn Communicator>| run_steps(request, isa, comm);
-    let mut all = ranks::run_threads(request.ranks, Duration::from_secs(60), isa, body)?;
-    let (mut times, flop) = all.swap_remove(0);
+    let (ranks, shards) = (comm.world(), request.virtual_shards.unwrap_or(comm.world()));
+    let (mut times, flop) = run_steps(request, isa, shards, &comm)?;
     let seconds = quantile(&mut times, 0.5);
-    let samples = (request.batch * u64::from(request.ranks)) as f64;
+    let samples = (request.batch * u64::from(ranks)) as f64;
     let gflops = flop * samples / seconds / 1e9;
-    let peak =
-        gemm(512, 512, 512, 1, &request.isa)?.gflops * f64::from(request.ranks) * request.threads as f64;
-    Ok(StepReport {
+    let report = |peak: f64| StepReport {
         model: request.model.clone(),
         batch: request.batch,
-        ranks: request.ranks,
-        virtual_shards: request.virtual_shards,
+        ranks,
+        virtual_shards: shards,
         threads: request.threads,
         isa: isa.name().into(),
         samples_per_second: samples / seconds,
@@ -169,11 +189,20 @@ pub fn step(request: &StepRequest) -> Result<StepReport> {
         peak_rss_bytes: peak_rss_bytes(),
         gflops,
         peak_fraction: gflops / peak,
+    };
+    from_rank_0(&*comm, comm.deadline(), || {
+        let one = gemm(512, 512, 512, 1, &request.isa)?.gflops;
+        Ok(report(one * f64::from(ranks) * request.threads as f64))
     })
 }
 
 /// The times of the steps, and the floating-point operations of one sample.
-fn run_steps(request: &StepRequest, isa: Isa, comm: Arc<dyn Communicator>) -> Result<(Vec<f64>, f64)> {
+fn run_steps(
+    request: &StepRequest,
+    isa: Isa,
+    shards: u32,
+    comm: &Arc<dyn Communicator>,
+) -> Result<(Vec<f64>, f64)> {
     let device = setup::device("cpu", isa, request.threads)?;
     let [h, w, c] = request.input;
     let mut builder = phalanx_nn::Builder::new();
@@ -181,23 +210,23 @@ fn run_steps(request: &StepRequest, isa: Isa, comm: Arc<dyn Communicator>) -> Re
     let layers = phalanx_nn::build(&model, request.input, request.classes, &mut builder)?;
     let multiply_adds =
         if request.train { builder.training_multiply_adds() } else { builder.multiply_adds() };
-    let (params, norms) = setup::parameters(builder, 1, &comm)?;
+    let (params, norms) = setup::parameters(builder, 1, comm)?;
     let optimizer = OptimizerConfig::sgd(0.01, 0.9, 1e-4);
     let task: Box<dyn Task> = Box::new(Classification::new(layers, &params, optimizer, "image", "label"));
     let options = EngineOptions {
         seed: 1,
-        shards: request.virtual_shards,
+        shards,
         bucket_bytes: 25_000_000,
-        deadline: Duration::from_secs(60),
+        wire: Wire::F32,
+        deadline: DEADLINE,
         faults: Faults::default(),
     };
     let mut engine = Engine::new(comm.clone(), &device, task, params, norms, options)?;
 
-    let total = request.batch * u64::from(request.ranks);
+    let total = request.batch * u64::from(comm.world());
     let mut stream = Key::new(2).derive(u64::from(comm.rank()), 0).stream();
     let batches = engine.shards()?.map(|shard| {
-        let range =
-            phalanx_data::shard_positions(0..total, u64::from(request.virtual_shards), u64::from(shard));
+        let range = phalanx_data::shard_positions(0..total, u64::from(shards), u64::from(shard));
         let n = (range.end - range.start) as usize;
         let labels: Vec<i64> = (0..n).map(|_| stream.below(request.classes as u64) as i64).collect();
         Ok(Batch::of([
@@ -234,7 +263,6 @@ fn run_steps(request: &StepRequest, isa: Isa, comm: Arc<dyn Communicator>) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Error;
 
     #[test]
     fn figures_are_positive_and_wrong_names_are_errors() {
@@ -247,7 +275,7 @@ mod tests {
             classes: 10,
             batch: 4,
             ranks: 2,
-            virtual_shards: 4,
+            virtual_shards: Some(4),
             threads: 1,
             isa: "auto".into(),
             seconds: 0.01,

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use phalanx_comm::Wire;
 use phalanx_data::{DataConfig, LoaderConfig};
 use phalanx_nn::{ModelConfig, OptimizerConfig, ScheduleConfig};
 use serde::{Deserialize, Serialize};
@@ -82,15 +83,65 @@ pub struct DistributedConfig {
     pub virtual_shards: Option<u32>,
     /// Bits that do not depend on the number of ranks. The CPU always gives them.
     pub exact: bool,
-    /// Most megabytes (10⁶ bytes) in one bucket of gradients.
-    pub bucket_mb: f64,
-    /// Seconds that any wait on another rank may take.
+    /// Most megabytes (10⁶ bytes) in one bucket of gradients; when left out, what `bench allreduce --tune`
+    /// has found best for such a world, or 25. Numbers do not depend on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket_mb: Option<f64>,
+    /// What sums of gradients are rounded to, so that they can travel in fewer bytes between machines.
+    #[serde(skip_serializing_if = "WireType::is_f32")]
+    pub wire: WireType,
+    /// Seconds that any wait on another rank may take, and that a rank may be silent.
     pub deadline_s: f64,
+    /// Steps between comparisons of all ranks' parameters; 0 means never.
+    pub audit_every_steps: u64,
+    /// The address at which rank 0's machine listens for the other ranks' signs of life; by default the one
+    /// by which the machines know each other's names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bind: Option<std::net::IpAddr>,
+    /// Whether ranks of one machine sum in shared memory; else they send messages.
+    pub shared_memory: bool,
+}
+
+/// The types in which sums of gradients can travel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WireType {
+    /// Single precision: nothing is rounded.
+    #[default]
+    F32,
+    /// The upper half of a single-precision number.
+    Bf16,
+    /// Half precision, scaled to the global batch.
+    F16,
+}
+
+impl WireType {
+    fn is_f32(&self) -> bool {
+        *self == WireType::F32
+    }
+
+    /// The wire for gradients of steps of `global_batch` samples.
+    pub fn wire(self, global_batch: u64) -> Wire {
+        match self {
+            WireType::F32 => Wire::F32,
+            WireType::Bf16 => Wire::Bf16,
+            WireType::F16 => Wire::f16_for(global_batch),
+        }
+    }
 }
 
 impl Default for DistributedConfig {
     fn default() -> Self {
-        DistributedConfig { virtual_shards: None, exact: true, bucket_mb: 25.0, deadline_s: 120.0 }
+        DistributedConfig {
+            virtual_shards: None,
+            exact: true,
+            bucket_mb: None,
+            wire: WireType::F32,
+            deadline_s: 120.0,
+            audit_every_steps: 1000,
+            bind: None,
+            shared_memory: true,
+        }
     }
 }
 
@@ -206,7 +257,7 @@ impl Config {
         };
         positive("train.global_batch", self.train.global_batch as f64)?;
         positive("train.epochs", self.train.epochs as f64)?;
-        positive("distributed.bucket_mb", self.distributed.bucket_mb)?;
+        positive("distributed.bucket_mb", self.distributed.bucket_mb.unwrap_or(1.0))?;
         positive("distributed.deadline_s", self.distributed.deadline_s)?;
         positive("checkpoint.keep", self.checkpoint.keep as f64)?;
         positive("eval.batch", self.eval.batch as f64)?;
@@ -242,6 +293,9 @@ impl Config {
             ("compute", "isa"),
             ("distributed", "bucket_mb"),
             ("distributed", "deadline_s"),
+            ("distributed", "audit_every_steps"),
+            ("distributed", "bind"),
+            ("distributed", "shared_memory"),
             ("distributed", "virtual_shards"),
         ] {
             if let Some(toml::Value::Table(t)) = table.get_mut(name) {
@@ -396,7 +450,7 @@ mod tests {
     #[test]
     fn a_small_file_gets_defaults_and_round_trips() {
         let c = Config::parse(SMALL, "x.toml", &[]).unwrap();
-        assert_eq!((c.seed, c.train.epochs, c.checkpoint.keep, c.distributed.bucket_mb), (3, 2, 3, 25.0));
+        assert_eq!((c.seed, c.train.epochs, c.checkpoint.keep, c.distributed.bucket_mb), (3, 2, 3, None));
         assert_eq!(Config::parse(&c.to_toml().unwrap(), "y", &[]).unwrap(), c);
     }
 
@@ -432,6 +486,9 @@ mod tests {
         for (set, say) in [
             ("distributed.virtual_shards=0", "virtual_shards is 0"),
             ("distributed.deadline_s=nan", "deadline_s"),
+            ("distributed.bucket_mb=0", "bucket_mb"),
+            ("distributed.wire=fp16", "did you mean `f16`"),
+            ("distributed.bind=eth0", "IP address"),
             ("train.epochs", "table.key=value"),
             ("seed.x=1", "not a table"),
             (".x=1", "empty key"),

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_comm::{Communicator, Deadline, Tree};
+use phalanx_comm::{Communicator, Deadline, Tree, Wire};
 use phalanx_host::rng::Key;
 use phalanx_host::{Cpu, DType};
 use phalanx_nn::{Forward, Norms, Optimizer, Params};
@@ -29,6 +29,8 @@ pub struct EngineOptions {
     pub shards: u32,
     /// Most bytes in a bucket of gradients.
     pub bucket_bytes: usize,
+    /// What sums of gradients are rounded to.
+    pub wire: Wire,
     /// What any wait on another rank may take.
     pub deadline: Duration,
     /// Planted failures.
@@ -107,6 +109,7 @@ impl Engine {
                 &gradients,
                 statistics,
                 options.bucket_bytes,
+                options.wire,
             )?);
             optimizers.push(Optimizer::new(&phase.optimizer, &params, ids)?);
         }

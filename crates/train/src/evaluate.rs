@@ -4,16 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_comm::Deadline;
+use phalanx_comm::{Communicator, Deadline, Wire};
 use phalanx_data::{Loader, LoaderConfig, Mode, Plan, Source};
 use serde::{Deserialize, Serialize};
 
 use phalanx_host::Isa;
 
-use crate::checkpoint;
+use crate::checkpoint::{self, Progress};
 use crate::config::{Config, first_difference};
 use crate::engine::{Engine, EngineOptions};
 use crate::faults::Faults;
+use crate::snapshot::Snapshot;
 use crate::task::Batch;
 use crate::{Error, Result, ranks, setup};
 
@@ -94,7 +95,56 @@ pub fn evaluate(
 /// thread ranks.
 pub fn evaluate_checkpoint(config: &Config, path: &Path, world: u32, device: &str) -> Result<Evaluation> {
     let isa = Isa::choose(&config.compute.isa)?;
-    let (train, eval) = config.data.open(config.seed)?;
+    let sets = config.data.open(config.seed)?;
+    let deadline = Duration::from_secs_f64(config.distributed.deadline_s);
+    let body = |comm| on_rank(config, path, device, isa, &sets, comm);
+    let results = ranks::run_threads(world, deadline, isa, body)?;
+    let none = || Error::config("--ranks", "there must be at least one rank");
+    results.into_iter().next().ok_or_else(none)
+}
+
+/// As [`evaluate_checkpoint`], as one rank of `comm`'s world. Rank 0 alone must see the checkpoint.
+pub fn evaluate_rank(
+    config: &Config,
+    path: &Path,
+    device: &str,
+    comm: Arc<dyn Communicator>,
+) -> Result<Evaluation> {
+    let isa = Isa::choose(&config.compute.isa)?;
+    on_rank(config, path, device, isa, &config.data.open(config.seed)?, comm)
+}
+
+fn on_rank(
+    config: &Config,
+    path: &Path,
+    device: &str,
+    isa: Isa,
+    (train, eval): &(Arc<dyn Source>, Arc<dyn Source>),
+    comm: Arc<dyn Communicator>,
+) -> Result<Evaluation> {
+    let deadline = Duration::from_secs_f64(config.distributed.deadline_s);
+    let saved = if comm.rank() == 0 { Some(read_for(config, path)?) } else { None };
+    let (snapshot, progress) = checkpoint::from_rank_0(&*comm, saved)?;
+    let threads = setup::threads_per_rank(config.compute.threads, comm.locality().local_world);
+    let device = setup::device(device, isa, threads)?;
+    let model = setup::classification(config, &**train, &comm)?;
+    let options = EngineOptions {
+        seed: config.seed,
+        shards: progress.virtual_shards.max(comm.world()),
+        // No gradient is summed.
+        bucket_bytes: usize::MAX,
+        wire: Wire::F32,
+        deadline,
+        faults: Faults::default(),
+    };
+    let mut engine = Engine::new(comm, &device, model.task, model.params, model.norms, options)?;
+    engine.restore(&snapshot)?;
+    let result = evaluate(&engine, eval, &config.loader, config.eval.batch, &|| false)?;
+    result.ok_or_else(|| Error::config("evaluation", "it was stopped"))
+}
+
+/// The checkpoint at `path`, which must be of the configured model.
+fn read_for(config: &Config, path: &Path) -> Result<(Snapshot, Progress)> {
     let (snapshot, progress) = match path.join("checkpoints") {
         dir if dir.is_dir() => {
             let none = || Error::Checkpoint { path: path.into(), problem: "it has no checkpoint yet".into() };
@@ -110,22 +160,5 @@ pub fn evaluate_checkpoint(config: &Config, path: &Path, world: u32, device: &st
         let problem = format!("it is of another model: {key} was {was} there and is {now} now");
         return Err(Error::Checkpoint { path: path.into(), problem });
     }
-    let deadline = Duration::from_secs_f64(config.distributed.deadline_s);
-    let results = ranks::run_threads(world, deadline, isa, |comm| {
-        let threads = setup::threads_per_rank(config.compute.threads, world);
-        let device = setup::device(device, isa, threads)?;
-        let model = setup::classification(config, &*train, &comm)?;
-        let options = EngineOptions {
-            seed: config.seed,
-            shards: progress.virtual_shards.max(world),
-            bucket_bytes: (config.distributed.bucket_mb * 1e6) as usize,
-            deadline,
-            faults: Faults::default(),
-        };
-        let mut engine = Engine::new(comm, &device, model.task, model.params, model.norms, options)?;
-        engine.restore(&snapshot)?;
-        evaluate(&engine, &eval, &config.loader, config.eval.batch, &|| false)
-    })?;
-    let none = || Error::config("--ranks", "there must be at least one rank");
-    results.into_iter().flatten().next().ok_or_else(none)
+    Ok((snapshot, progress))
 }

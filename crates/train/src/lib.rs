@@ -21,6 +21,7 @@ pub mod report;
 pub mod run;
 pub mod rundir;
 pub mod setup;
+mod share;
 mod snapshot;
 pub mod task;
 mod tfevents;

@@ -48,7 +48,10 @@ impl Slots {
         Ok(self.arena.write(self.bytes(slot, elements))?)
     }
 
-    fn merge(&self, cpu: &Cpu, step: &phalanx_comm::Step, elements: &Range<usize>) -> Result<()> {
+    /// Adds the slots that are due after a shard. With a narrow wire the shard's own values are rounded first,
+    /// and every sum of them: a node of the tree has the same bits wherever it is made ([`Wire`]).
+    fn merge(&self, cpu: &Cpu, step: &phalanx_comm::Step, elements: &Range<usize>, wire: Wire) -> Result<()> {
+        self.round(cpu, step.slot, elements, wire)?;
         for m in &step.merges {
             let mut dst = self.write(m.dst, elements)?;
             let src = self.arena.read(self.bytes(m.src, elements))?;
@@ -56,6 +59,16 @@ impl Slots {
                 DType::F64 => add::<f64>(cpu, dst.as_mut_slice()?, src.as_slice()?),
                 _ => add::<f32>(cpu, dst.as_mut_slice()?, src.as_slice()?),
             }
+            drop((dst, src));
+            self.round(cpu, m.dst, elements, wire)?;
+        }
+        Ok(())
+    }
+
+    fn round(&self, cpu: &Cpu, slot: usize, elements: &Range<usize>, wire: Wire) -> Result<()> {
+        if wire != Wire::F32 && self.dtype == DType::F32 {
+            let mut values = self.write(slot, elements)?;
+            cpu.workers.chunks(values.as_mut_slice::<f32>()?, PIECE, |_, v| wire.round(cpu.isa, v));
         }
         Ok(())
     }
@@ -76,9 +89,11 @@ impl<T: Real> Kernel<T> for Add<'_, T> {
     }
 }
 
+/// Elements that one thread takes at once.
+const PIECE: usize = 1 << 16;
+
 /// `dst += src`, element by element.
 fn add<T: Real>(cpu: &Cpu, dst: &mut [T], src: &[T]) {
-    const PIECE: usize = 1 << 16;
     cpu.workers.chunks(dst, PIECE, |i, d| {
         let n = d.len();
         T::dispatch(cpu.isa, Add(d, &src[i * PIECE..i * PIECE + n]));
@@ -89,6 +104,7 @@ fn add<T: Real>(cpu: &Cpu, dst: &mut [T], src: &[T]) {
 pub struct Reducer {
     comm: Arc<dyn Communicator>,
     tree: Tree,
+    wire: Wire,
     schedule: Schedule,
     /// The phase's parameters: indices into `places`.
     first: u64,
@@ -120,6 +136,7 @@ impl Reducer {
         gradients: &Slots,
         statistics_len: usize,
         bucket_bytes: usize,
+        wire: Wire,
     ) -> Result<Self> {
         let schedule = tree.schedule(comm.rank(), comm.world())?;
         let places: Vec<_> = ids.clone().map(|i| params.range(phalanx_nn::ParamId(i))).collect();
@@ -132,6 +149,7 @@ impl Reducer {
         Ok(Reducer {
             comm: comm.clone(),
             tree,
+            wire,
             first: u64::from(ids.start),
             written: vec![false; places.len()],
             ready: vec![false; places.len()],
@@ -191,7 +209,7 @@ impl Reducer {
             let mut slot = self.statistics.write(step.slot, &all)?;
             slot.as_mut_slice::<f64>()?.copy_from_slice(statistics);
         }
-        self.statistics.merge(cpu, step, &all)
+        self.statistics.merge(cpu, step, &all, Wire::F32)
     }
 
     /// Waits for all sums. The gradients are then in [`Reducer::gradients`].
@@ -234,7 +252,7 @@ impl Reducer {
         if self.left[b] > 0 {
             return Ok(());
         }
-        self.gradients.merge(cpu, step, &self.buckets[b].elements)?;
+        self.gradients.merge(cpu, step, &self.buckets[b].elements, self.wire)?;
         self.filled[b] = true;
         if self.last_shard() {
             self.launch()?;
@@ -243,7 +261,7 @@ impl Reducer {
     }
 
     fn launch(&mut self) -> Result<()> {
-        let what = Collective::AllReduce { tree: self.tree, wire: Wire::F32 };
+        let what = Collective::AllReduce { tree: self.tree, wire: self.wire };
         while self.launched < self.buckets.len() && self.filled[self.launched] {
             let b = self.launched;
             let bucket =

@@ -19,6 +19,7 @@ use crate::fingerprint::{self, Fingerprint};
 use crate::ledger::{Header, Ledger, Line};
 use crate::report::{Event, Reporter, Style, Summary, peak_rss_bytes, quantile, show_summary};
 use crate::rundir::{Lock, Resume, RunDir, Start};
+use crate::share::from_rank_0;
 use crate::task::Batch;
 use crate::{Error, Result, ranks, report, setup};
 
@@ -162,18 +163,6 @@ struct Session<'a> {
     logged: (Instant, u64),
 }
 
-/// What rank 0 finds out, told to all.
-fn from_rank_0<T: serde::Serialize + serde::de::DeserializeOwned>(
-    comm: &dyn Communicator,
-    deadline: Deadline,
-    find: impl FnOnce() -> Result<T>,
-) -> Result<T> {
-    let broken = |e: serde_json::Error| Error::config("rank 0", e.to_string());
-    let mine = if comm.rank() == 0 { Some(serde_json::to_vec(&find()?).map_err(broken)?) } else { None };
-    let all = comm.broadcast(0, mine.as_deref(), deadline)?;
-    serde_json::from_slice(&all).map_err(broken)
-}
-
 impl<'a> Session<'a> {
     fn open(
         request: &'a TrainRequest,
@@ -231,7 +220,8 @@ impl<'a> Session<'a> {
         let options = EngineOptions {
             seed: config.seed,
             shards,
-            bucket_bytes: (config.distributed.bucket_mb * 1e6) as usize,
+            bucket_bytes: (config.distributed.bucket_mb.unwrap_or(25.0) * 1e6) as usize,
+            wire: config.distributed.wire.wire(config.train.global_batch),
             deadline: Duration::from_secs_f64(config.distributed.deadline_s),
             faults: request.faults.clone(),
         };

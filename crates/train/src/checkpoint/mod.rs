@@ -13,13 +13,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub(crate) use format::{from_safetensors, to_safetensors};
+use phalanx_comm::Communicator;
 use serde::{Deserialize, Serialize};
 pub use writer::Writer;
 
 use crate::evaluate::Evaluation;
 use crate::snapshot::Snapshot;
 use crate::task::StateMap;
-use crate::{Error, Result};
+use crate::{Error, Result, share};
 
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -160,15 +161,13 @@ pub(crate) fn set_aside(dir: &Path, step: u64) -> Result<Vec<PathBuf>> {
     Ok(moved)
 }
 
-fn write_files(tmp: &Path, snapshot: &Snapshot, progress: &Progress) -> Result<()> {
-    remove(tmp)?;
-    fs::create_dir_all(tmp).map_err(Error::io("create", tmp))?;
+/// A checkpoint's files, by name, but for `COMPLETE`.
+fn to_files(snapshot: &Snapshot, progress: &Progress) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let mut task = snapshot.task.shared.clone();
     for (shard, arrays) in &snapshot.task.shards {
         task.extend(arrays.iter().map(|(n, a)| (format!("shard/{shard}/{n}"), a.clone())));
     }
-    let state = serde_json::to_vec_pretty(progress)
-        .map_err(|e| Error::Checkpoint { path: tmp.into(), problem: format!("state: {e}") })?;
+    let state = serde_json::to_vec_pretty(progress).map_err(|e| Error::config(STATE, e.to_string()))?;
     let mut files = vec![
         (MODEL, to_safetensors(&snapshot.model)?),
         (OPTIMIZER, to_safetensors(&snapshot.optimizer)?),
@@ -177,10 +176,60 @@ fn write_files(tmp: &Path, snapshot: &Snapshot, progress: &Progress) -> Result<(
     if !task.is_empty() {
         files.push((TASK, to_safetensors(&task)?));
     }
+    Ok(files)
+}
+
+/// What [`to_files`] has taken apart. The error is what is wrong, without a path.
+fn from_files(files: &BTreeMap<String, Vec<u8>>) -> std::result::Result<(Snapshot, Progress), String> {
+    let file = |name: &str| files.get(name).ok_or_else(|| format!("{name} is missing in {COMPLETE}"));
+    let arrays = |bytes: &[u8]| from_safetensors(bytes).map_err(|e| e.to_string());
+    let progress: Progress = serde_json::from_slice(file(STATE)?).map_err(|e| format!("{STATE}: {e}"))?;
+    let mut snapshot = Snapshot {
+        model: arrays(file(MODEL)?)?,
+        optimizer: arrays(file(OPTIMIZER)?)?,
+        task: StateMap::default(),
+        optimizer_steps: progress.optimizer_steps.clone(),
+    };
+    if let Some(bytes) = files.get(TASK) {
+        for (name, array) in arrays(bytes)? {
+            match name.strip_prefix("shard/") {
+                Some(rest) => snapshot.task.insert_sharded(rest, array).map_err(|e| e.to_string())?,
+                None => {
+                    snapshot.task.shared.insert(name, array);
+                }
+            }
+        }
+    }
+    Ok((snapshot, progress))
+}
+
+/// Gives all ranks the checkpoint that rank 0 has read: no other rank needs to see its files.
+pub(crate) fn from_rank_0(
+    comm: &dyn Communicator,
+    mine: Option<(Snapshot, Progress)>,
+) -> Result<(Snapshot, Progress)> {
+    let files = mine.as_ref().map(|(s, p)| to_files(s, p)).transpose()?;
+    let names = share::from_rank_0(comm, comm.deadline(), || {
+        Ok(files.iter().flatten().map(|f| f.0.to_owned()).collect::<Vec<_>>())
+    })?;
+    let mut got = BTreeMap::new();
+    for (i, name) in names.into_iter().enumerate() {
+        let bytes = files.as_ref().and_then(|f| f.get(i)).map(|f| f.1.as_slice());
+        got.insert(name, share::bytes_from_rank_0(comm, bytes)?);
+    }
+    match mine {
+        Some(mine) => Ok(mine),
+        None => from_files(&got).map_err(|e| Error::config("the checkpoint from rank 0", e)),
+    }
+}
+
+fn write_files(tmp: &Path, snapshot: &Snapshot, progress: &Progress) -> Result<()> {
+    remove(tmp)?;
+    fs::create_dir_all(tmp).map_err(Error::io("create", tmp))?;
     let mut hashes = String::new();
-    for (name, bytes) in &files {
-        writer::write_synced(&tmp.join(name), bytes)?;
-        hashes += &format!("{}  {name}\n", blake3::hash(bytes).to_hex());
+    for (name, bytes) in to_files(snapshot, progress)? {
+        writer::write_synced(&tmp.join(name), &bytes)?;
+        hashes += &format!("{}  {name}\n", blake3::hash(&bytes).to_hex());
     }
     writer::write_synced(&tmp.join(COMPLETE), hashes.as_bytes())?;
     sync_dir(tmp)
@@ -207,29 +256,9 @@ pub fn read(path: &Path) -> Result<(Snapshot, Progress)> {
         if blake3::hash(&bytes).to_hex().as_str() != hash {
             return Err(damaged(format!("{name} is damaged: its hash is not the one in {COMPLETE}")));
         }
-        files.insert(name, bytes);
+        files.insert(name.to_owned(), bytes);
     }
-    let file =
-        |name: &str| files.get(name).ok_or_else(|| damaged(format!("{name} is missing in {COMPLETE}")));
-    let progress: Progress =
-        serde_json::from_slice(file(STATE)?).map_err(|e| damaged(format!("{STATE}: {e}")))?;
-    let mut snapshot = Snapshot {
-        model: from_safetensors(file(MODEL)?)?,
-        optimizer: from_safetensors(file(OPTIMIZER)?)?,
-        task: StateMap::default(),
-        optimizer_steps: progress.optimizer_steps.clone(),
-    };
-    if let Some(bytes) = files.get(TASK) {
-        for (name, array) in from_safetensors(bytes)? {
-            match name.strip_prefix("shard/") {
-                Some(rest) => snapshot.task.insert_sharded(rest, array)?,
-                None => {
-                    snapshot.task.shared.insert(name, array);
-                }
-            }
-        }
-    }
-    Ok((snapshot, progress))
+    from_files(&files).map_err(damaged)
 }
 
 /// Finds the newest good checkpoint below `dir`: damaged ones are passed over, with `warn` told why.

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_comm::Communicator;
+use phalanx_comm::{Communicator, Wire};
 use phalanx_host::{Cpu, Isa};
 use phalanx_nn::{Norms, Params};
 use phalanx_tensor::Device;
@@ -58,8 +58,14 @@ pub(crate) fn try_run(spike: &dyn Spike, world: u32, steps: Range<u64>, from: Op
         let device = Device::cpu(Cpu::new(Isa::detect(), 1)?);
         let (task, params, norms) = spike.build(&comm)?;
         let (seed, shards, bucket_bytes) = (7, SHARDS, 256);
-        let options =
-            EngineOptions { seed, shards, bucket_bytes, deadline: DEADLINE, faults: Faults::default() };
+        let options = EngineOptions {
+            seed,
+            shards,
+            bucket_bytes,
+            wire: Wire::F32,
+            deadline: DEADLINE,
+            faults: Faults::default(),
+        };
         let mut engine = Engine::new(comm, &device, task, params, norms, options)?;
         if let Some(path) = from {
             engine.restore(&checkpoint::read(path)?.0)?;
