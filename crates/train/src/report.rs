@@ -189,11 +189,13 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Speaks for a run in `dir` that begins at `first_step` of `steps`, perhaps with an evaluation that
-    /// is due. Lines of earlier starts that this one will do again are taken out of `metrics.jsonl`.
+    /// Speaks for start `attempt` of the run in `dir`, which begins at `first_step` of `steps`, perhaps
+    /// with an evaluation that is due. Lines of earlier starts that this one will do again are taken out
+    /// of `metrics.jsonl`.
     pub fn new(
         dir: &RunDir,
         style: Style,
+        attempt: u32,
         first_step: u64,
         steps: u64,
         evaluation_due: bool,
@@ -227,7 +229,8 @@ impl Reporter {
         {
             bar.set_style(style);
         }
-        Ok(Reporter { style, bar, metrics, events: EventFile::create(dir.path())?, path })
+        let events = EventFile::create(dir.path(), attempt, first_step)?;
+        Ok(Reporter { style, bar, metrics, events, path })
     }
 
     /// Records an event and shows it.
@@ -298,6 +301,7 @@ impl Reporter {
         if let Some(file) = &self.metrics {
             file.sync_all().map_err(Error::io("sync", &self.path))?;
         }
+        self.events.sync()?;
         self.bar.finish_and_clear();
         show_summary(dir, self.style, summary);
         Ok(())
@@ -387,16 +391,16 @@ mod tests {
             let step = |l| serde_json::from_str::<Event>(l).unwrap().step().unwrap();
             text.lines().map(step).collect::<Vec<_>>()
         };
-        let mut r = Reporter::new(&dir, Style::Quiet, 0, 9, false).unwrap();
+        let mut r = Reporter::new(&dir, Style::Quiet, 1, 0, 9, false).unwrap();
         (1..=5).for_each(|s| r.tell(&line(s)).unwrap());
-        let mut r = Reporter::new(&dir, Style::Quiet, 3, 9, false).unwrap();
+        let mut r = Reporter::new(&dir, Style::Quiet, 2, 3, 9, false).unwrap();
         (4..=6).for_each(|s| r.tell(&line(s)).unwrap());
         r.tell(&eval(6)).unwrap();
         assert_eq!(steps(), [1, 2, 3, 4, 5, 6, 6]);
         // A loss that is no number is kept as well; an evaluation that is made again is not.
-        drop(Reporter::new(&dir, Style::Quiet, 6, 9, false).unwrap());
+        drop(Reporter::new(&dir, Style::Quiet, 3, 6, 9, false).unwrap());
         assert_eq!(steps(), [1, 2, 3, 4, 5, 6, 6]);
-        drop(Reporter::new(&dir, Style::Quiet, 6, 9, true).unwrap());
+        drop(Reporter::new(&dir, Style::Quiet, 4, 6, 9, true).unwrap());
         assert_eq!(steps(), [1, 2, 3, 4, 5, 6]);
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use phalanx_comm::side::host_name;
 use phalanx_comm::{Communicator, Deadline, check_same};
 use phalanx_data::{Loader, Mode, Plan, Source};
 use phalanx_host::Isa;
@@ -251,7 +252,8 @@ impl<'a> Session<'a> {
         let ledger = Ledger::create(dir.path(), &header)?;
         let (mut reporter, mut writer) = (None, None);
         if comm.rank() == 0 {
-            let mut r = Reporter::new(&dir, request.style, progress.step, total, progress.evaluation_due)?;
+            let (first, due) = (progress.step, progress.evaluation_due);
+            let mut r = Reporter::new(&dir, request.style, start.attempt, first, total, due)?;
             dir.clear_summary()?;
             dir.write_json("env.json", &environment(&progress.fingerprint, &comm, threads))?;
             for message in warnings {
@@ -556,10 +558,9 @@ fn new_progress(config: &Config, shards: u32, fingerprint: Fingerprint) -> Resul
 
 /// `env.json`.
 fn environment(fingerprint: &Fingerprint, comm: &Arc<dyn Communicator>, threads: usize) -> serde_json::Value {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     serde_json::json!({
         "phalanx": env!("CARGO_PKG_VERSION"),
-        "host": host.trim(),
+        "host": host_name(),
         "os": std::env::consts::OS,
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
         "world_size": comm.world(),

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use phalanx_comm::side::host_name;
 use serde::Serialize;
 
 use crate::checkpoint::{self, Progress};
@@ -111,9 +112,8 @@ impl RunDir {
             )),
         };
         // For the message above alone: nothing is lost when it cannot be written.
-        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let _ = file.set_len(0);
-        let _ = writeln!(file, "process {} on {}", std::process::id(), host.trim());
+        let _ = writeln!(file, "process {} on {}", std::process::id(), host_name());
         Ok(Lock { _file: file, warning })
     }
 
