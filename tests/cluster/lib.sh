@@ -1,0 +1,186 @@
+# A two-node Slurm on this machine; sourced by up, down, with and by tests that use the cluster.
+#
+# The nodes phx1 and phx2 are process trees of their own: each has its own PID, network, mount, UTS and IPC
+# namespace under one init (tests/cluster/node), hence its own host name, address, /dev/shm and /var/tmp.
+# When that init ends, the kernel ends every process of the node and drops its network: nothing of a
+# node can outlive it. They share the disk, /tmp included, as the nodes of a cluster do. The controller,
+# phx0, runs on the machine itself and is reached over the bridge.
+cluster_state=${PHALANX_CLUSTER:-/run/phalanx-cluster}
+cluster_nodes=2
+cluster_cpus=4 # a node, whatever the machine has: ranks may share a core
+cluster_bridge=phxbr0
+cluster_veths=(phxv1 phxv2)
+cluster_net=10.77.0
+cluster_conf=$cluster_state/slurm.conf
+
+# ------------------------------------------------------------------ for tests
+
+# on_node N COMMAND...: runs a command inside node N.
+on_node() {
+    local node=$1
+    shift
+    nsenter --target "$(node_pid "$node")" --mount --uts --ipc --net --pid -- "$@"
+}
+
+# link N up|down: plugs the network cable of node N in, or pulls it.
+link() { ip link set "phxv$1" "$2"; }
+
+# rate N BITS|off: limits what node N sends, to 1gbit, 2500mbit, …; for a symmetric link limit all nodes.
+rate() {
+    local tc=(nsenter --target "$(node_pid "$1")" --net -- tc qdisc)
+    if [ "$2" = off ]; then
+        "${tc[@]}" del dev eth0 root 2>/dev/null
+        ! "${tc[@]}" show dev eth0 | grep -q tbf
+    else
+        # A burst of 1 MB is 2 ms at 5 Gbit/s: enough for the timer, too little to hide the limit.
+        "${tc[@]}" replace dev eth0 root tbf rate "$2" burst 1mb latency 50ms
+    fi
+}
+
+# mend: after a test that broke things: cables in, no limits, no jobs, both nodes idle. At most a minute.
+mend() {
+    local node
+    for node in $(seq "$cluster_nodes"); do
+        link "$node" up
+        rate "$node" off
+    done
+    scancel --signal=KILL --full --user="$(id -un)" 2>/dev/null
+    scancel --user="$(id -un)" 2>/dev/null
+    wait_idle 60
+}
+
+# state_of N: what the controller says of node N: idle, alloc, comp, down, …
+state_of() { sinfo --noheader --nodes="phx$1" --format=%t 2>/dev/null; }
+
+# wait_idle SECONDS: until every node is idle; a node that the controller gave up is taken back.
+wait_idle() {
+    local end=$((SECONDS + $1)) node busy
+    while :; do
+        busy=
+        for node in $(seq "$cluster_nodes"); do
+            case $(state_of "$node") in
+                idle) ;;
+                down* | drain* | drng*)
+                    scontrol update NodeName="phx$node" State=RESUME 2>/dev/null
+                    busy+=" phx$node"
+                    ;;
+                *) busy+=" phx$node" ;;
+            esac
+        done
+        [ -z "$busy" ] && return 0
+        if [ "$SECONDS" -ge "$end" ]; then
+            echo "not idle after $1 s:$busy" >&2
+            return 1
+        fi
+        sleep 0.1
+    done
+}
+
+# litter: every process of the binary under test, and every file that it or MPI may leave behind: all of
+# $TMPDIR and of the nodes' /dev/shm and /var/tmp; of what others use as well, the names that are ours or
+# MPI's. One a line, sorted.
+litter() {
+    {
+        local pid exe node
+        for pid in /proc/[0-9]*; do
+            exe=$(readlink "$pid/exe") || continue
+            case ${exe% (deleted)} in
+                */phalanx | */slurmstepd) echo "process ${pid#/proc/} $exe" ;;
+            esac
+        done
+        [ -z "${TMPDIR:-}" ] || find "$TMPDIR" -mindepth 1
+        find /tmp /var/tmp /dev/shm -mindepth 1 -maxdepth 1 -regextype egrep \
+            -regex '.*/[^/]*(ompi|openmpi|mpich|pmix|prrte|vader|osc_|phalanx|phx|slurm)[^/]*'
+        for node in $(seq "$cluster_nodes"); do
+            on_node "$node" find /dev/shm /var/tmp -mindepth 1 | sed "s/^/phx$node:/"
+        done
+    } 2>/dev/null | sort
+}
+
+# leftovers SNAPSHOT: what is there now and was not when `litter >SNAPSHOT` was written; true when nothing is.
+leftovers() {
+    local more
+    more=$(comm -13 "$1" <(litter))
+    [ -z "$more" ] && return 0
+    printf '%s\n' "$more"
+    return 1
+}
+
+# ------------------------------------------------------------------ for up, down and with
+
+# node_pid N: the process id of the node's init, seen from the machine; false when it is not running.
+node_pid() {
+    local pid
+    pid=$(cat "$cluster_state/phx$1/pid" 2>/dev/null) && is_ours "$pid" && echo "$pid"
+}
+
+# is_ours PID: whether the process is a daemon or client of this cluster: by its program's name and by the
+# state folder in its arguments (daemons) or its environment (clients), never by a number in a file alone.
+is_ours() {
+    local words
+    mapfile -d '' -t words 2>/dev/null <"/proc/$1/cmdline" || return 1
+    [ ${#words[@]} -gt 0 ] || return 1
+    case ${words[0]##*/} in
+        munged | slurmctld | slurmd) [[ "${words[*]}" == *[\ =]"$cluster_state/"* ]] ;;
+        unshare | bash) [[ "${words[*]}" == *"/tests/cluster/node $cluster_state "* ]] ;;
+        srun | salloc | sbatch | scancel | squeue | sinfo | scontrol)
+            tr '\0' '\n' 2>/dev/null <"/proc/$1/environ" | grep -qxF "SLURM_CONF=$cluster_conf"
+            ;;
+        *) return 1 ;;
+    esac
+}
+
+# our_processes: their ids.
+our_processes() {
+    local pid
+    for pid in /proc/[0-9]*; do
+        is_ours "${pid#/proc/}" && echo "${pid#/proc/}"
+    done
+}
+
+# say MESSAGE...: to standard error, with the script's name.
+say() { echo "tests/cluster/${0##*/}: $*" >&2; }
+
+# one_at_a_time [SECONDS]: true when nobody else uses the cluster; there is one a machine, since its devices and
+# addresses are the machine's. The lock is on slurmctld's own file: that is the same one for all checkouts, and
+# nothing has to be removed later. `with` holds it and hands the right on in PHALANX_CLUSTER_HELD.
+one_at_a_time() {
+    [ -n "${PHALANX_CLUSTER_HELD:-}" ] && return 0
+    exec 9<"$(command -v slurmctld)" || return 1
+    flock --timeout "${1:-0}" 9 && return 0
+    say "another run uses the cluster (tests/cluster/with, tests/run)"
+    return 1
+}
+
+# take_down: ends and removes everything that `up` makes, whatever state it is in; says what would not go.
+take_down() {
+    local pids pid name other tries left=0
+    other=$(cat "/sys/class/net/$cluster_bridge/ifalias" 2>/dev/null)
+    if [ -n "$other" ] && [ "$other" != "$cluster_state" ]; then
+        say "the cluster of $other is up; to remove it: PHALANX_CLUSTER=$other tests/cluster/down"
+        return 1
+    fi
+    for tries in $(seq 100); do
+        pids=$(our_processes)
+        [ -z "$pids" ] && break
+        # shellcheck disable=SC2086
+        kill -KILL $pids 2>/dev/null
+        sleep 0.05
+    done
+    for pid in $pids; do
+        say "process $pid does not end: $(tr '\0' ' ' <"/proc/$pid/cmdline")"
+        left=1
+    done
+    # A namespace's devices go when its last process has; not to wait for that, they are deleted by name.
+    for name in "${cluster_veths[@]}" "$cluster_bridge"; do
+        if [ -e "/sys/class/net/$name" ] && ! ip link delete "$name" && [ -e "/sys/class/net/$name" ]; then
+            say "network device $name does not go"
+            left=1
+        fi
+    done
+    if [ -e "$cluster_state" ] && ! rm -rf "$cluster_state"; then
+        say "$cluster_state cannot be removed"
+        left=1
+    fi
+    return "$left"
+}
