@@ -5,13 +5,24 @@
 # When that init ends, the kernel ends every process of the node and drops its network: nothing of a
 # node can outlive it. They share the disk, /tmp included, as the nodes of a cluster do. The controller,
 # phx0, runs on the machine itself and is reached over the bridge.
-cluster_state=${PHALANX_CLUSTER:-/run/phalanx-cluster}
+#
+# PHALANX_CLUSTER is the cluster's number, 0 to 9: each has its own folder, devices and addresses, so that
+# several can be up at once.
+cluster=${PHALANX_CLUSTER:-0}
+case $cluster in
+    [0-9]) ;;
+    *) echo "PHALANX_CLUSTER is the number of a cluster, 0 to 9, not \`$cluster\`" >&2; exit 2 ;;
+esac
+cluster_state=/run/phalanx-cluster
+[ "$cluster" = 0 ] || cluster_state+=-$cluster
 cluster_nodes=2
 cluster_cpus=4 # a node, whatever the machine has: ranks may share a core
-cluster_bridge=phxbr0
-cluster_veths=(phxv1 phxv2)
-cluster_net=10.77.0
+cluster_bridge=phx$cluster
+cluster_net=10.77.$cluster
 cluster_conf=$cluster_state/slurm.conf
+
+# cable N: the machine's end of node N's network cable.
+cable() { echo "phx${cluster}n$1"; }
 
 # ------------------------------------------------------------------ for tests
 
@@ -23,7 +34,7 @@ on_node() {
 }
 
 # link N up|down: plugs the network cable of node N in, or pulls it.
-link() { ip link set "phxv$1" "$2"; }
+link() { ip link set "$(cable "$1")" "$2"; }
 
 # rate N BITS|off: limits what node N sends, to 1gbit, 2500mbit, …; for a symmetric link limit all nodes.
 rate() {
@@ -122,7 +133,7 @@ is_ours() {
     [ ${#words[@]} -gt 0 ] || return 1
     case ${words[0]##*/} in
         munged | slurmctld | slurmd) [[ "${words[*]}" == *[\ =]"$cluster_state/"* ]] ;;
-        unshare | bash) [[ "${words[*]}" == *"/tests/cluster/node $cluster_state "* ]] ;;
+        setsid | unshare | env | bash) [[ "${words[*]}" == *"/tests/cluster/node $cluster_state "* ]] ;;
         srun | salloc | sbatch | scancel | squeue | sinfo | scontrol)
             tr '\0' '\n' 2>/dev/null <"/proc/$1/environ" | grep -qxF "SLURM_CONF=$cluster_conf"
             ;;
@@ -141,25 +152,28 @@ our_processes() {
 # say MESSAGE...: to standard error, with the script's name.
 say() { echo "tests/cluster/${0##*/}: $*" >&2; }
 
-# one_at_a_time [SECONDS]: true when nobody else uses the cluster; there is one a machine, since its devices and
-# addresses are the machine's. The lock is on slurmctld's own file: that is the same one for all checkouts, and
-# nothing has to be removed later. `with` holds it and hands the right on in PHALANX_CLUSTER_HELD.
-one_at_a_time() {
+# need_root: only root can make namespaces with a network.
+need_root() { [ "$(id -u)" -eq 0 ] || { say "no cluster here: must be run as root"; exit 77; }; }
+
+# reserve [SECONDS]: true when no other run uses this cluster, and none will until this process has ended or calls
+# `release`. `with` reserves it and hands the right on in PHALANX_CLUSTER_HELD.
+cluster_lock=$cluster_state.lock
+reserve() {
     [ -n "${PHALANX_CLUSTER_HELD:-}" ] && return 0
-    exec 9<"$(command -v slurmctld)" || return 1
-    flock --timeout "${1:-0}" 9 && return 0
-    say "another run uses the cluster (tests/cluster/with, tests/run)"
-    return 1
+    while exec 9>"$cluster_lock"; do
+        if ! flock --timeout "${1:-0}" 9; then
+            say "another run uses cluster $cluster; PHALANX_CLUSTER=1 … 9 are others"
+            return 1
+        fi
+        # Whoever had it before may have removed the file.
+        [ "$cluster_lock" -ef /proc/self/fd/9 ] && return 0
+    done
 }
+release() { [ -n "${PHALANX_CLUSTER_HELD:-}" ] || rm -f "$cluster_lock"; }
 
 # take_down: ends and removes everything that `up` makes, whatever state it is in; says what would not go.
 take_down() {
-    local pids pid name other tries left=0
-    other=$(cat "/sys/class/net/$cluster_bridge/ifalias" 2>/dev/null)
-    if [ -n "$other" ] && [ "$other" != "$cluster_state" ]; then
-        say "the cluster of $other is up; to remove it: PHALANX_CLUSTER=$other tests/cluster/down"
-        return 1
-    fi
+    local pids pid name devices=() tries left=0
     for tries in $(seq 100); do
         pids=$(our_processes)
         [ -z "$pids" ] && break
@@ -172,7 +186,8 @@ take_down() {
         left=1
     done
     # A namespace's devices go when its last process has; not to wait for that, they are deleted by name.
-    for name in "${cluster_veths[@]}" "$cluster_bridge"; do
+    for name in $(seq "$cluster_nodes"); do devices+=("$(cable "$name")"); done
+    for name in "${devices[@]}" "$cluster_bridge"; do
         if [ -e "/sys/class/net/$name" ] && ! ip link delete "$name" && [ -e "/sys/class/net/$name" ]; then
             say "network device $name does not go"
             left=1
