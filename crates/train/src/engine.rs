@@ -12,6 +12,7 @@ use phalanx_tensor::Device;
 
 use crate::faults::{Fault, Faults};
 use crate::reducer::{Reducer, ShardSink, Slots};
+use crate::share::check_same_table;
 use crate::task::{Batch, Loss, Phase, ShardCx, StepCx, Task};
 use crate::{Error, Result};
 
@@ -113,9 +114,10 @@ impl Engine {
             )?);
             optimizers.push(Optimizer::new(&phase.optimizer, &params, ids)?);
         }
-        let plan: Vec<String> = reducers.iter().map(Reducer::plan).collect();
-        let deadline = Deadline::after(options.deadline);
-        phalanx_comm::check_same(&*comm, "the bucket plan", &plan.join(" | "), deadline)?;
+        check_same_table(&*comm, "the plan of buckets", || {
+            let phases = task.phases().iter().map(|p| p.name.clone());
+            Ok(phases.zip(reducers.iter().map(|r| r.plan().into())).collect())
+        })?;
         let cpu = cpu.clone();
         Ok(Engine {
             comm,

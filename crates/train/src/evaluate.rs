@@ -14,6 +14,7 @@ use crate::checkpoint::{self, Progress};
 use crate::config::{Config, first_difference};
 use crate::engine::{Engine, EngineOptions};
 use crate::faults::Faults;
+use crate::share::check_same_table;
 use crate::snapshot::Snapshot;
 use crate::task::Batch;
 use crate::{Error, Result, ranks, setup};
@@ -123,6 +124,7 @@ fn on_rank(
     comm: Arc<dyn Communicator>,
 ) -> Result<Evaluation> {
     let deadline = Duration::from_secs_f64(config.distributed.deadline_s);
+    check_same_table(&*comm, "the configuration", || config.identity())?;
     let saved = if comm.rank() == 0 { Some(read_for(config, path)?) } else { None };
     let (snapshot, progress) = checkpoint::from_rank_0(&*comm, saved)?;
     let threads = setup::threads_per_rank(config.compute.threads, comm.locality().local_world);

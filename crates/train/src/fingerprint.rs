@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use phalanx_data::{FieldSpec, Record, Source};
 use phalanx_host::Isa;
 
 use crate::{Error, Result};
@@ -21,9 +22,47 @@ pub fn cpu(isa: Isa) -> Fingerprint {
     facts.map(|(k, v)| (k.to_owned(), v.to_owned())).into()
 }
 
-/// One line, for comparing across ranks.
-pub fn line(f: &Fingerprint) -> String {
-    f.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ")
+/// A fingerprint as a table, to be compared across ranks.
+pub(crate) fn table(f: &Fingerprint) -> toml::Table {
+    f.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect()
+}
+
+/// Samples whose labels, and whose contents, stand for a whole set: enough to tell one set from another
+/// that was put in its place, few enough for any size.
+const LABELS: u64 = 1 << 16;
+const RECORDS: u64 = 16;
+
+/// What tells one data set from another, to be compared across ranks.
+pub(crate) fn of_set(set: &dyn Source) -> Result<toml::Table> {
+    let schema = set.schema();
+    let field = |f: &FieldSpec| format!("{}: {:?} {} {:?}", f.name, f.role, f.dtype, f.shape);
+    let fields: Vec<String> = schema.fields.iter().map(field).collect();
+    let spread = |n: u64| {
+        let n = n.min(set.len());
+        (0..n).map(move |i| (u128::from(i) * u128::from(set.len()) / u128::from(n)) as u64)
+    };
+    let mut labels = blake3::Hasher::new();
+    for id in spread(LABELS) {
+        let Some(label) = set.label(id)? else { break };
+        labels.update(&label.to_le_bytes());
+    }
+    let (mut records, mut record) = (blake3::Hasher::new(), Record::default());
+    for id in spread(RECORDS) {
+        set.read(id, &mut record)?;
+        for field in &record.fields {
+            records.update(&field.bytes);
+        }
+    }
+    let hash = |h: blake3::Hasher| h.finalize().to_hex()[..16].to_owned();
+    let facts = [
+        ("name", set.name().into()),
+        ("samples", i64::try_from(set.len()).unwrap_or(i64::MAX).into()),
+        ("fields", toml::Value::from(fields)),
+        ("classes", toml::Value::from(schema.classes.clone())),
+        ("labels", hash(labels).into()),
+        ("records", hash(records).into()),
+    ];
+    Ok(facts.map(|(k, v): (&str, toml::Value)| (k.to_owned(), v)).into_iter().collect())
 }
 
 /// Fails, naming the first fact that differs, when a checkpoint was written under another fingerprint.
@@ -48,6 +87,17 @@ pub fn check_resume(here: &Fingerprint, saved: &Fingerprint, allow: bool) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use phalanx_data::{Split, open};
+
+    #[test]
+    fn one_set_is_told_from_another() {
+        let train = of_set(&*open("digits", Split::Train).unwrap()).unwrap();
+        assert_eq!(train, of_set(&*open("digits", Split::Train).unwrap()).unwrap());
+        let test = of_set(&*open("digits", Split::Test).unwrap()).unwrap();
+        for key in ["samples", "labels", "records"] {
+            assert_ne!(train[key], test[key], "{key}");
+        }
+    }
 
     #[test]
     fn another_instruction_set_is_named_and_can_be_allowed() {

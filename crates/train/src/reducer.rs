@@ -168,10 +168,10 @@ impl Reducer {
         })
     }
 
-    /// The bucket plan as text, to be compared across ranks.
-    pub fn plan(&self) -> String {
+    /// The bucket plan: the elements of each, to be compared across ranks.
+    pub fn plan(&self) -> Vec<String> {
         let of = |b: &BucketSpec| format!("{}..{}", b.elements.start, b.elements.end);
-        self.buckets.iter().map(of).collect::<Vec<_>>().join(" ")
+        self.buckets.iter().map(of).collect()
     }
 
     /// The shards of this rank, in the order in which they are computed.

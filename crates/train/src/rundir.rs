@@ -4,15 +4,20 @@ use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use phalanx_comm::side::host_name;
+use phalanx_comm::{Communicator, Deadline};
 use serde::Serialize;
 
 use crate::checkpoint::{self, Progress};
 use crate::config::{Config, first_difference};
 use crate::report::Summary;
 use crate::snapshot::Snapshot;
-use crate::{Error, Result, ledger};
+use crate::{Error, Result, ledger, share};
+
+/// How long a file that one machine has written may be hidden from another by caches.
+const CACHES: Duration = Duration::from_secs(5);
 
 /// What to do with a directory that holds a run (`--resume`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -119,7 +124,7 @@ impl RunDir {
 
     /// Finds where a start of this run begins. Fails when the directory holds another run. Nothing of
     /// value is changed: that is [`RunDir::begin`]'s, once it is known that the run can go on.
-    pub fn open(&self, config: &Config, resume: &Resume) -> Result<Start> {
+    pub fn open(&self, config: &Config, resume: &Resume) -> Result<(Start, Option<(Snapshot, Progress)>)> {
         let unusable = |problem: String| Error::RunDir { path: self.path.clone(), problem };
         let config_file = self.path.join("config.toml");
         let holds = config_file.exists();
@@ -138,25 +143,27 @@ impl RunDir {
         }
         checkpoint::recover(&self.checkpoints())?;
         let mut warnings = Vec::new();
-        let checkpoint = match resume {
+        let found = match resume {
             Resume::Never => None,
-            Resume::Auto => self.newest(&self.checkpoints(), &mut warnings)?.map(|c| c.0),
+            Resume::Auto => checkpoint::newest(&self.checkpoints(), |w| warnings.push(w))?,
             Resume::From(dir) if dir.join("COMPLETE").exists() || dir.join("state.json").exists() => {
-                Some(dir.clone())
+                let (snapshot, progress) = checkpoint::read(dir)?;
+                Some((dir.clone(), snapshot, progress))
             }
             Resume::From(dir) => {
-                let found = self.newest(&dir.join("checkpoints"), &mut warnings)?;
+                let found = checkpoint::newest(&dir.join("checkpoints"), |w| warnings.push(w))?;
                 let none = || Error::Checkpoint {
                     path: dir.clone(),
                     problem: "it is neither a checkpoint nor a run directory that has one".into(),
                 };
-                Some(found.ok_or_else(none)?.0)
+                Some(found.ok_or_else(none)?)
             }
         };
+        let (checkpoint, saved) = found.map(|(path, s, p)| (path, (s, p))).unzip();
         let attempt = ledger::next_attempt(&self.path)?;
         let ended =
             fs::read(self.path.join("summary.json")).ok().and_then(|b| serde_json::from_slice(&b).ok());
-        Ok(Start { checkpoint, attempt, warnings, ended })
+        Ok((Start { checkpoint, attempt, warnings, ended }, saved))
     }
 
     /// Makes the directory ready for a start of this run from `step` on: it is this configuration's, and
@@ -183,12 +190,46 @@ impl RunDir {
         self.path.join(format!(".{name}.tmp"))
     }
 
-    fn newest(
-        &self,
-        dir: &Path,
-        warnings: &mut Vec<String>,
-    ) -> Result<Option<(PathBuf, Snapshot, Progress)>> {
-        checkpoint::newest(dir, |w| warnings.push(w))
+    /// Checks that every rank sees this very directory: what rank 0 writes, all must be able to read. A
+    /// meeting of all ranks.
+    pub fn check_shared(&self, comm: &dyn Communicator, attempt: u32) -> Result<()> {
+        if comm.world() == 1 {
+            return Ok(());
+        }
+        // Of this start alone, so that no machine has its absence in its cache.
+        let path = self.path.join(format!(".start-{attempt:04}"));
+        let token = share::from_rank_0(comm, comm.deadline(), || {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let token = format!("{} {} {}", host_name(), std::process::id(), now.as_nanos());
+            fs::write(&path, &token).map_err(Error::io("write", &path))?;
+            Ok(token)
+        })?;
+        let begun = Instant::now();
+        let sees = || fs::read_to_string(&path).is_ok_and(|t| t == token);
+        let mut seen = sees();
+        while !seen && begun.elapsed() < CACHES && comm.aborted().is_none() {
+            std::thread::sleep(CACHES / 50);
+            seen = sees();
+        }
+        let mine = format!("{}{}", if seen { '+' } else { '-' }, host_name());
+        let deadline = Deadline::after(comm.deadline().allowed().saturating_add(CACHES));
+        let all = comm.all_gather(mine.as_bytes(), deadline);
+        if comm.rank() == 0 {
+            let _ = fs::remove_file(&path);
+        }
+        let all: Vec<String> = all?.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect();
+        match all.iter().position(|a| a.starts_with('-')) {
+            None => Ok(()),
+            Some(rank) => {
+                let problem = format!(
+                    "it is not shared: rank {rank} on {} does not see what rank 0 on {} has written there; choose \
+                     a directory on a file system of all machines with --out",
+                    &all[rank][1..],
+                    &all[0][1..]
+                );
+                Err(Error::RunDir { path: self.path.clone(), problem })
+            }
+        }
     }
 
     /// Writes a file as temporary, synced, renamed.
@@ -226,6 +267,7 @@ impl RunDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ranks;
 
     fn config(set: &[&str]) -> Config {
         let text = "[model]\nname = \"lenet5\"\n[data]\ntrain = \"digits\"\n[optimizer]\nname = \"sgd\"\nlr = 0.1\n\
@@ -238,7 +280,8 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let dir = RunDir::new(tmp.path().join("a/b"));
         let _lock = dir.lock().unwrap();
-        let start = dir.open(&config(&[]), &Resume::Auto).unwrap();
+        let (start, saved) = dir.open(&config(&[]), &Resume::Auto).unwrap();
+        assert_eq!(saved, None);
         assert_eq!(start, Start { checkpoint: None, attempt: 1, warnings: vec![], ended: None });
         // Nothing is claimed before the run can begin.
         assert!(dir.open(&config(&["seed=4"]), &Resume::Never).is_ok());
@@ -258,6 +301,30 @@ mod tests {
         fs::write(tmp.path().join("file"), "x").unwrap();
         let e = RunDir::new(tmp.path().join("file/run")).lock().unwrap_err();
         assert!(e.to_string().contains("file/run") && e.exit_code() == 2, "{e}");
+    }
+
+    #[test]
+    fn a_directory_that_is_not_shared_is_told_with_rank_and_host() {
+        let tmp = tempfile::tempdir().unwrap();
+        let of = |rank: u32, apart: bool| {
+            let dir = tmp.path().join(if apart { rank.to_string() } else { "all".into() });
+            fs::create_dir_all(&dir).unwrap();
+            RunDir::new(dir)
+        };
+        let check = |apart| {
+            ranks::run_threads(3, Duration::from_secs(2), phalanx_host::Isa::Portable, |comm| {
+                of(comm.rank(), apart && comm.rank() > 0).check_shared(&*comm, 1)
+            })
+        };
+        // The token of an earlier start is none of this one.
+        fs::create_dir_all(tmp.path().join("1")).unwrap();
+        fs::write(tmp.path().join("1/.start-0001"), "elsewhere 1 1").unwrap();
+        check(false).unwrap();
+        let e = check(true).unwrap_err();
+        let told = format!("rank 1 on {0} does not see what rank 0 on {0} has written", host_name());
+        assert!(e.to_string().contains("not shared") && e.to_string().contains(&told), "{e}");
+        assert_eq!(e.exit_code(), 2);
+        assert_eq!(fs::read_dir(tmp.path().join("all")).unwrap().count(), 0);
     }
 
     #[test]

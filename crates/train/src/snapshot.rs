@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{from_safetensors, to_safetensors};
 use crate::engine::Engine;
+use crate::share::{bytes_from_rank_0, check_same_table};
 use crate::task::{Array, Arrays, StateMap};
 use crate::{Error, Result};
 
@@ -62,6 +63,10 @@ impl Engine {
             let problem = format!("it gives state of shard {shard}, but this rank holds {held:?}");
             return Err(Error::Task { task: self.task.name(), problem });
         }
+        check_same_table(&*self.comm, "the task's shared state", || {
+            let hash = |a: &Array| blake3::hash(&a.bytes).to_hex().as_str().to_owned();
+            Ok(mine.shared.iter().map(|(n, a)| (n.clone(), hash(a).into())).collect())
+        })?;
         snapshot.task.shared = mine.shared;
         let flat: Arrays = mine
             .shards
@@ -81,15 +86,7 @@ impl Engine {
 
     /// Puts a snapshot back. Fails, naming the array, when the model or the optimizer is another one.
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
-        for id in self.params.ids() {
-            let name = self.params.spec(id).name.clone();
-            let array = find(&snapshot.model, &name)?;
-            self.params.import(id, &array.shape, &array.to_vec::<f32>()?)?;
-        }
-        self.norms.import(&mut |name| {
-            let array = snapshot.model.get(name)?;
-            Some((array.shape.clone(), widen(array)?))
-        })?;
+        self.restore_model(&snapshot.model)?;
         let phases = self.task.phases().iter().zip(&mut self.optimizers).zip(&snapshot.optimizer_steps);
         for ((phase, optimizer), &steps) in phases {
             optimizer.import(&self.params, steps, &mut |name| {
@@ -100,6 +97,29 @@ impl Engine {
         let mine = self.shards()?;
         let shards = snapshot.task.shards.range(mine).map(|(s, a)| (*s, a.clone())).collect();
         self.task.load_state(StateMap { shared: snapshot.task.shared.clone(), shards })
+    }
+
+    fn restore_model(&mut self, model: &Arrays) -> Result<()> {
+        for id in self.params.ids() {
+            let name = self.params.spec(id).name.clone();
+            let array = find(model, &name)?;
+            self.params.import(id, &array.shape, &array.to_vec::<f32>()?)?;
+        }
+        self.norms.import(&mut |name| {
+            let array = model.get(name)?;
+            Some((array.shape.clone(), widen(array)?))
+        })?;
+        Ok(())
+    }
+
+    /// Begins with the parameters and running statistics of rank 0. A meeting of all ranks.
+    pub(crate) fn take_model_of_rank_0(&mut self) -> Result<()> {
+        if self.comm.world() == 1 {
+            return Ok(());
+        }
+        let mine = if self.comm.rank() == 0 { Some(to_safetensors(&self.model_arrays()?)?) } else { None };
+        let model = bytes_from_rank_0(&*self.comm, mine.as_deref())?;
+        if mine.is_none() { self.restore_model(&from_safetensors(&model)?) } else { Ok(()) }
     }
 
     /// Parameters and norms under their checkpoint names.

@@ -1,0 +1,277 @@
+//! The steps of a run, and its end.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use phalanx_comm::{Communicator, Deadline};
+use phalanx_data::{Loader, Mode, Plan};
+use phalanx_nn::Plateau;
+
+use super::{Outcome, Sets, TrainRequest, steps_per_epoch};
+use crate::checkpoint::{Progress, Writer};
+use crate::config::Config;
+use crate::engine::{Engine, StepReport};
+use crate::evaluate::evaluate;
+use crate::ledger::{Ledger, Line};
+use crate::report::{Event, Reporter, Summary, peak_rss_bytes, quantile};
+use crate::rundir::{Lock, RunDir};
+use crate::task::Batch;
+use crate::{Error, Result};
+
+/// The status of a run that a signal has stopped.
+pub(super) const STOPPED: &str = "stopped";
+
+/// One rank's run.
+pub(super) struct Session<'a> {
+    pub(super) request: &'a TrainRequest,
+    pub(super) comm: Arc<dyn Communicator>,
+    pub(super) engine: Engine,
+    pub(super) sets: &'a Sets,
+    pub(super) dir: RunDir,
+    pub(super) progress: Progress,
+    pub(super) plateau: Option<Plateau>,
+    pub(super) ledger: Ledger,
+    // Rank 0 only.
+    pub(super) reporter: Option<Reporter>,
+    pub(super) writer: Option<Writer>,
+    pub(super) _lock: Option<Lock>,
+    /// Steps of the whole run.
+    pub(super) total: u64,
+    /// The step that this start ends at.
+    pub(super) end: u64,
+    // Of this start.
+    pub(super) started: Instant,
+    pub(super) wall_before: f64,
+    pub(super) step_ms: Vec<f64>,
+    pub(super) samples: u64,
+    pub(super) logged: (Instant, u64),
+}
+
+impl<'a> Session<'a> {
+    fn config(&self) -> &'a Config {
+        &self.request.config
+    }
+
+    fn stop_asked(&self) -> bool {
+        self.request.stop.load(Ordering::Relaxed)
+    }
+
+    fn tell(&mut self, event: Event) -> Result<()> {
+        self.reporter.as_mut().map_or(Ok(()), |r| r.tell(&event))
+    }
+
+    pub(super) fn run(mut self) -> Result<Outcome> {
+        let per_epoch = steps_per_epoch(self.config(), &*self.sets.train);
+        let mut stopped = false;
+        let mut saved_at = (self.progress.step > 0).then_some(self.progress.step);
+        if self.progress.evaluation_due {
+            stopped = !self.evaluate()?;
+            saved_at = saved_at.filter(|_| stopped);
+        }
+        let mine = self.engine.shards()?;
+        let plan = Plan::new(
+            self.sets.train.len(),
+            self.config().train.global_batch,
+            u64::from(self.engine.options.shards),
+            u64::from(mine.start)..u64::from(mine.end),
+            self.config().train.epochs,
+        )?
+        .starting_at(self.progress.epoch, self.progress.step_in_epoch);
+        let mode = Mode::Train { seed: self.config().seed };
+        let mut loader =
+            Loader::new(self.sets.train.clone(), &self.config().loader, mode, plan, &self.engine.cpu.pool)?;
+
+        while self.progress.step < self.end && !stopped {
+            stopped = self.step(&mut loader, mine.len())?;
+            let epoch_ended = self.progress.step_in_epoch == per_epoch;
+            if epoch_ended {
+                self.end_epoch()?;
+                let every = self.config().eval.every_epochs;
+                let due = every > 0 && self.progress.epoch.is_multiple_of(every);
+                self.progress.evaluation_due = due || self.progress.step == self.total;
+                if self.progress.evaluation_due && !stopped {
+                    stopped = !self.evaluate()?;
+                }
+            }
+            if stopped || self.checkpoint_due(epoch_ended) {
+                self.checkpoint()?;
+                saved_at = Some(self.progress.step);
+            }
+            if let Some(writer) = &mut self.writer {
+                writer.poll()?;
+            }
+        }
+        if saved_at != Some(self.progress.step) {
+            self.checkpoint()?;
+        }
+        self.finish(stopped)
+    }
+
+    /// One step of all ranks. Returns whether the run is to stop.
+    fn step(&mut self, loader: &mut Loader, shards: usize) -> Result<bool> {
+        let begun = Instant::now();
+        let (step, epoch) = (self.progress.step, self.progress.epoch);
+        let mut batches = Vec::with_capacity(shards);
+        let mut lines = Vec::with_capacity(shards);
+        for _ in 0..shards {
+            let ended = || Error::config("loader", format!("it ended before step {step}"));
+            let loaded = loader.next().ok_or_else(ended)??;
+            let ids = loaded.batch.ids.clone();
+            lines.push(Line { step, epoch, shard: loaded.item.shard as u32, ids });
+            batches.push(Batch::from_data(loaded.batch, &self.engine.device)?);
+        }
+        let factor = self.factor();
+        let report = self.engine.step(step, batches, factor, self.stop_asked())?;
+        for line in &lines {
+            self.ledger.add(line)?;
+        }
+        self.step_ms.push(begun.elapsed().as_secs_f64() * 1e3);
+        self.count(&report, factor)
+    }
+
+    fn factor(&self) -> f64 {
+        let per_epoch = steps_per_epoch(self.config(), &*self.sets.train) as f64;
+        let epoch = self.progress.epoch as f64 + self.progress.step_in_epoch as f64 / per_epoch;
+        let plateau = self.plateau.as_ref().map_or(1.0, Plateau::factor);
+        plateau * self.config().schedule.factor(epoch, self.config().train.epochs as f64)
+    }
+
+    /// Adds a step to the books and logs it where that is due.
+    fn count(&mut self, report: &StepReport, factor: f64) -> Result<bool> {
+        let Some(first) = report.phases.first() else { return Ok(report.stop) };
+        let range = phalanx_data::step_positions(
+            self.sets.train.len(),
+            self.config().train.global_batch,
+            self.progress.step_in_epoch,
+        );
+        let p = &mut self.progress;
+        p.step += 1;
+        p.step_in_epoch += 1;
+        p.samples_seen += range.end - range.start;
+        self.samples += range.end - range.start;
+        p.epoch_loss_bits = (f64::from_bits(p.epoch_loss_bits) + first.loss_sum).to_bits();
+        p.epoch_weight_bits = (f64::from_bits(p.epoch_weight_bits) + first.weight).to_bits();
+        let every = self.config().log.every_steps;
+        if every > 0 && self.progress.step.is_multiple_of(every) && self.reporter.is_some() {
+            let (since, seen) =
+                std::mem::replace(&mut self.logged, (Instant::now(), self.progress.samples_seen));
+            let names = self.engine.task().statistics();
+            let statistics = names.iter().zip(&first.statistics).map(|(n, v)| ((*n).to_owned(), (*v).into()));
+            self.tell(Event::Step {
+                step: self.progress.step,
+                epoch: self.progress.epoch,
+                loss: first.loss_sum / first.weight,
+                lr: self.engine.task().phases()[0].optimizer.lr() * factor,
+                samples_per_second: (self.progress.samples_seen - seen) as f64
+                    / since.elapsed().as_secs_f64(),
+                statistics: statistics.collect(),
+            })?;
+        }
+        Ok(report.stop)
+    }
+
+    fn epoch_loss(&self) -> f64 {
+        f64::from_bits(self.progress.epoch_loss_bits) / f64::from_bits(self.progress.epoch_weight_bits)
+    }
+
+    fn end_epoch(&mut self) -> Result<()> {
+        let (train_loss, epoch) = (self.epoch_loss(), self.progress.epoch);
+        self.progress.train_loss_bits = Some(train_loss.to_bits());
+        self.tell(Event::Epoch { step: self.progress.step, epoch, train_loss })?;
+        let p = &mut self.progress;
+        (p.epoch, p.step_in_epoch) = (p.epoch + 1, 0);
+        (p.epoch_loss_bits, p.epoch_weight_bits) = (0, 0);
+        Ok(())
+    }
+
+    /// Evaluates; false when a stop came in between, and the evaluation is still due.
+    fn evaluate(&mut self) -> Result<bool> {
+        let stop = self.request.stop.clone();
+        let asked = || stop.load(Ordering::Relaxed);
+        let batch = self.config().eval.batch;
+        let Some(eval) = evaluate(&self.engine, &self.sets.eval, &self.config().loader, batch, &asked)?
+        else {
+            return Ok(false);
+        };
+        self.progress.evaluation_due = false;
+        if let Some(plateau) = &mut self.plateau {
+            plateau.observe(eval.loss);
+            self.progress.plateau = Some(plateau.state());
+        }
+        let (step, epoch) = (self.progress.step, self.progress.epoch.saturating_sub(1));
+        self.tell(Event::Eval { step, epoch, eval: eval.clone() })?;
+        self.progress.evaluation = Some(eval);
+        // Its time is not the next steps'.
+        self.logged = (Instant::now(), self.progress.samples_seen);
+        Ok(true)
+    }
+
+    fn checkpoint_due(&self, epoch_ended: bool) -> bool {
+        let c = &self.config().checkpoint;
+        let by_steps = c.every_steps > 0 && self.progress.step.is_multiple_of(c.every_steps);
+        let by_epochs =
+            epoch_ended && c.every_epochs > 0 && self.progress.epoch.is_multiple_of(c.every_epochs);
+        by_steps || by_epochs
+    }
+
+    /// Between two steps, so an optimizer's update is never half done in it. The gathering inside
+    /// `snapshot` is the meeting after which every rank's ledger is on disk.
+    fn checkpoint(&mut self) -> Result<()> {
+        self.ledger.sync()?;
+        let snapshot = self.engine.snapshot(self.writer.is_some())?;
+        let step = self.progress.step;
+        if let Some(name) = snapshot.first_non_finite() {
+            return Err(Error::NonFiniteModel { name, step });
+        }
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let progress = Progress {
+            optimizer_steps: snapshot.optimizer_steps.clone(),
+            world_size: self.comm.world(),
+            wall_s: self.wall_before + self.started.elapsed().as_secs_f64(),
+            ..self.progress.clone()
+        };
+        let disk_full = self.request.faults.disk_full(self.comm.rank(), step.saturating_sub(1));
+        writer.start(snapshot, progress, disk_full)
+    }
+
+    fn finish(mut self, stopped: bool) -> Result<Outcome> {
+        if let Some(writer) = &mut self.writer {
+            writer.wait()?;
+        }
+        let hash = self.engine.hash()?;
+        let deadline = Deadline::after(Duration::from_secs_f64(self.config().distributed.deadline_s));
+        self.comm.barrier(deadline)?;
+        let p = &self.progress;
+        let status = match (stopped, p.step >= self.total) {
+            (true, _) => STOPPED,
+            (false, true) => "finished",
+            (false, false) => "max-steps",
+        };
+        let running = (p.epoch_weight_bits != 0).then(|| self.epoch_loss());
+        let time: f64 = self.step_ms.iter().sum::<f64>() / 1e3;
+        let summary = Summary {
+            status: status.into(),
+            world_size: self.comm.world(),
+            virtual_shards: p.virtual_shards,
+            comm: self.comm.name().into(),
+            device: self.engine.device.name().into(),
+            epochs: p.epoch,
+            steps: p.step,
+            samples_seen: p.samples_seen,
+            samples_per_second: if time > 0.0 { self.samples as f64 / time } else { 0.0 },
+            step_ms_p50: quantile(&mut self.step_ms, 0.5),
+            train_loss: p.train_loss_bits.map(f64::from_bits).or(running).unwrap_or(0.0),
+            eval: p.evaluation.clone(),
+            params_hash: hash.params,
+            buffers_hash: hash.buffers,
+            peak_rss_bytes: peak_rss_bytes(),
+            wall_s: self.wall_before + self.started.elapsed().as_secs_f64(),
+        };
+        if let Some(reporter) = &mut self.reporter {
+            self.dir.write_json("summary.json", &summary)?;
+            reporter.finish(&self.dir, &summary)?;
+        }
+        Ok(Outcome { summary, stopped })
+    }
+}

@@ -1,0 +1,194 @@
+//! How a rank gets ready: all checks, the run directory, the model as it was left.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use phalanx_comm::side::host_name;
+use phalanx_comm::{Activity, Communicator, Deadline};
+use phalanx_host::Isa;
+
+use super::session::{STOPPED, Session};
+use super::{Sets, TrainRequest, shards, steps_per_epoch};
+use crate::checkpoint::{self, Progress, Writer};
+use crate::config::{Config, first_difference};
+use crate::engine::{Engine, EngineOptions};
+use crate::fingerprint::{self, Fingerprint};
+use crate::ledger::{Header, Ledger};
+use crate::report::{Event, Reporter, Style, Summary, show_summary};
+use crate::rundir::{Lock, RunDir};
+use crate::share::{check_same_table, from_rank_0};
+use crate::{Error, Result, report, setup};
+
+/// What a start finds.
+pub(super) enum Opened<'a> {
+    /// There is something to do.
+    Ready(Box<Session<'a>>),
+    /// The run has come to its end before; its summary then.
+    Ended(Box<Summary>),
+}
+
+/// Gets one rank ready. Only rank 0 reads what is in the run directory; the others are told.
+pub(super) fn open<'a>(
+    request: &'a TrainRequest,
+    comm: Arc<dyn Communicator>,
+    isa: Isa,
+    sets: &'a Sets,
+) -> Result<Opened<'a>> {
+    let started = Instant::now();
+    comm.whereabouts().enter(Activity::Starting);
+    let config = &request.config;
+    let allowed = Duration::from_secs_f64(config.distributed.deadline_s);
+    let threads = setup::threads_per_rank(config.compute.threads, comm.locality().local_world);
+    let device = setup::device(&request.device, isa, threads)?;
+    let here = fingerprint::cpu(isa);
+    check_same_table(&*comm, "the fingerprint", || Ok(fingerprint::table(&here)))?;
+    check_same_table(&*comm, "the configuration", || config.identity())?;
+    check_same_table(&*comm, "the data", || {
+        let sets = [("train", &sets.train), ("eval", &sets.eval)];
+        sets.into_iter().map(|(k, s)| Ok((k.to_owned(), fingerprint::of_set(&**s)?.into()))).collect()
+    })?;
+    let model = setup::classification(config, &*sets.train, &comm)?;
+
+    let dir = RunDir::new(&request.out);
+    let (mut lock, mut read) = (None, None);
+    let start = from_rank_0(&*comm, Deadline::after(allowed), || {
+        lock = Some(dir.lock()?);
+        let (start, saved) = dir.open(config, &request.resume)?;
+        read = saved;
+        Ok(start)
+    })?;
+    let mut warnings = start.warnings;
+    warnings.extend(lock.as_mut().and_then(|l: &mut Lock| l.warning.take()));
+    let saved = match &start.checkpoint {
+        None => None,
+        Some(path) => {
+            let saved = checkpoint::from_rank_0(&*comm, read)?;
+            check_saved(config, &saved.1, path)?;
+            let allow = request.allow_fingerprint_change;
+            warnings.extend(fingerprint::check_resume(&here, &saved.1.fingerprint, allow)?);
+            Some(saved)
+        }
+    };
+    let total = config.train.epochs.saturating_mul(steps_per_epoch(config, &*sets.train));
+    let end = request.max_steps.map_or(total, |m| m.min(total));
+    if let (Some((_, p)), Some(summary)) = (&saved, start.ended)
+        && p.step >= end
+        && !p.evaluation_due
+        && summary.steps == p.step
+        && summary.status != STOPPED
+    {
+        if comm.rank() == 0 {
+            if request.style == Style::Human {
+                report::say("nothing to do: this run has come to its end already");
+            }
+            show_summary(&dir, request.style, &summary);
+        }
+        return Ok(Opened::Ended(Box::new(summary)));
+    }
+    let shards = shards(config, saved.as_ref().map(|s| s.1.virtual_shards), comm.world())?;
+    let options = EngineOptions {
+        seed: config.seed,
+        shards,
+        bucket_bytes: (config.distributed.bucket_mb.unwrap_or(25.0) * 1e6) as usize,
+        wire: config.distributed.wire.wire(config.train.global_batch),
+        deadline: allowed,
+        faults: request.faults.clone(),
+    };
+    let mut engine = Engine::new(comm.clone(), &device, model.task, model.params, model.norms, options)?;
+    let progress = match saved {
+        None => {
+            engine.take_model_of_rank_0()?;
+            new_progress(config, shards, here)?
+        }
+        Some((snapshot, progress)) => {
+            engine.restore(&snapshot)?;
+            // Facts of this start replace those of the one before.
+            Progress { fingerprint: here, identity: config.identity()?, ..progress }
+        }
+    };
+    let hash = engine.hash()?;
+    phalanx_comm::check_same(&*comm, "the model's parameters", &hash.params, Deadline::after(allowed))?;
+    dir.check_shared(&*comm, start.attempt)?;
+    // The first lasting change to the directory, now that nothing speaks against the run; the ledger's
+    // files come after it on every rank.
+    warnings.extend(from_rank_0(&*comm, Deadline::after(allowed), || dir.begin(config, progress.step))?);
+    let header = Header {
+        attempt: start.attempt,
+        rank: comm.rank(),
+        world_size: comm.world(),
+        first_step: progress.step,
+        seed: config.seed,
+        samples: sets.train.len(),
+        global_batch: config.train.global_batch,
+        virtual_shards: shards,
+    };
+    let ledger = Ledger::create(dir.path(), &header)?;
+    let (mut reporter, mut writer) = (None, None);
+    if comm.rank() == 0 {
+        let (first, due) = (progress.step, progress.evaluation_due);
+        let mut r = Reporter::new(&dir, request.style, start.attempt, first, total, due)?;
+        dir.clear_summary()?;
+        dir.write_json("env.json", &environment(&progress.fingerprint, &comm, threads))?;
+        for message in warnings {
+            r.tell(&Event::Warning { message })?;
+        }
+        r.tell(&Event::Start {
+            step: progress.step,
+            world_size: comm.world(),
+            virtual_shards: shards,
+            parameters: engine.params().count() as u64,
+            resumed_from: start.checkpoint,
+        })?;
+        reporter = Some(r);
+        writer = Some(Writer::new(dir.checkpoints(), config.checkpoint.keep));
+    }
+    let plateau = config.schedule.plateau(progress.plateau.as_ref())?;
+    Ok(Opened::Ready(Box::new(Session {
+        request,
+        comm,
+        engine,
+        sets,
+        dir,
+        plateau,
+        ledger,
+        reporter,
+        writer,
+        _lock: lock,
+        total,
+        end,
+        started,
+        wall_before: progress.wall_s,
+        step_ms: Vec::new(),
+        samples: 0,
+        logged: (Instant::now(), progress.samples_seen),
+        progress,
+    })))
+}
+
+/// A checkpoint must be of this very run.
+fn check_saved(config: &Config, saved: &Progress, path: &Path) -> Result<()> {
+    let Some((key, was, now)) = first_difference(&saved.identity, &config.identity()?) else {
+        return Ok(());
+    };
+    let problem = format!("it is of another run: {key} was {was} there and is {now} now");
+    Err(Error::Checkpoint { path: path.into(), problem })
+}
+
+fn new_progress(config: &Config, shards: u32, fingerprint: Fingerprint) -> Result<Progress> {
+    Ok(Progress { virtual_shards: shards, fingerprint, identity: config.identity()?, ..Progress::default() })
+}
+
+/// `env.json`.
+fn environment(fingerprint: &Fingerprint, comm: &Arc<dyn Communicator>, threads: usize) -> serde_json::Value {
+    serde_json::json!({
+        "phalanx": env!("CARGO_PKG_VERSION"),
+        "host": host_name(),
+        "os": std::env::consts::OS,
+        "cores": std::thread::available_parallelism().map_or(1, usize::from),
+        "world_size": comm.world(),
+        "comm": comm.name(),
+        "threads_per_rank": threads,
+        "fingerprint": fingerprint,
+    })
+}
