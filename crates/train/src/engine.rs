@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_comm::{Communicator, Deadline, Tree, Wire};
+use phalanx_comm::{Activity, Communicator, Deadline, Tree, Wire};
 use phalanx_host::rng::Key;
 use phalanx_host::{Cpu, DType};
 use phalanx_nn::{Forward, Norms, Optimizer, Params};
@@ -14,6 +14,7 @@ use crate::faults::{Fault, Faults};
 use crate::reducer::{Reducer, ShardSink, Slots};
 use crate::share::check_same_table;
 use crate::task::{Batch, Loss, Phase, ShardCx, StepCx, Task};
+use crate::timeline::Timeline;
 use crate::{Error, Result};
 
 /// Separates the engine's random streams from those of other uses of the seed.
@@ -69,6 +70,7 @@ pub struct Engine {
     pub(crate) optimizers: Vec<Optimizer>,
     pub(crate) options: EngineOptions,
     pub(crate) tree: Tree,
+    pub(crate) timeline: Timeline,
     reducers: Vec<Reducer>,
 }
 
@@ -120,6 +122,7 @@ impl Engine {
         })?;
         let cpu = cpu.clone();
         Ok(Engine {
+            timeline: Timeline::new(comm.clone()),
             comm,
             device: device.clone(),
             cpu,
@@ -176,15 +179,26 @@ impl Engine {
             let problem = format!("{} batches were given for {} shards", batches.len(), mine.len());
             return Err(Error::Task { task: self.task.name(), problem });
         }
-        self.options.faults.before_step(self.comm.rank(), step);
         let mut report = StepReport { phases: Vec::new(), stop: false };
         for phase in 0..self.reducers.len() {
+            self.timeline.enter(Activity::Compute);
+            if phase == 0 {
+                self.options.faults.before_step(self.comm.rank(), step);
+                if self.faulty(step, Fault::Desync) {
+                    self.reducers[phase].misfit();
+                }
+            }
             let mut losses = Vec::with_capacity(mine.len());
             for (at, shard) in mine.clone().enumerate() {
                 losses.push(self.shard(phase, step, at, shard, &batches[at], stop)?);
             }
+            self.timeline.enter(Activity::Reduce);
             let total = self.reducers[phase].finish(deadline)?;
             self.check_finite(phase, step, total[LOSS], &losses, deadline)?;
+            self.timeline.enter(Activity::Optimizer);
+            if self.faulty(step, Fault::CorruptGradient) {
+                self.corrupt_gradient(phase)?;
+            }
             if total[WEIGHT] > 0.0 {
                 let lr = self.task.phases()[phase].optimizer.lr() * factor;
                 let gradients = self.reducers[phase].gradients();
@@ -201,7 +215,27 @@ impl Engine {
                 statistics: total[OWN..own].to_vec(),
             });
         }
+        self.timeline.rest();
         Ok(report)
+    }
+
+    fn faulty(&self, step: u64, fault: Fault) -> bool {
+        self.options.faults.hits(self.comm.rank(), step, fault)
+    }
+
+    /// Flips a bit of the largest summed gradient, on this rank alone: what a machine's memory does once in
+    /// a while.
+    fn corrupt_gradient(&self, phase: usize) -> Result<()> {
+        let ids = self.task.phases()[phase].ids();
+        let ranges = ids.map(|id| self.params.range(id)).collect::<Vec<_>>();
+        let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return Ok(()) };
+        let bytes = first.start * size_of::<f32>()..last.end * size_of::<f32>();
+        let mut gradients = self.reducers[phase].gradients().write(bytes)?;
+        let largest = gradients.as_mut_slice::<f32>()?.iter_mut().max_by(|a, b| a.abs().total_cmp(&b.abs()));
+        if let Some(x) = largest {
+            *x = f32::from_bits(x.to_bits() ^ 1 << 22);
+        }
+        Ok(())
     }
 
     /// Forward, backward and statistics of one shard. Returns its loss.
@@ -229,11 +263,12 @@ impl Engine {
         let names = self.task.statistics().len();
         let mut statistics = vec![0.0; OWN + names + self.norms.statistics_len()];
         statistics[STOP] = f64::from(u8::from(stop && at == 0));
+        let spoiled = self.faulty(step, Fault::Nan);
         let reducer = &mut self.reducers[phase];
         reducer.begin_shard(at);
         if !batch.is_empty() {
             let mut loss = self.task.loss(phase, batch, &cx)?;
-            if self.options.faults.hits(self.comm.rank(), step, Fault::Nan) {
+            if spoiled {
                 loss.sum = loss.sum.scale(f64::NAN)?;
             }
             check_loss(&*self.task, phase, &loss)?;

@@ -64,6 +64,24 @@ pub enum Error {
         /// Steps done.
         step: u64,
     },
+    /// Ranks that no longer have the same model.
+    #[error(
+        "replicas differ after {step} steps: {tensor} on {} of {world} is not what it is on the others; they \
+         were equal after {since} steps. Hardware that fails, or a task that is not the same on all ranks: \
+         go on from a checkpoint of step {since} or before", ranks.join(", ")
+    )]
+    Diverged {
+        /// The first parameter, or running statistic, that differs.
+        tensor: String,
+        /// The ranks that are not with the majority, with their machines.
+        ranks: Vec<String>,
+        /// Ranks in all.
+        world: u32,
+        /// Steps done.
+        step: u64,
+        /// When all were last known to be equal.
+        since: u64,
+    },
     /// A rank panicked.
     #[error("rank {rank} panicked: {message}")]
     Panic {
@@ -135,6 +153,7 @@ impl Error {
                 phalanx_data::Kind::Data => AbortKind::Data,
             },
             Error::NonFinite { .. } | Error::NonFiniteModel { .. } => AbortKind::Numerics,
+            Error::Diverged { .. } => AbortKind::Communication,
             Error::Panic { .. } => AbortKind::Panic,
             Error::Comm(e) => e.kind(),
             Error::Io { .. } | Error::Task { .. } | Error::Tensor(_) | Error::Host(_) => AbortKind::Other,

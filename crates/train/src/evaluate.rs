@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_comm::{Communicator, Deadline, Wire};
+use phalanx_comm::{Activity, Communicator, Deadline, Wire};
 use phalanx_data::{Loader, LoaderConfig, Mode, Plan, Source};
 use serde::{Deserialize, Serialize};
 
@@ -141,6 +141,7 @@ fn on_rank(
     };
     let mut engine = Engine::new(comm, &device, model.task, model.params, model.norms, options)?;
     engine.restore(&snapshot)?;
+    engine.comm.whereabouts().enter(Activity::Evaluation);
     let result = evaluate(&engine, eval, &config.loader, config.eval.batch, &|| false)?;
     result.ok_or_else(|| Error::config("evaluation", "it was stopped"))
 }

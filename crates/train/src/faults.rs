@@ -3,6 +3,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use signal_hook::consts::{SIGKILL, SIGSTOP};
+
 use crate::{Error, Result};
 
 /// A kind of failure.
@@ -16,9 +18,25 @@ pub enum Fault {
     Slow(Duration),
     /// Writing the next checkpoint finds the disk full.
     DiskFull,
+    /// The rank's process is killed (SIGKILL).
+    Kill,
+    /// The rank's process is stopped (SIGSTOP): it neither works nor ends.
+    Stop,
+    /// The rank's process exits at once with this code.
+    Exit(u8),
+    /// The rank starts a sum that does not fit the others'.
+    Desync,
+    /// A bit of a summed gradient flips on this rank: the replicas part.
+    CorruptGradient,
+    /// The rank's loader never gives its next batch.
+    HangLoader,
 }
 
-/// One planted failure: `rank=R,step=S,kind=panic|nan|slow:MS|disk-full`.
+/// The form of a specification.
+const FORM: &str = "rank=R,step=S,kind=kill|stop|slow:MS|panic|nan|desync|corrupt-gradient|hang-loader|\
+                    disk-full|exit:CODE";
+
+/// One planted failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Planted {
     rank: u32,
@@ -35,8 +53,7 @@ impl FromStr for Planted {
 
     fn from_str(text: &str) -> Result<Self> {
         let wrong = |problem: String| {
-            let form = "the form is rank=R,step=S,kind=panic|nan|slow:MS|disk-full";
-            Error::config(format!("--inject {text}"), format!("{problem}; {form}"))
+            Error::config(format!("--inject {text}"), format!("{problem}; the form is {FORM}"))
         };
         let (mut rank, mut step, mut fault) = (None, None, None);
         for part in text.split(',') {
@@ -46,15 +63,26 @@ impl FromStr for Planted {
                 "rank" => rank = Some(u32::try_from(number()?).map_err(|_| wrong("no such rank".into()))?),
                 "step" => step = Some(number()?),
                 "kind" => {
-                    fault = Some(match value.split_once(':') {
-                        None if value == "panic" => Fault::Panic,
-                        None if value == "nan" => Fault::Nan,
-                        None if value == "disk-full" => Fault::DiskFull,
-                        Some(("slow", ms)) => {
+                    fault = Some(match value.split_once(':').unwrap_or((value, "")) {
+                        ("slow", ms) => {
                             let ms = ms.parse().map_err(|_| wrong(format!("{ms:?} is no number of ms")))?;
                             Fault::Slow(Duration::from_millis(ms))
                         }
-                        _ => return Err(wrong(format!("there is no kind {value:?}"))),
+                        ("exit", code) => {
+                            let wrong = |_| wrong(format!("{code:?} is no exit code from 0 to 255"));
+                            Fault::Exit(code.parse().map_err(wrong)?)
+                        }
+                        _ => match value {
+                            "kill" => Fault::Kill,
+                            "stop" => Fault::Stop,
+                            "panic" => Fault::Panic,
+                            "nan" => Fault::Nan,
+                            "desync" => Fault::Desync,
+                            "corrupt-gradient" => Fault::CorruptGradient,
+                            "hang-loader" => Fault::HangLoader,
+                            "disk-full" => Fault::DiskFull,
+                            _ => return Err(wrong(format!("there is no kind {value:?}"))),
+                        },
                     });
                 }
                 other => return Err(wrong(format!("there is no key {other:?}"))),
@@ -98,14 +126,20 @@ impl Faults {
         self.0.iter().any(|p| p.rank == rank && p.step <= step && p.fault == Fault::DiskFull)
     }
 
-    /// Sleeps or panics, when that is planted on `rank` at `step`.
+    /// Sleeps, panics or ends the process, when that is planted on `rank` at `step`.
     #[expect(clippy::panic, reason = "a panic is what was asked for")]
     pub fn before_step(&self, rank: u32, step: u64) {
         for p in self.0.iter().filter(|p| p.rank == rank && p.step == step) {
             match p.fault {
                 Fault::Panic => std::panic::panic_any(format!("planted by --inject at step {step}")),
                 Fault::Slow(time) => std::thread::sleep(time),
-                Fault::Nan | Fault::DiskFull => {}
+                // A process that may not signal itself has ended in another way.
+                Fault::Kill => drop(signal_hook::low_level::raise(SIGKILL)),
+                Fault::Stop => drop(signal_hook::low_level::raise(SIGSTOP)),
+                Fault::Exit(code) => std::process::exit(code.into()),
+                // Whoever does the work asks for these.
+                Fault::Nan | Fault::DiskFull | Fault::Desync | Fault::CorruptGradient | Fault::HangLoader => {
+                }
             }
         }
     }
@@ -131,6 +165,8 @@ mod tests {
             ("rank=x,step=2,kind=nan", "no number"),
             ("rank=0,step=2,kind=fire", "no kind"),
             ("rank=0,step=2,kind=slow:x", "number of ms"),
+            ("rank=0,step=2,kind=exit:256", "no exit code"),
+            ("rank=0,step=2,kind=kill:9", "no kind"),
             ("host=0,step=2,kind=nan", "no key"),
             ("nan", "no value"),
         ] {

@@ -5,6 +5,7 @@
 //! while backward still runs, [`checkpoint`] and [`ledger`] keep the promise: kill it, resize it, start
 //! it again: the same bits, every sample exactly once.
 
+mod audit;
 pub mod bench;
 pub mod buckets;
 pub mod checkpoint;
@@ -25,6 +26,10 @@ mod share;
 mod snapshot;
 pub mod task;
 mod tfevents;
+pub mod timeline;
+
+/// What ranks work together through.
+pub use phalanx_comm::Communicator;
 
 pub use engine::{Engine, EngineOptions, PhaseReport, StepReport};
 pub use error::{Error, Result};

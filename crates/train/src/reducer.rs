@@ -123,6 +123,7 @@ pub struct Reducer {
     filled: Vec<bool>,
     launched: usize,
     pending: Vec<Pending>,
+    misfit: bool,
 }
 
 impl Reducer {
@@ -165,7 +166,13 @@ impl Reducer {
             at: 0,
             launched: 0,
             pending: Vec::new(),
+            misfit: false,
         })
+    }
+
+    /// A planted failure: the next bucket is one element shorter than it is on the other ranks.
+    pub(crate) fn misfit(&mut self) {
+        self.misfit = true;
     }
 
     /// The bucket plan: the elements of each, to be compared across ranks.
@@ -264,8 +271,9 @@ impl Reducer {
         let what = Collective::AllReduce { tree: self.tree, wire: self.wire };
         while self.launched < self.buckets.len() && self.filled[self.launched] {
             let b = self.launched;
-            let bucket =
-                self.gradients.bucket(b as u32, self.schedule.nodes.len(), &self.buckets[b].elements)?;
+            let mut elements = self.buckets[b].elements.clone();
+            elements.end -= usize::from(std::mem::take(&mut self.misfit));
+            let bucket = self.gradients.bucket(b as u32, self.schedule.nodes.len(), &elements)?;
             // The last bucket fills when backward ends: the caller waits next, so it does the work.
             let overlap = if b + 1 == self.buckets.len() { Overlap::Caller } else { Overlap::Background };
             self.pending.push(self.comm.start(bucket, what, Event::Ready, overlap)?);

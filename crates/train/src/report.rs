@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::evaluate::Evaluation;
 use crate::rundir::RunDir;
 use crate::tfevents::EventFile;
+use crate::timeline::Times;
 use crate::{Error, Result};
 
 /// A line of `metrics.jsonl`, also printed with `--json`.
@@ -48,6 +49,9 @@ pub enum Event {
         /// The phases' own statistics, by name.
         #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
         statistics: serde_json::Map<String, serde_json::Value>,
+        /// What rank 0 has spent its time on since the line before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        time: Option<Times>,
     },
     /// An epoch has ended.
     Epoch {
@@ -145,6 +149,9 @@ pub struct Summary {
     pub buffers_hash: String,
     /// The most memory that the process had at once.
     pub peak_rss_bytes: u64,
+    /// What the ranks have spent their time on in this start.
+    #[serde(default)]
+    pub time: Times,
     /// Seconds, over all starts of the run.
     pub wall_s: f64,
 }
@@ -345,9 +352,13 @@ pub(crate) fn show_summary(dir: &RunDir, style: Style, summary: &Summary) {
                 ),
                 false => String::new(),
             };
+            let time = match summary.time.shares() {
+                shares if shares.is_empty() => shares,
+                shares => format!("\n  time         {shares}"),
+            };
             let wall = Duration::from_secs_f64(summary.wall_s.max(0.0));
             say(&format!(
-                "{} after {}, {}, {} in {wall:.1?}\n  training loss {:.4}{eval}{speed}\n  params_hash  {}\n  \
+                "{} after {}, {}, {} in {wall:.1?}\n  training loss {:.4}{eval}{speed}{time}\n  params_hash  {}\n  \
                  run          {}",
                 summary.status,
                 count(summary.epochs, "epoch"),

@@ -4,45 +4,13 @@
 // Helpers of tests may panic as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+mod common;
 
+use common::{hashes, request, run};
 use phalanx_host::rng::Key;
-use phalanx_train::config::Config;
 use phalanx_train::faults::Faults;
-use phalanx_train::ledger;
-use phalanx_train::report::{Style, Summary};
-use phalanx_train::run::{TrainRequest, train};
-use phalanx_train::rundir::Resume;
-use phalanx_train::{Error, Result};
-
-fn request(out: &Path, ranks: u32, settings: &[&str]) -> TrainRequest {
-    let text = include_str!("../../../configs/digits.toml");
-    let fixed = ["train.epochs=2", "train.global_batch=101", "checkpoint.every_steps=5", "log.every_steps=4"];
-    let settings: Vec<String> = fixed.iter().chain(settings).map(|s| (*s).to_owned()).collect();
-    TrainRequest {
-        config: Config::parse(text, "digits.toml", &settings).unwrap(),
-        ranks,
-        device: "cpu".into(),
-        out: out.into(),
-        resume: Resume::Auto,
-        max_steps: None,
-        style: Style::Quiet,
-        faults: Faults::default(),
-        allow_fingerprint_change: false,
-        stop: Arc::new(AtomicBool::new(false)),
-    }
-}
-
-fn run(request: &TrainRequest) -> Result<Summary> {
-    train(request).map(|o| o.summary)
-}
-
-fn hashes(s: &Summary) -> (String, String, String) {
-    let eval = s.eval.as_ref().map(|e| format!("{e:?}")).unwrap_or_default();
-    (s.params_hash.clone(), s.buffers_hash.clone(), eval)
-}
+use phalanx_train::run::TrainRequest;
+use phalanx_train::{Error, ledger};
 
 #[test]
 fn one_hash_for_any_world_and_any_threads() {
@@ -119,4 +87,52 @@ fn another_instruction_set_is_another_fingerprint() {
             assert_eq!(run(&allowed).unwrap().status, "finished");
         }
     }
+}
+
+#[test]
+fn a_narrow_wire_has_bits_of_its_own_and_they_are_one_for_any_world() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mut all = Vec::new();
+    for wire in ["f32", "bf16", "f16"] {
+        let mut first = None;
+        for world in 1..=4 {
+            let out = tmp.path().join(format!("{wire}-{world}"));
+            // Small buckets, so that many sums are under way at once.
+            let settings = [format!("distributed.wire={wire}"), "distributed.bucket_mb=0.01".into()];
+            let summary = run(&request(&out, world, &[&settings[0], &settings[1]])).unwrap();
+            let error = summary.eval.as_ref().unwrap().top1_error;
+            assert!(error < 0.3, "{wire}: {error}");
+            let got = hashes(&summary);
+            assert_eq!(*first.get_or_insert(got.clone()), got, "{wire} on {world} ranks");
+        }
+        all.extend(first);
+    }
+    assert!(all[0].0 != all[1].0 && all[0].0 != all[2].0 && all[1].0 != all[2].0, "{all:?}");
+    // The wire is part of what a run is.
+    let e = run(&request(&tmp.path().join("bf16-2"), 2, &["distributed.wire=f16"])).unwrap_err();
+    assert!(e.to_string().contains("distributed.wire was \"bf16\" there"), "{e}");
+}
+
+#[test]
+fn the_time_that_a_run_takes_is_explained() {
+    let tmp = tempfile::tempdir().unwrap();
+    let late = "rank=1,step=9,kind=slow:80".to_owned();
+    let faults = Faults::parse(&[late]).unwrap();
+    let summary = run(&TrainRequest { faults, ..request(tmp.path(), 2, &["train.epochs=4"]) }).unwrap();
+    let t = summary.time;
+    assert!(t.unexplained_s <= 0.03 * t.total_s, "{t:?}");
+    assert!(t.total_s <= summary.wall_s && t.total_s > 0.5 * summary.wall_s, "{t:?} of {}", summary.wall_s);
+    for part in [t.compute_s, t.data_wait_s, t.communication_s, t.optimizer_s, t.checkpoint_s, t.audit_s] {
+        assert!(part > 0.0, "{t:?}");
+    }
+    // Half of the ranks waited for the late one.
+    assert!(t.evaluation_s > 0.0 && t.skew_s > 0.03, "{t:?}");
+    // The lines of metrics add up to what rank 0 has spent up to the last of them.
+    let text = std::fs::read_to_string(tmp.path().join("metrics.jsonl")).unwrap();
+    let total =
+        |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["time"]["total_s"].as_f64();
+    let lines: Vec<f64> = text.lines().filter_map(total).collect();
+    assert_eq!(lines.len(), 15);
+    let sum: f64 = lines.iter().sum();
+    assert!(sum < 1.05 * t.total_s && sum > 0.5 * t.total_s, "{sum} of {t:?}");
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use phalanx_comm::{Communicator, Deadline};
+use phalanx_comm::{Activity, Communicator, Deadline};
 use phalanx_data::{Loader, Mode, Plan};
 use phalanx_nn::Plateau;
 
@@ -13,10 +13,12 @@ use crate::checkpoint::{Progress, Writer};
 use crate::config::Config;
 use crate::engine::{Engine, StepReport};
 use crate::evaluate::evaluate;
+use crate::faults::Fault;
 use crate::ledger::{Ledger, Line};
 use crate::report::{Event, Reporter, Summary, peak_rss_bytes, quantile};
 use crate::rundir::{Lock, RunDir};
 use crate::task::Batch;
+use crate::timeline::Spent;
 use crate::{Error, Result};
 
 /// The status of a run that a signal has stopped.
@@ -46,6 +48,10 @@ pub(super) struct Session<'a> {
     pub(super) step_ms: Vec<f64>,
     pub(super) samples: u64,
     pub(super) logged: (Instant, u64),
+    /// What the rank had spent its time on at the last line of metrics.
+    pub(super) spent: Spent,
+    /// The step at which all ranks were last known to have the same model.
+    pub(super) equal_at: u64,
 }
 
 impl<'a> Session<'a> {
@@ -63,6 +69,7 @@ impl<'a> Session<'a> {
 
     pub(super) fn run(mut self) -> Result<Outcome> {
         let per_epoch = steps_per_epoch(self.config(), &*self.sets.train);
+        self.engine.timeline.reset();
         let mut stopped = false;
         let mut saved_at = (self.progress.step > 0).then_some(self.progress.step);
         if self.progress.evaluation_due {
@@ -94,6 +101,7 @@ impl<'a> Session<'a> {
                     stopped = !self.evaluate()?;
                 }
             }
+            self.audit(stopped || self.progress.step == self.end)?;
             if stopped || self.checkpoint_due(epoch_ended) {
                 self.checkpoint()?;
                 saved_at = Some(self.progress.step);
@@ -112,6 +120,11 @@ impl<'a> Session<'a> {
     fn step(&mut self, loader: &mut Loader, shards: usize) -> Result<bool> {
         let begun = Instant::now();
         let (step, epoch) = (self.progress.step, self.progress.epoch);
+        self.comm.whereabouts().at_step(Some(step));
+        self.engine.timeline.enter(Activity::Loader);
+        if self.request.faults.hits(self.comm.rank(), step, Fault::HangLoader) {
+            self.hang()?;
+        }
         let mut batches = Vec::with_capacity(shards);
         let mut lines = Vec::with_capacity(shards);
         for _ in 0..shards {
@@ -128,6 +141,16 @@ impl<'a> Session<'a> {
         }
         self.step_ms.push(begun.elapsed().as_secs_f64() * 1e3);
         self.count(&report, factor)
+    }
+
+    /// A planted failure: the loader never gives its next batch. The other ranks must notice.
+    fn hang(&self) -> Result<()> {
+        loop {
+            std::thread::sleep(Duration::from_millis(10));
+            if let Some(reason) = self.comm.aborted() {
+                return Err(phalanx_comm::Error::Aborted { reason }.into());
+            }
+        }
     }
 
     fn factor(&self) -> f64 {
@@ -156,6 +179,7 @@ impl<'a> Session<'a> {
         if every > 0 && self.progress.step.is_multiple_of(every) && self.reporter.is_some() {
             let (since, seen) =
                 std::mem::replace(&mut self.logged, (Instant::now(), self.progress.samples_seen));
+            let time = Some(self.engine.timeline.since(&mut self.spent));
             let names = self.engine.task().statistics();
             let statistics = names.iter().zip(&first.statistics).map(|(n, v)| ((*n).to_owned(), (*v).into()));
             self.tell(Event::Step {
@@ -166,6 +190,7 @@ impl<'a> Session<'a> {
                 samples_per_second: (self.progress.samples_seen - seen) as f64
                     / since.elapsed().as_secs_f64(),
                 statistics: statistics.collect(),
+                time,
             })?;
         }
         Ok(report.stop)
@@ -187,6 +212,7 @@ impl<'a> Session<'a> {
 
     /// Evaluates; false when a stop came in between, and the evaluation is still due.
     fn evaluate(&mut self) -> Result<bool> {
+        self.engine.timeline.enter(Activity::Evaluation);
         let stop = self.request.stop.clone();
         let asked = || stop.load(Ordering::Relaxed);
         let batch = self.config().eval.batch;
@@ -207,6 +233,18 @@ impl<'a> Session<'a> {
         Ok(true)
     }
 
+    /// Compares the ranks' models where that is due, or is to be done at last.
+    fn audit(&mut self, last: bool) -> Result<()> {
+        let (every, step) = (self.config().distributed.audit_every_steps, self.progress.step);
+        if every > 0 && (last || step.is_multiple_of(every)) {
+            self.engine.timeline.enter(Activity::Audit);
+            self.engine.audit(step, self.equal_at)?;
+            self.engine.timeline.rest();
+            self.equal_at = step;
+        }
+        Ok(())
+    }
+
     fn checkpoint_due(&self, epoch_ended: bool) -> bool {
         let c = &self.config().checkpoint;
         let by_steps = c.every_steps > 0 && self.progress.step.is_multiple_of(c.every_steps);
@@ -218,6 +256,13 @@ impl<'a> Session<'a> {
     /// Between two steps, so an optimizer's update is never half done in it. The gathering inside
     /// `snapshot` is the meeting after which every rank's ledger is on disk.
     fn checkpoint(&mut self) -> Result<()> {
+        self.engine.timeline.enter(Activity::Checkpoint);
+        self.save()?;
+        self.engine.timeline.rest();
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<()> {
         self.ledger.sync()?;
         let snapshot = self.engine.snapshot(self.writer.is_some())?;
         let step = self.progress.step;
@@ -236,12 +281,16 @@ impl<'a> Session<'a> {
     }
 
     fn finish(mut self, stopped: bool) -> Result<Outcome> {
+        self.comm.whereabouts().at_step(None);
+        self.engine.timeline.enter(Activity::Checkpoint);
         if let Some(writer) = &mut self.writer {
             writer.wait()?;
         }
-        let hash = self.engine.hash()?;
         let deadline = Deadline::after(Duration::from_secs_f64(self.config().distributed.deadline_s));
         self.comm.barrier(deadline)?;
+        self.engine.timeline.enter(Activity::Finishing);
+        let hash = self.engine.hash()?;
+        let spent = self.engine.timeline.mean()?;
         let p = &self.progress;
         let status = match (stopped, p.step >= self.total) {
             (true, _) => STOPPED,
@@ -266,6 +315,7 @@ impl<'a> Session<'a> {
             params_hash: hash.params,
             buffers_hash: hash.buffers,
             peak_rss_bytes: peak_rss_bytes(),
+            time: spent,
             wall_s: self.wall_before + self.started.elapsed().as_secs_f64(),
         };
         if let Some(reporter) = &mut self.reporter {

@@ -162,6 +162,8 @@ pub(super) fn open<'a>(
         step_ms: Vec::new(),
         samples: 0,
         logged: (Instant::now(), progress.samples_seen),
+        spent: Default::default(),
+        equal_at: progress.step,
         progress,
     })))
 }
