@@ -50,19 +50,20 @@ rate() {
 }
 
 # mend: after a test that broke things, a cluster as good as new; it costs two seconds.
-mend() { PHALANX_CLUSTER_HELD=${PHALANX_CLUSTER_HELD:-$$} "$cluster_here/up" >/dev/null; }
+mend() { "$cluster_here/up" >/dev/null; }
 
 # state_of N: what the controller says of node N: idle, alloc, comp, down, …
 state_of() { sinfo --noheader --nodes="phx$1" --format=%t 2>/dev/null; }
 
-# wait_idle SECONDS: until every node is idle; a node that the controller gave up is taken back.
+# wait_idle SECONDS: until no node has a job, nor a slurmstepd that still tidies up after one; a node that the
+# controller has given up is taken back.
 wait_idle() {
     local end=$((SECONDS + $1)) node busy
     while :; do
         busy=
         for node in $(seq "$cluster_nodes"); do
             case $(state_of "$node") in
-                idle) ;;
+                idle) [ -z "$(processes_on "$node")" ] || busy+=" phx$node" ;;
                 down* | drain* | drng*)
                     scontrol update NodeName="phx$node" State=RESUME 2>/dev/null
                     busy+=" phx$node"
@@ -72,30 +73,39 @@ wait_idle() {
         done
         [ -z "$busy" ] && return 0
         if [ "$SECONDS" -ge "$end" ]; then
-            echo "not idle after $1 s:$busy" >&2
+            say "not idle after $1 s:$busy"
             return 1
         fi
         sleep 0.1
     done
 }
 
-# litter: every process of the binary under test, and every file that it or MPI may leave behind: all of
-# $TMPDIR and of the nodes' /dev/shm and /var/tmp; of what others use as well, the names that are ours or
-# MPI's. One a line, sorted.
+# processes_on N: what runs there besides the init and slurmd, one a line: id in the node, program.
+processes_on() {
+    on_node "$1" bash -c '
+        for pid in /proc/[0-9]*; do
+            id=${pid#/proc/}
+            [ "$id" -ne 1 ] && [ "$id" -ne "$$" ] && exe=$(readlink "$pid/exe") || continue
+            case ${exe##*/} in slurmd* | readlink) ;; *) echo "$id $exe" ;; esac
+        done'
+}
+
+# litter: everything that a job may leave behind, one a line, sorted: processes of the binary under test that
+# this test has started; on the nodes every process but their own; all files in $TMPDIR and in the nodes'
+# /dev/shm and /var/tmp; in folders that others use as well, the names that are ours or MPI's.
 litter() {
     {
         local pid exe node
         for pid in /proc/[0-9]*; do
-            exe=$(readlink "$pid/exe") || continue
-            case ${exe% (deleted)} in
-                */phalanx | */slurmstepd) echo "process ${pid#/proc/} $exe" ;;
-            esac
+            exe=$(readlink "$pid/exe") && [ "${exe##*/}" = phalanx ] || continue
+            tr '\0' '\n' <"$pid/environ" | grep -qxF "PHALANX_TMP=${PHALANX_TMP:-}" && echo "process ${pid#/proc/} $exe"
         done
         [ -z "${TMPDIR:-}" ] || find "$TMPDIR" -mindepth 1
         find /tmp /var/tmp /dev/shm -mindepth 1 -maxdepth 1 -regextype egrep \
             -regex '.*/[^/]*(ompi|openmpi|mpich|pmix|prrte|vader|osc_|phalanx|phx|slurm)[^/]*'
         for node in $(seq "$cluster_nodes"); do
-            on_node "$node" find /dev/shm /var/tmp -mindepth 1 | sed "s/^/phx$node:/"
+            processes_on "$node" | sed "s/^/phx$node: process /"
+            on_node "$node" find /dev/shm /var/tmp -mindepth 1 | sed "s/^/phx$node: /"
         done
     } 2>/dev/null | sort
 }
@@ -141,27 +151,36 @@ our_processes() {
     done
 }
 
-# say MESSAGE...: to standard error, with the script's name.
-say() { echo "tests/cluster/${0##*/}: $*" >&2; }
+# say MESSAGE...: to standard error.
+say() { echo "cluster $cluster: $*" >&2; }
 
 # need_root: only root can make namespaces with a network.
-need_root() { [ "$(id -u)" -eq 0 ] || { say "no cluster here: must be run as root"; exit 77; }; }
+need_root() { [ "$(id -u)" -eq 0 ] || { say "cannot be had here: must be run as root"; exit 77; }; }
 
-# reserve [SECONDS]: true when no other run uses this cluster, and none will until this process has ended or calls
-# `release`. `with` reserves it and hands the right on in PHALANX_CLUSTER_HELD.
+# reserve [SECONDS]: true when no other run uses this cluster; none will until this process calls `release` or ends.
+# What it starts has the same right, by PHALANX_CLUSTER_HELD. Processes that live on must be started with 9>&-.
 cluster_lock=$cluster_state.lock
 reserve() {
-    [ -n "${PHALANX_CLUSTER_HELD:-}" ] && return 0
+    [ -z "${PHALANX_CLUSTER_HELD:-}" ] || return 0
     while exec 9>"$cluster_lock"; do
         if ! flock --timeout "${1:-0}" 9; then
-            say "another run uses cluster $cluster; PHALANX_CLUSTER=1 … 9 are others"
+            say "another run uses it; PHALANX_CLUSTER=1 … 9 are others"
             return 1
         fi
         # Whoever had it before may have removed the file.
-        [ "$cluster_lock" -ef /proc/self/fd/9 ] && return 0
+        if [ "$cluster_lock" -ef /proc/self/fd/9 ]; then
+            cluster_owner=1
+            export PHALANX_CLUSTER_HELD=$$
+            return 0
+        fi
     done
 }
-release() { [ -n "${PHALANX_CLUSTER_HELD:-}" ] || rm -f "$cluster_lock"; }
+release() {
+    [ -n "${cluster_owner:-}" ] || return 0
+    rm -f "$cluster_lock"
+    exec 9>&-
+    unset cluster_owner PHALANX_CLUSTER_HELD
+}
 
 # take_down: ends and removes everything that `up` makes, whatever state it is in; says what would not go.
 take_down() {

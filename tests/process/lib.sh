@@ -2,6 +2,7 @@
 set -uo pipefail
 : "${PHALANX:?the path of the release binary; tests/run sets it}"
 : "${PHALANX_TMP:=$(mktemp -d)}"
+export PHALANX_TMP
 
 digits=configs/digits.toml
 failures=0
@@ -74,6 +75,42 @@ same_bits() {
         pass "$name"
     fi
 }
+
+# ------------------------------------------------------------------ ranks as processes
+
+# Open MPI: root may start it, several ranks may share a core, and its files go where they can be counted.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+case ${0##*/} in
+    mpi* | slurm*)
+        : "${PHALANX_MPI:?the release binary with the feature mpi; tests/run sets it}"
+        export TMPDIR=$PHALANX_TMP/t
+        mkdir -p "$TMPDIR"
+        . "$(dirname "${BASH_SOURCE[0]}")/../cluster/lib.sh"
+        ;;
+esac
+case ${0##*/} in
+    slurm*) : "${SLURM_CONF:?the configuration of the two-node Slurm; tests/run and tests/cluster/with set it}" ;;
+esac
+
+# by_mpirun N: sets `line` to the launcher's words for N ranks on this machine; by_srun N, for N ranks on the two
+# nodes, half of them on each. To be followed by a program: "${line[@]}" "$PHALANX_MPI" train …
+by_mpirun() {
+    local launcher=mpirun.openmpi
+    case ${0##*/} in mpich*) launcher=mpirun.mpich ;; esac
+    line=(timeout 120 "$launcher" -n "$1")
+}
+by_srun() {
+    line=(timeout 120 srun --nodes="$(($1 > 1 ? 2 : 1))" --ntasks="$1" --ntasks-per-node="$((($1 + 1) / 2))"
+        --mpi=pmix --kill-on-bad-exit=1)
+}
+
+# ranks ARGUMENT...: `phalanx ARGUMENT...` as `line` says; sets rc, out and err.
+ranks() {
+    "${line[@]}" "$PHALANX_MPI" "$@" >"$out" 2>"$err"
+    rc=$?
+}
+
+# ------------------------------------------------------------------ data and time
 
 # idx DIR TRAIN TEST [SAMPLE]: an IDX data set of random 8x8 images; training sample SAMPLE has label 200.
 idx() {
