@@ -69,21 +69,30 @@ pub(crate) enum CommName {
     Auto,
     /// Ranks are threads of this process
     Threads,
+    /// Ranks are the processes that mpirun or srun has started
+    Mpi,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct WorldArgs {
+    /// Ranks, as threads of this process; any number gives the same bits. Under mpirun and srun the ranks
+    /// are the processes that they start [default: 1]
+    #[arg(long, value_name = "N")]
+    pub ranks: Option<u32>,
+    /// How ranks talk to each other
+    #[arg(long, value_enum, default_value = "auto")]
+    pub comm: CommName,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Train {
     /// The configuration, a TOML file
     pub config: PathBuf,
-    /// Ranks, as threads of this process; any number gives the same bits
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub ranks: u32,
+    #[command(flatten)]
+    pub world: WorldArgs,
     /// Where to compute
     #[arg(long, value_enum, default_value = "auto")]
     pub device: DeviceName,
-    /// How ranks talk to each other
-    #[arg(long, value_enum, default_value = "auto")]
-    pub comm: CommName,
     /// The run directory [default: runs/<name of the configuration>]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -106,7 +115,9 @@ pub(crate) struct Train {
     /// Print errors only
     #[arg(long)]
     pub quiet: bool,
-    /// Plant a failure: rank=R,step=S,kind=panic|nan|slow:MS|disk-full; may be repeated
+    /// Plant a failure: rank=R,step=S,kind=K; may be repeated
+    ///
+    /// kind: kill, stop, slow:MS, panic, nan, desync, corrupt-gradient, hang-loader, disk-full, exit:CODE
     #[arg(long, value_name = "SPEC")]
     pub inject: Vec<String>,
     /// Go on although the checkpoint was written with other instructions or another version
@@ -121,9 +132,8 @@ pub(crate) struct Evaluate {
     /// A checkpoint, or a run directory for its newest one
     #[arg(long, value_name = "DIR")]
     pub checkpoint: PathBuf,
-    /// Ranks, as threads of this process
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub ranks: u32,
+    #[command(flatten)]
+    pub world: WorldArgs,
     /// Where to compute
     #[arg(long, value_enum, default_value = "auto")]
     pub device: DeviceName,
@@ -197,9 +207,8 @@ pub(crate) enum Bench {
         /// Bytes of each rank's buffer
         #[arg(long, default_value_t = 100_000_000)]
         bytes: usize,
-        /// Ranks, as threads
-        #[arg(long, default_value_t = 2)]
-        ranks: u32,
+        #[command(flatten)]
+        world: WorldArgs,
         /// Rounds to take the median of
         #[arg(long, default_value_t = 15)]
         rounds: usize,
@@ -239,9 +248,8 @@ pub(crate) struct BenchStep {
     /// Classes
     #[arg(long, default_value_t = 10)]
     pub classes: usize,
-    /// Ranks, as threads
-    #[arg(long, default_value_t = 1)]
-    pub ranks: u32,
+    #[command(flatten)]
+    pub world: WorldArgs,
     /// Virtual shards [default: one a rank]
     #[arg(long)]
     pub virtual_shards: Option<u32>,

@@ -13,6 +13,7 @@ use crate::args::{
     Args, Bench, BenchCommon, BenchMode, BenchStep, Command, ConfigCommand, Data, Evaluate, LedgerCommand,
     Train,
 };
+use crate::world::{self, World};
 
 /// Stopped on a signal after a checkpoint: start it again (sysexits' EX_TEMPFAIL).
 const AGAIN: u8 = 75;
@@ -67,36 +68,70 @@ fn default_out(config: &Path) -> PathBuf {
 fn run_train(args: Train) -> Result<u8> {
     // First of all: a signal that comes while the run is being set up counts as well.
     let stop = phalanx_launch::stop_on_signals()?;
-    let request = TrainRequest {
-        config: Config::load(&args.config, &args.settings)?,
-        ranks: args.ranks,
-        device: args.device.name().to_owned(),
-        out: args.out.unwrap_or_else(|| default_out(&args.config)),
-        resume: args.resume.parse().unwrap_or_default(),
-        max_steps: args.max_steps,
-        style: match (args.json, args.quiet) {
-            (true, _) => Style::Json,
-            (_, true) => Style::Quiet,
-            _ => Style::Human,
-        },
-        faults: Faults::parse(&args.inject)?,
-        allow_fingerprint_change: args.allow_fingerprint_change,
-        stop,
+    let world = world::find(&args.world, 1)?;
+    let style = match (args.json, args.quiet) {
+        (true, _) => Style::Json,
+        (_, true) => Style::Quiet,
+        _ => Style::Human,
     };
-    // A rank has failed and another one hangs: nothing but the end of the process ends that thread.
-    let outcome = train_or(&request, &|e| {
-        crate::report(&e.to_string());
-        std::process::exit(e.exit_code().into());
-    })?;
-    if outcome.stopped && request.style == Style::Human {
+    let config = Config::load(&args.config, &args.settings);
+    let request = |config: Config, ranks: u32| -> phalanx_train::Result<TrainRequest> {
+        Ok(TrainRequest {
+            config,
+            ranks,
+            device: args.device.name().to_owned(),
+            out: args.out.clone().unwrap_or_else(|| default_out(&args.config)),
+            resume: args.resume.parse().unwrap_or_default(),
+            max_steps: args.max_steps,
+            style,
+            faults: Faults::parse(&args.inject)?,
+            allow_fingerprint_change: args.allow_fingerprint_change,
+            stop: stop.clone(),
+        })
+    };
+    let (outcome, speaks) = match world {
+        World::Threads(ranks) => {
+            // A rank has failed and another one hangs: nothing but the end of the process ends that thread.
+            let stuck = |e: &phalanx_train::Error| {
+                crate::report(&e.to_string());
+                std::process::exit(e.exit_code().into());
+            };
+            (train_or(&request(config?, ranks)?, &stuck)?, true)
+        }
+        #[cfg(feature = "mpi")]
+        World::Mpi(place) => {
+            let known = config.as_ref().ok().cloned();
+            world::run(&place, known.as_ref(), |comm| {
+                let request = request(config?, comm.world())?;
+                let speaks = comm.rank() == 0;
+                Ok((phalanx_train::run::train_rank(&request, comm)?, speaks))
+            })?
+        }
+    };
+    if outcome.stopped && speaks && style == Style::Human {
         print("stopped with a checkpoint; run the same command again to go on");
     }
     Ok(if outcome.stopped { AGAIN } else { 0 })
 }
 
 fn run_evaluate(args: &Evaluate) -> Result<u8> {
-    let config = Config::load(&args.config, &args.settings)?;
-    let eval = evaluate::evaluate_checkpoint(&config, &args.checkpoint, args.ranks, args.device.name())?;
+    let device = args.device.name();
+    let config = Config::load(&args.config, &args.settings);
+    let eval = match world::find(&args.world, 1)? {
+        World::Threads(ranks) => {
+            Some(evaluate::evaluate_checkpoint(&config?, &args.checkpoint, ranks, device)?)
+        }
+        #[cfg(feature = "mpi")]
+        World::Mpi(place) => {
+            let known = config.as_ref().ok().cloned();
+            world::run(&place, known.as_ref(), |comm| {
+                let speaks = comm.rank() == 0;
+                let eval = evaluate::evaluate_rank(&config?, &args.checkpoint, device, comm)?;
+                Ok(speaks.then_some(eval))
+            })?
+        }
+    };
+    let Some(eval) = eval else { return Ok(0) };
     if args.json {
         return print_json(&eval);
     }
@@ -121,8 +156,16 @@ fn run_bench(args: Bench) -> Result<u8> {
             )
         }
         Bench::Step(args) => run_bench_step(&args),
-        Bench::Allreduce { bytes, ranks, rounds, isa, json } => {
-            let r = bench::all_reduce(bytes, ranks, rounds, &isa)?;
+        Bench::Allreduce { bytes, world, rounds, isa, json } => {
+            let r = match world::find(&world, 2)? {
+                World::Threads(ranks) => Some(bench::all_reduce(bytes, ranks, rounds, &isa)?),
+                #[cfg(feature = "mpi")]
+                World::Mpi(place) => world::run(&place, None, |comm| {
+                    let report = bench::all_reduce_rank(bytes, rounds, &*comm)?;
+                    Ok((comm.rank() == 0).then_some(report))
+                })?,
+            };
+            let Some(r) = r else { return Ok(0) };
             if json {
                 return print_json(&r);
             }
@@ -142,19 +185,29 @@ fn run_bench(args: Bench) -> Result<u8> {
 fn run_bench_step(args: &BenchStep) -> Result<u8> {
     let sizes: Vec<usize> = args.input.split('x').filter_map(|s| s.parse().ok()).collect();
     let [h, w, c] = sizes[..] else { bail!("--input {}: the form is HxWxC, as 28x28x1", args.input) };
-    let request = bench::StepRequest {
+    let world = world::find(&args.world, 1)?;
+    let request = |ranks: u32| bench::StepRequest {
         model: args.model.clone(),
         input: [h, w, c],
         classes: args.classes,
         batch: args.batch,
-        ranks: args.ranks,
+        ranks,
         virtual_shards: args.virtual_shards,
         threads: args.common.threads,
         isa: args.common.isa.clone(),
         seconds: args.seconds,
         train: matches!(args.mode, BenchMode::Train),
     };
-    let report = bench::step(&request)?;
+    let report = match world {
+        World::Threads(ranks) => Some(bench::step(&request(ranks))?),
+        #[cfg(feature = "mpi")]
+        World::Mpi(place) => world::run(&place, None, |comm| {
+            let (speaks, ranks) = (comm.rank() == 0, comm.world());
+            let report = bench::step_rank(&request(ranks), comm)?;
+            Ok(speaks.then_some(report))
+        })?,
+    };
+    let Some(report) = report else { return Ok(0) };
     let text = format!(
         "{:.0} samples/s  {:.3} ms a step  {:.1} GFLOP/s",
         report.samples_per_second, report.step_ms_p50, report.gflops

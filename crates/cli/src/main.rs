@@ -3,6 +3,7 @@
 
 mod args;
 mod commands;
+mod world;
 
 use std::process::ExitCode;
 

@@ -152,7 +152,7 @@ impl Whereabouts {
     }
 
     /// A call begins. For transports; the text is made when somebody asks for it.
-    pub(crate) fn begin_call(
+    pub fn begin_call(
         &self,
         kind: &'static str,
         number: u64,
@@ -165,8 +165,8 @@ impl Whereabouts {
         calls.push_back(Entry { number, kind, what: Box::new(what), begun: Instant::now(), done: false });
     }
 
-    /// A call is done.
-    pub(crate) fn end_call(&self, kind: &'static str, number: u64) {
+    /// A call is done. For transports.
+    pub fn end_call(&self, kind: &'static str, number: u64) {
         let mut calls = lock(&self.calls);
         if let Some(e) = calls.iter_mut().rev().find(|e| e.kind == kind && e.number == number) {
             e.done = true;

@@ -1,7 +1,11 @@
-//! How a run meets the system it runs on. At this stage: signals.
+//! How a run meets the system it runs on: which launcher has started it, and which signals reach it.
 
+mod nodelist;
+mod place;
 mod signals;
 
+pub use nodelist::{compress, expand, tasks_per_node};
+pub use place::{Launcher, Place};
 pub use signals::stop_on_signals;
 
 /// What can go wrong between a run and its system.
@@ -15,6 +19,41 @@ pub enum Error {
         /// The system's answer.
         cause: std::io::Error,
     },
+    /// A launcher's variable that makes no sense.
+    #[error("the environment's {name}={value:?} makes no sense: {why}")]
+    Variable {
+        /// The variable.
+        name: String,
+        /// Its value.
+        value: String,
+        /// Why not.
+        why: String,
+    },
+    /// Two launchers that do not agree.
+    #[error(
+        "the environment contradicts itself: {left} is {left_value}, but {right} is {right_value}; unset the \
+         variables of the launcher that has not started this process"
+    )]
+    Conflict {
+        /// One variable.
+        left: String,
+        /// Its value.
+        left_value: u32,
+        /// The other.
+        right: String,
+        /// Its value.
+        right_value: u32,
+    },
+    /// Processes that were started together and would not be one world.
+    #[error("{0}")]
+    Singletons(String),
+}
+
+impl Error {
+    /// The process's exit code: bad usage.
+    pub fn exit_code(&self) -> u8 {
+        2
+    }
 }
 
 /// Result of this crate.

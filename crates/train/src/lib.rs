@@ -16,6 +16,8 @@ pub mod evaluate;
 pub mod faults;
 pub mod fingerprint;
 pub mod ledger;
+#[cfg(feature = "mpi")]
+pub mod process;
 pub mod ranks;
 pub mod reducer;
 pub mod report;
