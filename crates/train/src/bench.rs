@@ -16,7 +16,7 @@ use crate::faults::Faults;
 use crate::report::{peak_rss_bytes, quantile};
 use crate::share::from_rank_0;
 use crate::task::{Batch, Classification, Task};
-use crate::{Error, Result, ranks, setup};
+use crate::{Error, Result, ranks, setup, tuning};
 
 /// What `bench gemm` measured.
 #[derive(Debug, Clone, Serialize)]
@@ -102,6 +102,11 @@ pub fn all_reduce_rank(bytes: usize, rounds: usize, comm: &dyn Communicator) -> 
         memory_bandwidth_gb_s: r.memory_bandwidth_gb_s,
         copy_gb_s: r.copy_gb_s,
     })
+}
+
+/// Measures bucket sizes between thread ranks; see [`tuning::tune`].
+pub fn tune(ranks: u32, isa: &str) -> Result<tuning::Report> {
+    first(ranks::run_threads(ranks, DEADLINE, Isa::choose(isa)?, |comm| tuning::tune(&*comm))?)
 }
 
 /// What rank 0 gave.
@@ -216,7 +221,7 @@ fn run_steps(
     let options = EngineOptions {
         seed: 1,
         shards,
-        bucket_bytes: 25_000_000,
+        bucket_bytes: tuning::bucket_bytes(None, &**comm)?.0,
         wire: Wire::F32,
         deadline: DEADLINE,
         faults: Faults::default(),

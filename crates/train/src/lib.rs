@@ -29,6 +29,7 @@ mod snapshot;
 pub mod task;
 mod tfevents;
 pub mod timeline;
+pub mod tuning;
 
 /// What ranks work together through.
 pub use phalanx_comm::Communicator;

@@ -222,7 +222,7 @@ mod tests {
         // The standard's check value, and RFC 3720's for 32 zeros; the mask rotates and adds a constant.
         for (data, crc) in [(&b"123456789"[..], 0xe306_9283u32), (&[0; 32], 0x8a91_36aa)] {
             assert_eq!(crc32c_by_bits(data), crc);
-            assert_eq!(masked_crc(data), (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8));
+            assert_eq!(masked_crc(data), crc.rotate_left(17).wrapping_add(0xa282_ead8));
         }
         // The first 12 bytes of most event files: a record of 24 bytes and its length's checksum.
         assert_eq!(record(&[0; 24])[..12], [0x18, 0, 0, 0, 0, 0, 0, 0, 0xa3, 0x7f, 0x4b, 0x22]);

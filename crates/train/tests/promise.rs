@@ -108,7 +108,9 @@ fn a_narrow_wire_has_bits_of_its_own_and_they_are_one_for_any_world() {
         all.extend(first);
     }
     assert!(all[0].0 != all[1].0 && all[0].0 != all[2].0 && all[1].0 != all[2].0, "{all:?}");
-    // The wire is part of what a run is.
+    // The size of the buckets is no part of what a run is.
+    assert_eq!(all[0], hashes(&run(&request(&tmp.path().join("large"), 2, &[])).unwrap()));
+    // The wire is.
     let e = run(&request(&tmp.path().join("bf16-2"), 2, &["distributed.wire=f16"])).unwrap_err();
     assert!(e.to_string().contains("distributed.wire was \"bf16\" there"), "{e}");
 }

@@ -18,7 +18,7 @@ use crate::ledger::{Header, Ledger};
 use crate::report::{Event, Reporter, Style, Summary, show_summary};
 use crate::rundir::{Lock, RunDir};
 use crate::share::{check_same_table, from_rank_0};
-use crate::{Error, Result, report, setup};
+use crate::{Error, Result, report, setup, tuning};
 
 /// What a start finds.
 pub(super) enum Opened<'a> {
@@ -87,10 +87,12 @@ pub(super) fn open<'a>(
         return Ok(Opened::Ended(Box::new(summary)));
     }
     let shards = shards(config, saved.as_ref().map(|s| s.1.virtual_shards), comm.world())?;
+    let (bucket_bytes, warning) = tuning::bucket_bytes(config.distributed.bucket_mb, &*comm)?;
+    warnings.extend(warning);
     let options = EngineOptions {
         seed: config.seed,
         shards,
-        bucket_bytes: (config.distributed.bucket_mb.unwrap_or(25.0) * 1e6) as usize,
+        bucket_bytes,
         wire: config.distributed.wire.wire(config.train.global_batch),
         deadline: allowed,
         faults: request.faults.clone(),
@@ -129,7 +131,7 @@ pub(super) fn open<'a>(
         let (first, due) = (progress.step, progress.evaluation_due);
         let mut r = Reporter::new(&dir, request.style, start.attempt, first, total, due)?;
         dir.clear_summary()?;
-        dir.write_json("env.json", &environment(&progress.fingerprint, &comm, threads))?;
+        dir.write_json("env.json", &environment(&engine, &progress.fingerprint, threads))?;
         for message in warnings {
             r.tell(&Event::Warning { message })?;
         }
@@ -182,7 +184,8 @@ fn new_progress(config: &Config, shards: u32, fingerprint: Fingerprint) -> Resul
 }
 
 /// `env.json`.
-fn environment(fingerprint: &Fingerprint, comm: &Arc<dyn Communicator>, threads: usize) -> serde_json::Value {
+fn environment(engine: &Engine, fingerprint: &Fingerprint, threads: usize) -> serde_json::Value {
+    let comm = &engine.comm;
     serde_json::json!({
         "phalanx": env!("CARGO_PKG_VERSION"),
         "host": host_name(),
@@ -190,7 +193,9 @@ fn environment(fingerprint: &Fingerprint, comm: &Arc<dyn Communicator>, threads:
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
         "world_size": comm.world(),
         "comm": comm.name(),
+        "nodes": comm.locality().nodes,
         "threads_per_rank": threads,
+        "bucket_mb": engine.options.bucket_bytes as f64 / 1e6,
         "fingerprint": fingerprint,
     })
 }

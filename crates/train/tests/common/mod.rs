@@ -12,7 +12,7 @@ use phalanx_train::run::{TrainRequest, train};
 use phalanx_train::rundir::Resume;
 
 /// A run of 30 steps and 8 virtual shards in `out`.
-pub fn request(out: &Path, ranks: u32, settings: &[&str]) -> TrainRequest {
+pub(crate) fn request(out: &Path, ranks: u32, settings: &[&str]) -> TrainRequest {
     let text = include_str!("../../../../configs/digits.toml");
     let fixed = ["train.epochs=2", "train.global_batch=101", "checkpoint.every_steps=5", "log.every_steps=4"];
     let settings: Vec<String> = fixed.iter().chain(settings).map(|s| (*s).to_owned()).collect();
@@ -30,12 +30,12 @@ pub fn request(out: &Path, ranks: u32, settings: &[&str]) -> TrainRequest {
     }
 }
 
-pub fn run(request: &TrainRequest) -> Result<Summary> {
+pub(crate) fn run(request: &TrainRequest) -> Result<Summary> {
     train(request).map(|o| o.summary)
 }
 
 /// What must be the same whatever happens to a run.
-pub fn hashes(s: &Summary) -> (String, String, String) {
+pub(crate) fn hashes(s: &Summary) -> (String, String, String) {
     let eval = s.eval.as_ref().map(|e| format!("{e:?}")).unwrap_or_default();
     (s.params_hash.clone(), s.buffers_hash.clone(), eval)
 }
