@@ -212,6 +212,9 @@ pub(crate) enum Bench {
         /// Rounds to take the median of
         #[arg(long, default_value_t = 15)]
         rounds: usize,
+        /// Find the bucket size that suits this world, and keep it for runs without distributed.bucket_mb
+        #[arg(long, conflicts_with_all = ["bytes", "rounds"])]
+        tune: bool,
         /// auto, portable, avx2 or avx512
         #[arg(long, default_value = "auto")]
         isa: String,

@@ -11,7 +11,7 @@ use phalanx_train::{bench, evaluate, ledger};
 
 use crate::args::{
     Args, Bench, BenchCommon, BenchMode, BenchStep, Command, ConfigCommand, Data, Evaluate, LedgerCommand,
-    Train,
+    Train, WorldArgs,
 };
 use crate::world::{self, World};
 
@@ -156,7 +156,8 @@ fn run_bench(args: Bench) -> Result<u8> {
             )
         }
         Bench::Step(args) => run_bench_step(&args),
-        Bench::Allreduce { bytes, world, rounds, isa, json } => {
+        Bench::Allreduce { world, isa, json, tune: true, .. } => run_tune(&world, &isa, json),
+        Bench::Allreduce { bytes, world, rounds, isa, json, tune: false } => {
             let r = match world::find(&world, 2)? {
                 World::Threads(ranks) => Some(bench::all_reduce(bytes, ranks, rounds, &isa)?),
                 #[cfg(feature = "mpi")]
@@ -180,6 +181,27 @@ fn run_bench(args: Bench) -> Result<u8> {
             Ok(0)
         }
     }
+}
+
+fn run_tune(world: &WorldArgs, isa: &str, json: bool) -> Result<u8> {
+    let r = match world::find(world, 2)? {
+        World::Threads(ranks) => Some(bench::tune(ranks, isa)?),
+        #[cfg(feature = "mpi")]
+        World::Mpi(place) => world::run(&place, None, |comm| {
+            let report = phalanx_train::tuning::tune(&*comm)?;
+            Ok((comm.rank() == 0).then_some(report))
+        })?,
+    };
+    let Some(r) = r else { return Ok(0) };
+    if json {
+        return print_json(&r);
+    }
+    for size in &r.sizes {
+        print(&format!("{:>6} MB  {:.3} ms", size.bucket_mb, size.seconds_p50 * 1e3));
+    }
+    let (mb, ranks, nodes, path) = (r.bucket_mb, r.ranks, r.nodes, r.saved_to.display());
+    print(&format!("best: {mb} MB, for {ranks} ranks of {} on {nodes} machine(s), kept in {path}", r.comm));
+    Ok(0)
 }
 
 fn run_bench_step(args: &BenchStep) -> Result<u8> {
