@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034 # used by those who source this
 # A two-node Slurm on this machine; sourced by up, down, with and by tests that use the cluster.
 #
 # The nodes phx1 and phx2 are process trees of their own: each has its own PID, network, mount, UTS and IPC
@@ -157,6 +158,17 @@ say() { echo "cluster $cluster: $*" >&2; }
 # need_root: only root can make namespaces with a network.
 need_root() { [ "$(id -u)" -eq 0 ] || { say "cannot be had here: must be run as root"; exit 77; }; }
 
+# end_orphans: tests of a run that was killed go on, with its right to the cluster. To be called by who has the
+# lock: nobody else has that right now.
+end_orphans() {
+    local pid
+    for pid in /proc/[0-9]*; do
+        [ "$(tr '\0' '\n' 2>/dev/null <"$pid/environ" |
+            grep -cxE "PHALANX_CLUSTER_HELD=[0-9]+|SLURM_CONF=$cluster_conf")" = 2 ] && kill -KILL "${pid#/proc/}"
+    done 2>/dev/null
+    return 0
+}
+
 # reserve [SECONDS]: true when no other run uses this cluster; none will until this process calls `release` or ends.
 # What it starts has the same right, by PHALANX_CLUSTER_HELD. Processes that live on must be started with 9>&-.
 cluster_lock=$cluster_state.lock
@@ -169,6 +181,7 @@ reserve() {
         fi
         # Whoever had it before may have removed the file.
         if [ "$cluster_lock" -ef /proc/self/fd/9 ]; then
+            end_orphans
             cluster_owner=1
             export PHALANX_CLUSTER_HELD=$$
             return 0
@@ -199,7 +212,7 @@ take_down() {
     # A namespace's devices go when its last process has; not to wait for that, they are deleted by name.
     for name in $(seq "$cluster_nodes"); do devices+=("$(cable "$name")"); done
     for name in "${devices[@]}" "$cluster_bridge"; do
-        if [ -e "/sys/class/net/$name" ] && ! ip link delete "$name" && [ -e "/sys/class/net/$name" ]; then
+        if [ -e "/sys/class/net/$name" ] && ! ip link delete "$name" 2>/dev/null && [ -e "/sys/class/net/$name" ]; then
             say "network device $name does not go"
             left=1
         fi
