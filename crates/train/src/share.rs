@@ -50,7 +50,7 @@ pub(crate) fn check_same_table(
     // Only now the texts, which may be long.
     let theirs: toml::Table = from_rank_0(comm, comm.deadline(), || Ok(mine.clone()))?;
     let (key, first, other) = first_difference(&theirs, &mine).unwrap_or_default();
-    let told = [format!("{key} = {first}"), format!("{key} = {other}")].join("\n");
+    let told = [first, other].map(|value| format!("{key} = {}", value.trim_matches('"'))).join("\n");
     let all = comm.all_gather(told.as_bytes(), comm.deadline())?;
     let told = String::from_utf8_lossy(&all[rank]).into_owned();
     let (first, other) = told.split_once('\n').unwrap_or_default();
@@ -97,6 +97,8 @@ mod tests {
             "the configuration differs between ranks: rank 0 has \"z = 0\", rank 1 has \"z = 1\""
         );
         assert_eq!(e.exit_code(), 4);
+        let e = check(&|rank| format!("isa = \"avx{}\"", if rank == 3 { 2 } else { 512 })).unwrap_err();
+        assert!(e.to_string().ends_with("rank 0 has \"isa = avx512\", rank 3 has \"isa = avx2\""), "{e}");
         let e = check(&|rank| if rank < 2 { "a = 1".into() } else { format!("a = 1\n[b]\nc = {rank}") });
         assert!(e.unwrap_err().to_string().contains("rank 0 has \"b = unset\", rank 2 has"));
     }

@@ -88,9 +88,11 @@ fn part(activity: Activity) -> Part {
 }
 
 fn times(spent: &Spent) -> Times {
-    let of = |part: Part| spent[part as usize];
+    // To the microsecond.
+    let rounded = |s: f64| (s * 1e6).round() / 1e6;
+    let of = |part: Part| rounded(spent[part as usize]);
     Times {
-        total_s: spent.iter().sum(),
+        total_s: rounded(spent.iter().sum()),
         compute_s: of(Part::Compute),
         data_wait_s: of(Part::Data),
         communication_s: of(Part::Communication),

@@ -1,5 +1,6 @@
 //! How a rank gets ready: all checks, the run directory, the model as it was left.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -126,12 +127,13 @@ pub(super) fn open<'a>(
         virtual_shards: shards,
     };
     let ledger = Ledger::create(dir.path(), &header)?;
+    let hosts = comm.all_gather(host_name().as_bytes(), Deadline::after(allowed))?;
     let (mut reporter, mut writer) = (None, None);
     if comm.rank() == 0 {
         let (first, due) = (progress.step, progress.evaluation_due);
         let mut r = Reporter::new(&dir, request.style, start.attempt, first, total, due)?;
         dir.clear_summary()?;
-        dir.write_json("env.json", &environment(&engine, &progress.fingerprint, threads))?;
+        dir.write_json("env.json", &environment(&engine, &progress.fingerprint, &hosts, threads))?;
         for message in warnings {
             r.tell(&Event::Warning { message })?;
         }
@@ -184,8 +186,14 @@ fn new_progress(config: &Config, shards: u32, fingerprint: Fingerprint) -> Resul
 }
 
 /// `env.json`.
-fn environment(engine: &Engine, fingerprint: &Fingerprint, threads: usize) -> serde_json::Value {
+fn environment(
+    engine: &Engine,
+    fingerprint: &Fingerprint,
+    hosts: &[Vec<u8>],
+    threads: usize,
+) -> serde_json::Value {
     let comm = &engine.comm;
+    let hosts: BTreeSet<_> = hosts.iter().map(|h| String::from_utf8_lossy(h)).collect();
     serde_json::json!({
         "phalanx": env!("CARGO_PKG_VERSION"),
         "host": host_name(),
@@ -193,7 +201,7 @@ fn environment(engine: &Engine, fingerprint: &Fingerprint, threads: usize) -> se
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
         "world_size": comm.world(),
         "comm": comm.name(),
-        "nodes": comm.locality().nodes,
+        "hosts": hosts,
         "threads_per_rank": threads,
         "bucket_mb": engine.options.bucket_bytes as f64 / 1e6,
         "fingerprint": fingerprint,

@@ -25,12 +25,14 @@ enum Wrong {
     Beyond,
     Namesakes,
     Foreign,
+    Apart,
 }
 
 /// Fits one number to samples; its second phase trains a parameter that its loss does not reach.
 #[derive(Debug)]
 struct Fit {
     wrong: Wrong,
+    rank: u32,
     norm: BatchNorm,
     phases: Vec<Phase>,
 }
@@ -73,6 +75,10 @@ impl Task for Fit {
         if self.wrong == Wrong::Foreign {
             state.shards.insert(SHARDS - 1, Arrays::from([("x".into(), Array::new(&[1], &[1i64]))]));
         }
+        if self.wrong == Wrong::Apart {
+            let array = |x: u32| Array::new(&[1], &[i64::from(x)]);
+            state.shared.extend([("alike".into(), array(0)), ("target".into(), array(self.rank / 2))]);
+        }
         state
     }
 }
@@ -100,7 +106,7 @@ impl Spike for Edges {
         // The first phase holds both: one is reached, the other gets zeros.
         let phases = vec![phase("fit", 0..2), phase(second, 1..end)];
         let (params, norms) = setup::parameters(b, 7, comm)?;
-        Ok((Box::new(Fit { wrong, norm, phases }), params, norms))
+        Ok((Box::new(Fit { wrong, rank: comm.rank(), norm, phases }), params, norms))
     }
 
     fn batch(&self, step: u64, shard: u32, device: &Device) -> Batch {
@@ -148,4 +154,8 @@ fn tasks_that_contradict_themselves_are_told_so() {
             "{wrong:?}: {e}"
         );
     }
+    // What all ranks must have alike is compared whenever it is taken.
+    let e = try_run(&Edges(Wrong::Apart), 3, 0..1, None).unwrap_err();
+    assert!(matches!(e, Error::Comm(phalanx_comm::Error::Differs { rank: 2, .. })), "{e}");
+    assert!(e.to_string().contains("the task's shared state") && e.to_string().contains("target = "), "{e}");
 }
