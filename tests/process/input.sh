@@ -40,7 +40,7 @@ wrong 2 '"/nope/dir" is neither' --set data.train=/nope/dir
 wrong 2 'at least one rank' --ranks 0
 wrong 2 '9 ranks cannot share 8 virtual shards; start at most 8' --ranks 9
 wrong 2 'cannot share 8' --ranks 4000000000
-wrong 2 'kind=panic' --inject fire
+wrong 2 'kind=kill' --inject fire
 wrong 2 'no rank 3 of 2' --ranks 2 --inject rank=3,step=1,kind=nan
 wrong 2 'neither a checkpoint nor a run directory' --resume /nope
 wrong 2 'neither a checkpoint nor a run directory' --resume /etc

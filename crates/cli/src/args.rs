@@ -212,7 +212,7 @@ pub(crate) enum Bench {
         /// Rounds to take the median of
         #[arg(long, default_value_t = 15)]
         rounds: usize,
-        /// Find the bucket size that suits this world, and keep it for runs without distributed.bucket_mb
+        /// Find the best size of buckets, and keep it for runs without distributed.bucket_mb
         #[arg(long, conflicts_with_all = ["bytes", "rounds"])]
         tune: bool,
         /// auto, portable, avx2 or avx512
@@ -256,6 +256,15 @@ pub(crate) struct BenchStep {
     /// Virtual shards [default: one a rank]
     #[arg(long)]
     pub virtual_shards: Option<u32>,
+    /// Widths of an MLP's hidden layers, as 2048,512
+    #[arg(long, value_delimiter = ',', value_name = "N,N")]
+    pub hidden: Option<Vec<usize>>,
+    /// Most megabytes in one bucket of gradients [default: the tuned, or 25]
+    #[arg(long, value_name = "MB")]
+    pub bucket_mb: Option<f64>,
+    /// What sums of gradients are rounded to
+    #[arg(long, value_enum, default_value = "f32")]
+    pub wire: WireName,
     /// Seconds to measure
     #[arg(long, default_value_t = 2.0)]
     pub seconds: f64,
@@ -267,6 +276,26 @@ pub(crate) struct BenchStep {
     pub precision: BenchPrecision,
     #[command(flatten)]
     pub common: BenchCommon,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum WireName {
+    /// Nothing is rounded
+    F32,
+    /// The upper half of a single-precision number
+    Bf16,
+    /// Half precision
+    F16,
+}
+
+impl From<WireName> for phalanx_train::config::WireType {
+    fn from(name: WireName) -> Self {
+        match name {
+            WireName::F32 => Self::F32,
+            WireName::Bf16 => Self::Bf16,
+            WireName::F16 => Self::F16,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
