@@ -75,8 +75,9 @@ pub(crate) enum CommName {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct WorldArgs {
-    /// Ranks, as threads of this process; any number gives the same bits. Under mpirun and srun the ranks
-    /// are the processes that they start [default: 1]
+    /// Ranks, as threads of this process; any number gives the same bits
+    ///
+    /// Under mpirun and srun it is left out: ranks are the processes that they start.
     #[arg(long, value_name = "N")]
     pub ranks: Option<u32>,
     /// How ranks talk to each other
@@ -117,8 +118,9 @@ pub(crate) struct Train {
     pub quiet: bool,
     /// Plant a failure: rank=R,step=S,kind=K; may be repeated
     ///
-    /// kind: kill, stop, slow:MS, panic, nan, desync, corrupt-gradient, hang-loader, disk-full, exit:CODE
-    #[arg(long, value_name = "SPEC")]
+    /// K: kill, stop, slow:MS, panic, nan, desync, corrupt-gradient, hang-loader, disk-full,
+    /// exit:CODE
+    #[arg(long, value_name = "SPEC", verbatim_doc_comment)]
     pub inject: Vec<String>,
     /// Go on although the checkpoint was written with other instructions or another version
     #[arg(long)]

@@ -217,6 +217,9 @@ fn run_bench_step(args: &BenchStep) -> Result<u8> {
         virtual_shards: args.virtual_shards,
         threads: args.common.threads,
         isa: args.common.isa.clone(),
+        hidden: args.hidden.clone(),
+        bucket_mb: args.bucket_mb,
+        wire: args.wire.into(),
         seconds: args.seconds,
         train: matches!(args.mode, BenchMode::Train),
     };

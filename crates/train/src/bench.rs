@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use phalanx_comm::{Communicator, Wire};
+use phalanx_comm::Communicator;
 use phalanx_host::rng::{Key, Stream};
 use phalanx_host::{Cpu, Isa};
 use phalanx_host::{Mat, MatMut, gemm as product};
@@ -11,6 +11,7 @@ use phalanx_nn::{ModelConfig, OptimizerConfig};
 use phalanx_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::config::WireType;
 use crate::engine::{Engine, EngineOptions};
 use crate::faults::Faults;
 use crate::report::{peak_rss_bytes, quantile};
@@ -133,6 +134,12 @@ pub struct StepRequest {
     pub threads: usize,
     /// The instruction set's name.
     pub isa: String,
+    /// Widths of an MLP's hidden layers, when not its own.
+    pub hidden: Option<Vec<usize>>,
+    /// Most megabytes in one bucket of gradients, when not the tuned or usual.
+    pub bucket_mb: Option<f64>,
+    /// What sums of gradients are rounded to.
+    pub wire: WireType,
     /// How long to measure.
     pub seconds: f64,
     /// A whole step, or the forward pass alone.
@@ -158,6 +165,10 @@ pub struct StepReport {
     pub samples_per_second: f64,
     /// Median time of a step.
     pub step_ms_p50: f64,
+    /// CPU time of rank 0's process in a step, of all its threads, in milliseconds.
+    pub cpu_ms: f64,
+    /// Bytes of gradients that a step sums.
+    pub gradient_bytes: u64,
     /// The most memory that the process had at once.
     pub peak_rss_bytes: u64,
     /// Multiply-adds of linear and convolution layers, twice, by time, in 10⁹ a second over all ranks.
@@ -178,7 +189,7 @@ pub fn step(request: &StepRequest) -> Result<StepReport> {
 pub fn step_rank(request: &StepRequest, comm: Arc<dyn Communicator>) -> Result<StepReport> {
     let isa = Isa::choose(&request.isa)?;
     let (ranks, shards) = (comm.world(), request.virtual_shards.unwrap_or(comm.world()));
-    let (mut times, flop) = run_steps(request, isa, shards, &comm)?;
+    let Measured { mut times, cpu, flop, gradient_bytes } = run_steps(request, isa, shards, &comm)?;
     let seconds = quantile(&mut times, 0.5);
     let samples = (request.batch * u64::from(ranks)) as f64;
     let gflops = flop * samples / seconds / 1e9;
@@ -191,6 +202,8 @@ pub fn step_rank(request: &StepRequest, comm: Arc<dyn Communicator>) -> Result<S
         isa: isa.name().into(),
         samples_per_second: samples / seconds,
         step_ms_p50: seconds * 1e3,
+        cpu_ms: cpu * 1e3,
+        gradient_bytes,
         peak_rss_bytes: peak_rss_bytes(),
         gflops,
         peak_fraction: gflops / peak,
@@ -201,17 +214,38 @@ pub fn step_rank(request: &StepRequest, comm: Arc<dyn Communicator>) -> Result<S
     })
 }
 
-/// The times of the steps, and the floating-point operations of one sample.
+/// What steps cost.
+struct Measured {
+    /// Seconds of each.
+    times: Vec<f64>,
+    /// Mean seconds of CPU time of this process.
+    cpu: f64,
+    /// Floating-point operations of one sample.
+    flop: f64,
+    gradient_bytes: u64,
+}
+
+/// Seconds of CPU time that this process has had; 0 where the system does not tell.
+fn cpu_seconds() -> f64 {
+    // In hundredths of a second on every Linux that has this file.
+    const TICKS: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map_or("", |s| s.1).split(' ');
+    let ticks: Vec<f64> = fields.skip(11).take(2).filter_map(|t| t.parse().ok()).collect();
+    ticks.iter().sum::<f64>() / TICKS
+}
+
 fn run_steps(
     request: &StepRequest,
     isa: Isa,
     shards: u32,
     comm: &Arc<dyn Communicator>,
-) -> Result<(Vec<f64>, f64)> {
+) -> Result<Measured> {
     let device = setup::device("cpu", isa, request.threads)?;
     let [h, w, c] = request.input;
     let mut builder = phalanx_nn::Builder::new();
-    let model = ModelConfig::named(&request.model);
+    let mut model = ModelConfig::named(&request.model);
+    model.hidden = request.hidden.clone();
     let layers = phalanx_nn::build(&model, request.input, request.classes, &mut builder)?;
     let multiply_adds =
         if request.train { builder.training_multiply_adds() } else { builder.multiply_adds() };
@@ -221,8 +255,8 @@ fn run_steps(
     let options = EngineOptions {
         seed: 1,
         shards,
-        bucket_bytes: tuning::bucket_bytes(None, &**comm)?.0,
-        wire: Wire::F32,
+        bucket_bytes: tuning::bucket_bytes(request.bucket_mb, &**comm)?.0,
+        wire: request.wire.wire(request.batch * u64::from(comm.world())),
         deadline: DEADLINE,
         faults: Faults::default(),
     };
@@ -241,7 +275,7 @@ fn run_steps(
     });
     let batches = batches.collect::<Result<Vec<_>>>()?;
     let mut times = Vec::new();
-    let begun = Instant::now();
+    let (begun, cpu) = (Instant::now(), cpu_seconds());
     let mut number = 0;
     // All ranks stop at the step that rank 0 stops at.
     loop {
@@ -260,9 +294,11 @@ fn run_steps(
             break;
         }
     }
+    let cpu = (cpu_seconds() - cpu) / times.len() as f64;
     // The first steps fill the pool and the caches.
-    let warm = times.split_off(3.min(times.len()));
-    Ok((warm, 2.0 * multiply_adds as f64))
+    let times = times.split_off(3.min(times.len()));
+    let gradient_bytes = (engine.params().count() * size_of::<f32>()) as u64;
+    Ok(Measured { times, cpu, flop: 2.0 * multiply_adds as f64, gradient_bytes })
 }
 
 #[cfg(test)]
@@ -283,6 +319,9 @@ mod tests {
             virtual_shards: Some(4),
             threads: 1,
             isa: "auto".into(),
+            hidden: None,
+            bucket_mb: None,
+            wire: WireType::F32,
             seconds: 0.01,
             train: true,
         };
