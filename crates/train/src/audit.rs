@@ -33,7 +33,7 @@ impl Engine {
         let hosts = self.comm.all_gather(host_name().as_bytes(), self.comm.deadline())?;
         let (tensor, ranks) = first_difference(&all).unwrap_or((0, vec![rank]));
         let place = |r: u32| match hosts.get(r as usize).map(|h| String::from_utf8_lossy(h)) {
-            Some(host) if !host.is_empty() => format!("rank {r} on {host}"),
+            Some(host) if !host.is_empty() => format!("rank {r} ({host})"),
             _ => format!("rank {r}"),
         };
         let tensor = mine.into_iter().nth(tensor).map(|(name, _)| name).unwrap_or_default();

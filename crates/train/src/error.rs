@@ -66,9 +66,11 @@ pub enum Error {
     },
     /// Ranks that no longer have the same model.
     #[error(
-        "replicas differ after {step} steps: {tensor} on {} of {world} is not what it is on the others; they \
-         were equal after {since} steps. Hardware that fails, or a task that is not the same on all ranks: \
-         go on from a checkpoint of step {since} or before", ranks.join(", ")
+        "replicas differ after {step} steps: {tensor} on {} is not what it is on the other {}{}; all were equal \
+         after {since} steps. Hardware fails, or the task is not the same on all ranks: go on from a \
+         checkpoint of step {since} or before",
+        ranks.join(", "), *world as usize - ranks.len(),
+        if 2 * ranks.len() < *world as usize { "" } else { ", which are no majority" }
     )]
     Diverged {
         /// The first parameter, or running statistic, that differs.

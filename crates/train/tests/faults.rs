@@ -73,10 +73,10 @@ fn the_audit_finds_replicas_that_have_parted() {
         let every = format!("distributed.audit_every_steps={every}");
         let e = run(&planted(&out, ranks, &fault, &[&every])).unwrap_err();
         let Error::Diverged { tensor, ranks: named, world, step, since } = &e else { panic!("{e}") };
-        assert!(named.len() == 1 && named[0].starts_with(&format!("rank {bad} on ")), "{e}");
+        assert!(named.len() == 1 && named[0].starts_with(&format!("rank {bad} (")), "{e}");
         assert_eq!((*world, (*step, *since)), (ranks, audits), "{e}");
         assert!(tensor.contains("weight") || tensor.contains("bias"), "{e}");
-        assert_eq!(e.exit_code(), 4);
+        assert_eq!((e.exit_code(), e.to_string().contains("no majority")), (4, ranks == 2), "{e}");
         goes_on(&out, &whole, &fault);
     }
     // At the end, however long the audit was not due; and not at all when it is switched off.
