@@ -60,17 +60,21 @@ class Phalanx:
         self.binary = binary
 
     def bench(self, *args):
-        command = [str(self.binary), "bench", *map(str, args), "--json"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        except (OSError, subprocess.TimeoutExpired) as e:
-            raise Failure(f"{shlex.join(command)}: {e}") from e
-        if done.returncode != 0:
-            raise Failure(f"{shlex.join(command)}: exit code {done.returncode}: {done.stderr.strip()[-500:]}")
-        try:
-            return json.loads(done.stdout)
-        except ValueError as e:
-            raise Failure(f"{shlex.join(command)}: no JSON object on standard output: {e}") from e
+        return measured([str(self.binary), "bench", *map(str, args), "--json"])
+
+
+def measured(command):
+    """The JSON object that a command prints."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise Failure(f"{shlex.join(command)}: {e}") from e
+    if done.returncode != 0:
+        raise Failure(f"{shlex.join(command)}: exit code {done.returncode}: {done.stderr.strip()[-500:]}")
+    try:
+        return json.loads(done.stdout)
+    except ValueError as e:
+        raise Failure(f"{shlex.join(command)}: no JSON object on standard output: {e}") from e
 
 
 class Torch:
@@ -331,19 +335,20 @@ def rows(taken, binary, build_seconds):
     return table
 
 
-HEADS = ["case", "unit", "phalanx", "PyTorch", "ratio (range)", "mark"]
+def heads(peer):
+    return ["case", "unit", "phalanx", peer, "ratio (range)", "mark"]
 
 
-def plain(table):
-    cells = [HEADS] + [row.cells() for row in table]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADS))]
+def plain(table, peer="PyTorch"):
+    cells = [heads(peer)] + [row.cells() for row in table]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() for line in cells)
 
 
-def markdown(table, note):
-    lines = ["| " + " | ".join(HEADS) + " |", "| --- | --- | ---: | ---: | --- | --- |"]
+def markdown(title, table, note, peer="PyTorch"):
+    lines = ["| " + " | ".join(heads(peer)) + " |", "| --- | --- | ---: | ---: | --- | --- |"]
     lines += ["| " + " | ".join(row.cells()) + " |" for row in table]
-    return "## Beside PyTorch\n\n" + note + "\n\n" + "\n".join(lines) + "\n"
+    return f"## {title}\n\n{note}\n\n" + "\n".join(lines) + "\n"
 
 
 # ---------------------------------------------------------------------------- the run
@@ -427,7 +432,8 @@ def main():
         print(f"NOT MEASURED {name}: {why}")
     if args.update_results and not broken:
         version = f", PyTorch {peer.version.split('+')[0]}" if peer.version else ""
-        results.put("peers", markdown(table, results.provenance(command_line(args), f"{version}, medians of {args.rounds} rounds")))
+        note = results.provenance(command_line(args), f"{version}, medians of {args.rounds} rounds")
+        results.put("peers", markdown("Beside PyTorch", table, note))
     elif args.update_results:
         print("bench/RESULTS.md is left as it was: not everything could be measured")
     sys.exit(1 if broken else 0)

@@ -82,7 +82,10 @@ class Step:
         if dist.is_initialized():
             # Gradients live in the buckets, which saves DDP a copy.
             self.net = nn.parallel.DistributedDataParallel(
-                self.net, gradient_as_bucket_view=True, static_graph=variant["static_graph"]
+                self.net,
+                gradient_as_bucket_view=True,
+                static_graph=variant["static_graph"],
+                bucket_cap_mb=variant.get("bucket_mb", 25),
             )
         self.optimizer = torch.optim.SGD(
             self.net.parameters(),
