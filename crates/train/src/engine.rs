@@ -170,7 +170,6 @@ impl Engine {
         factor: f64,
         stop: bool,
     ) -> Result<StepReport> {
-        let deadline = Deadline::after(self.options.deadline);
         let mine = self.shards()?;
         if batches.is_empty() && !self.task.needs_data() {
             batches.resize_with(mine.len(), Batch::default);
@@ -193,8 +192,9 @@ impl Engine {
                 losses.push(self.shard(phase, step, at, shard, &batches[at], stop)?);
             }
             self.timeline.enter(Activity::Reduce);
-            let total = self.reducers[phase].finish(deadline)?;
-            self.check_finite(phase, step, total[LOSS], &losses, deadline)?;
+            // From here on: a rank's own work is no wait.
+            let total = self.reducers[phase].finish(Deadline::after(self.options.deadline))?;
+            self.check_finite(phase, step, total[LOSS], &losses)?;
             self.timeline.enter(Activity::Optimizer);
             if self.faulty(step, Fault::CorruptGradient) {
                 self.corrupt_gradient(phase)?;
@@ -291,17 +291,11 @@ impl Engine {
     }
 
     /// Turns a loss that is not finite into one error that names the same shard on all ranks.
-    fn check_finite(
-        &self,
-        phase: usize,
-        step: u64,
-        total: f64,
-        mine: &[f64],
-        deadline: Deadline,
-    ) -> Result<()> {
+    fn check_finite(&self, phase: usize, step: u64, total: f64, mine: &[f64]) -> Result<()> {
         if total.is_finite() {
             return Ok(());
         }
+        let deadline = Deadline::after(self.options.deadline);
         let all = self.comm.all_gather(bytemuck::cast_slice(mine), deadline)?;
         let mut found = (self.comm.rank(), 0, total);
         for (rank, bytes) in (0u32..).zip(&all) {

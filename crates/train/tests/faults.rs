@@ -60,6 +60,11 @@ fn a_slow_rank_changes_nothing() {
     let whole = hashes(&run(&request(&tmp.path().join("whole"), 2, &[])).unwrap());
     let slow = planted(&tmp.path().join("slow"), 3, "rank=1,step=9,kind=slow:200", &[]);
     assert_eq!(hashes(&run(&slow).unwrap()), whole);
+    // Work that all ranks take long for is no wait.
+    let every: Vec<String> = (0..2).map(|rank| format!("rank={rank},step=9,kind=slow:1500")).collect();
+    let faults = Faults::parse(&every).unwrap();
+    let all = request(&tmp.path().join("all"), 2, &["distributed.deadline_s=1"]);
+    assert_eq!(hashes(&run(&TrainRequest { faults, ..all }).unwrap()), whole);
 }
 
 #[test]
