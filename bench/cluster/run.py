@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measures ranks as processes: on two Slurm nodes beside PyTorch DDP, on one machine beside a bare MPI_Allreduce.
 
-usage: run.py [--rounds N] [--only GROUP,...] [--rates RATE,...] [--seconds S] [--python PYTHON]
-              [--phalanx BINARY] [--json FILE] [--update-results]
+usage: run.py [--rounds N] [--only GROUP,...] [--rates RATE,...] [--seconds S] [--more=ARGUMENTS]
+              [--python PYTHON] [--phalanx BINARY] [--json FILE] [--update-results]
 
 Groups: links (training steps on two nodes over a link of each rate), allreduce (2 and 4 ranks by mpirun), ranks
 (the efficiency of two ranks by mpirun).
@@ -102,13 +102,13 @@ def bench(binary, *arguments):
 class Nodes:
     """Our side on the two nodes."""
 
-    def __init__(self, binary, seconds):
-        self.binary, self.seconds = binary, seconds
+    def __init__(self, binary, seconds, more):
+        self.binary, self.seconds, self.more = binary, seconds, more
         self.all = range(1, NODES + 1)
 
     def step_words(self, model):
-        arguments = LINK_MODELS[model].arguments
-        return bench(self.binary, "step", *arguments, "--batch", BATCH, "--threads", 1, "--seconds", self.seconds)
+        arguments = LINK_MODELS[model].arguments + ("--batch", BATCH, "--threads", 1, "--seconds", self.seconds)
+        return bench(self.binary, "step", *arguments, *self.more)
 
     def step(self, model):
         """A data-parallel step over the link."""
@@ -323,6 +323,8 @@ def link_rows(args, series):
                 rows.append(Row(title, "images/s", ours, peer, at_least=SPEEDUP_MARK))
             if ours and default:
                 rows.append(Row(f"{title}, DDP with its defaults", "images/s", ours, default))
+            if ours:
+                rows.append(Row(f"{title}: CPU time of a step", "ms", series(f"{name}.ours", "cpu_ms")))
             steps = series(f"{name}.ours", "step_ms_p50")
             if steps and alone and cpu:
                 # A rank sends and receives 2 (W − 1) / W of its bytes.
@@ -375,6 +377,7 @@ def arguments():
     parser.add_argument("--only", default=",".join(GROUPS), help="groups, separated by commas: " + ", ".join(GROUPS))
     parser.add_argument("--rates", default=",".join(RATES), help="of the link, separated by commas: " + ", ".join(RATES))
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one measurement of steps")
+    parser.add_argument("--more", default="", metavar="ARGUMENTS", help="for our steps over the link, as '--wire bf16'")
     parser.add_argument("--python", default=os.environ.get("PHALANX_PEERS_PYTHON"), help="a Python that has torch")
     parser.add_argument(
         "--phalanx", default=os.environ.get("PHALANX_MPI", ROOT / "target/mpi/release/phalanx"), type=pathlib.Path
@@ -403,6 +406,8 @@ def command_line(args):
         parts += ["--only", ",".join(args.groups)]
     if args.rates != list(RATES):
         parts += ["--rates", ",".join(args.rates)]
+    if args.more:
+        parts.append(f"--more={shlex.quote(args.more)}")
     return " ".join(parts)
 
 
@@ -416,7 +421,7 @@ def with_cluster(args):
 def main():
     args = arguments()
     with_cluster(args)
-    nodes, ddp = Nodes(args.phalanx, args.seconds), Ddp(args.python, args.seconds)
+    nodes, ddp = Nodes(args.phalanx, args.seconds, shlex.split(args.more)), Ddp(args.python, args.seconds)
     machine, torch = OneMachine(args.phalanx, args.seconds), Torch(args.python, args.seconds)
 
     def prepare():
