@@ -32,7 +32,7 @@ cable() { echo "phx${cluster}n$1"; }
 on_node() {
     local node=$1
     shift
-    nsenter --target "$(node_pid "$node")" --mount --uts --ipc --net --pid -- "$@"
+    nsenter --target "$(node_pid "$node")" --mount --uts --ipc --net --pid --root --wd -- "$@"
 }
 
 # link N up|down: plugs the network cable of node N in, or pulls it.
