@@ -1,9 +1,12 @@
-//! How a run meets the system it runs on: which launcher has started it, and which signals reach it.
+//! How a run meets the system it runs on: which launcher has started it, which signals reach
+//! it, and how its ranks are started.
 
+mod launch;
 mod nodelist;
 mod place;
 mod signals;
 
+pub use launch::{Facts, Line, On, Request};
 pub use nodelist::{compress, expand, tasks_per_node};
 pub use place::{Launcher, Place};
 pub use signals::stop_on_signals;
@@ -47,6 +50,27 @@ pub enum Error {
     /// Processes that were started together and would not be one world.
     #[error("{0}")]
     Singletons(String),
+    /// What was asked of `phalanx launch` cannot be done.
+    #[error("{0}")]
+    Launch(String),
+    /// A program that should start the ranks, and does not itself start.
+    #[error("cannot start {program}: {cause}; tried: {line}")]
+    Start {
+        /// The program.
+        program: String,
+        /// The system's answer.
+        cause: std::io::Error,
+        /// The whole line.
+        line: String,
+    },
+    /// The started program cannot be waited for.
+    #[error("cannot wait for {program}: {cause}")]
+    Wait {
+        /// The program.
+        program: String,
+        /// The system's answer.
+        cause: std::io::Error,
+    },
 }
 
 impl Error {

@@ -46,7 +46,8 @@ fn item(text: &str, at: usize, names: &mut Vec<String>) -> Result<(), String> {
     let mut rest = text;
     let mut offset = at;
     while let Some((before, after)) = rest.split_once('[') {
-        let (inside, after) = after.split_once(']').ok_or(format!("the bracket at {offset} does not close"))?;
+        let (inside, after) =
+            after.split_once(']').ok_or(format!("the bracket at {offset} does not close"))?;
         let numbers = ranges(inside, offset + before.len() + 1)?;
         if heads.len().saturating_mul(numbers.len()).saturating_add(names.len()) > MOST {
             return Err(format!("it stands for more than {MOST} names"));

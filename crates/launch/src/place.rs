@@ -16,7 +16,7 @@ pub enum Launcher {
     /// A PMIx server, such as Slurm's.
     Pmix,
     /// A PMI-1 or PMI-2 server, such as Slurm's.
-    Pmi,
+    Pmi2,
     /// Slurm's srun.
     Slurm,
     /// PyTorch's torchrun, or what sets its variables.
@@ -51,9 +51,16 @@ const ROWS: [Row; 6] = [
         local_rank: "MPI_LOCALRANKID",
         local_world: "MPI_LOCALNRANKS",
     },
-    Row { launcher: Launcher::Pmix, name: "PMIx", rank: "PMIX_RANK", world: "", local_rank: "", local_world: "" },
     Row {
-        launcher: Launcher::Pmi,
+        launcher: Launcher::Pmix,
+        name: "PMIx",
+        rank: "PMIX_RANK",
+        world: "",
+        local_rank: "",
+        local_world: "",
+    },
+    Row {
+        launcher: Launcher::Pmi2,
         name: "PMI",
         rank: "PMI_RANK",
         world: "PMI_SIZE",
@@ -95,7 +102,7 @@ impl Launcher {
             // Hydra's own, next to those of PMI.
             Launcher::Mpich => set("PMI_RANK") && (set("MPI_LOCALRANKID") || set("HYDI_CONTROL_FD")),
             Launcher::Pmix => set("PMIX_RANK") && !set("OMPI_COMM_WORLD_RANK"),
-            Launcher::Pmi => set("PMI_RANK") && !Launcher::Mpich.seen(get),
+            Launcher::Pmi2 => set("PMI_RANK") && !Launcher::Mpich.seen(get),
             // A shell of sbatch or salloc has SLURM_PROCID and SLURM_NTASKS, but is no task of a step. mpirun in
             // an allocation starts its daemons with srun: the daemon's step is not the ranks'.
             Launcher::Slurm => {
@@ -201,7 +208,7 @@ impl Place {
     /// Whether this process was started as a rank of an MPI job. `mpirun -n 1` counts; a single task of srun
     /// without an MPI interface does not.
     pub fn wants_mpi(&self) -> bool {
-        let interface = [Launcher::OpenMpi, Launcher::Mpich, Launcher::Pmix, Launcher::Pmi];
+        let interface = [Launcher::OpenMpi, Launcher::Mpich, Launcher::Pmix, Launcher::Pmi2];
         let several = self.has(Launcher::Slurm) && self.world.is_some_and(|w| w > 1);
         several || interface.iter().any(|l| self.has(*l))
     }
@@ -331,9 +338,10 @@ mod tests {
     #[test]
     fn every_launcher_is_known_by_its_variables() {
         use Launcher::*;
-        let rows: [(Vars, &[Launcher], Option<(u32, u32)>, Option<u32>, bool); 9] = [
+        type Row = (Vars, &'static [Launcher], Option<(u32, u32)>, Option<u32>, bool);
+        let rows: [Row; 9] = [
             (SRUN_PMIX, &[Pmix, Slurm], Some((2, 3)), Some(1), true),
-            (SRUN_PMI2, &[Pmi, Slurm], Some((1, 2)), None, true),
+            (SRUN_PMI2, &[Pmi2, Slurm], Some((1, 2)), None, true),
             (SRUN_NONE, &[Slurm], Some((3, 4)), None, true),
             (SBATCH, &[], None, None, false),
             (SALLOC, &[], None, None, false),
@@ -359,7 +367,11 @@ mod tests {
         let say = |vars: &[(&str, &str)]| at(vars).unwrap_err().to_string();
         let mut vars = SRUN_PMIX.to_vec();
         vars.iter_mut().find(|v| v.0 == "PMIX_RANK").unwrap().1 = "0";
-        assert!(say(&vars).contains("PMIX_RANK is 0") && say(&vars).contains("SLURM_PROCID is 2"), "{}", say(&vars));
+        assert!(
+            say(&vars).contains("PMIX_RANK is 0") && say(&vars).contains("SLURM_PROCID is 2"),
+            "{}",
+            say(&vars)
+        );
         let both = [MPIRUN, &[("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "x")]].concat();
         assert!(say(&both).contains("RANK is 0"), "{}", say(&both));
         let text = say(&[("OMPI_COMM_WORLD_RANK", "two")]);
@@ -383,7 +395,10 @@ mod tests {
         }
         let world = |vars, n| at(vars).unwrap().check_world(n).map_err(|e| e.to_string());
         let text = world(SRUN_PMIX, 1).unwrap_err();
-        assert!(text.contains("3 processes, but MPI sees a world of 1") && text.contains("--mpi=pmix"), "{text}");
+        assert!(
+            text.contains("3 processes, but MPI sees a world of 1") && text.contains("--mpi=pmix"),
+            "{text}"
+        );
         assert_eq!(world(SRUN_PMIX, 3), Ok(()));
         assert_eq!(world(&[], 1), Ok(()));
     }
