@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Train(Train),
     /// Evaluate a checkpoint on the configured evaluation set
     Evaluate(Evaluate),
+    /// Start a command's ranks: as threads, by mpirun or by Slurm
+    Launch(Launch),
     /// Get and look at data sets
     #[command(subcommand)]
     Data(Data),
@@ -145,6 +147,53 @@ pub(crate) struct Evaluate {
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum OnName {
+    /// Slurm in an allocation of it, else local
+    Auto,
+    /// Threads of one process on this machine
+    Local,
+    /// Processes on this machine
+    Mpirun,
+    /// srun, in this allocation or for one of its own
+    Slurm,
+}
+
+/// Start a command's ranks: as threads, by mpirun or by Slurm
+///
+/// INT, TERM, HUP, USR1 and USR2 reach the ranks as USR1, so that they stop with a checkpoint.
+/// The exit code is the command's, 128 + N when signal N has ended it.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Launch {
+    /// Who starts the ranks
+    #[arg(long, value_enum, default_value = "auto")]
+    pub on: OnName,
+    /// Machines [default: those of the allocation, or 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub nodes: Option<u32>,
+    /// Ranks on each machine [default: one for each GPU asked for, or 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ranks_per_node: Option<u32>,
+    /// GPUs to ask Slurm for on each machine
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub gpus_per_node: Option<u32>,
+    /// Slurm's partition
+    #[arg(long, value_name = "NAME")]
+    pub partition: Option<String>,
+    /// Slurm's limit of time, as 30 (minutes) or 1-12:00:00
+    #[arg(long, value_name = "TIME")]
+    pub time: Option<String>,
+    /// Have Slurm queue the job again when it is stopped (not there yet)
+    #[arg(long)]
+    pub requeue: bool,
+    /// Print the line instead of running it
+    #[arg(long)]
+    pub dry_run: bool,
+    /// train, evaluate, bench step or bench allreduce, with its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use clap::Parser;
+use phalanx_launch::{Facts, Line, On};
 use phalanx_train::config::Config;
 use phalanx_train::faults::Faults;
 use phalanx_train::report::Style;
@@ -10,8 +12,8 @@ use phalanx_train::run::{TrainRequest, train_or};
 use phalanx_train::{bench, evaluate, ledger};
 
 use crate::args::{
-    Args, Bench, BenchCommon, BenchMode, BenchStep, Command, ConfigCommand, Data, Evaluate, LedgerCommand,
-    Train, WorldArgs,
+    Args, Bench, BenchCommon, BenchMode, BenchStep, Command, ConfigCommand, Data, Evaluate, Launch,
+    LedgerCommand, OnName, Train, WorldArgs,
 };
 use crate::world::{self, World};
 
@@ -35,6 +37,7 @@ pub(crate) fn run(args: Args) -> Result<u8> {
     match args.command {
         Command::Train(args) => run_train(args),
         Command::Evaluate(args) => run_evaluate(&args),
+        Command::Launch(args) => run_launch(args),
         Command::Data(Data::Fetch { name, dir, from }) => {
             let report = phalanx_data::fetch(&name, &dir, from.as_deref())?;
             print(&report.to_string());
@@ -143,6 +146,51 @@ fn run_evaluate(args: &Evaluate) -> Result<u8> {
         eval.samples
     ));
     Ok(0)
+}
+
+/// Where a command takes its ranks from; None for one that has none.
+fn world_of(command: &Command) -> Option<&WorldArgs> {
+    match command {
+        Command::Train(args) => Some(&args.world),
+        Command::Evaluate(args) => Some(&args.world),
+        Command::Bench(Bench::Step(args)) => Some(&args.world),
+        Command::Bench(Bench::Allreduce { world, .. }) => Some(world),
+        _ => None,
+    }
+}
+
+fn run_launch(args: Launch) -> Result<u8> {
+    // What is wrong with the command is told here once, and not by every rank.
+    let words = std::iter::once("phalanx").chain(args.command.iter().map(String::as_str));
+    let inner = Args::try_parse_from(words).unwrap_or_else(|e| e.exit());
+    let Some(world) = world_of(&inner.command) else {
+        bail!(
+            "{}: it has no ranks to start; train, evaluate, bench step and bench allreduce have",
+            args.command.join(" ")
+        );
+    };
+    let request = phalanx_launch::Request {
+        on: match args.on {
+            OnName::Auto => On::Auto,
+            OnName::Local => On::Local,
+            OnName::Mpirun => On::Mpirun,
+            OnName::Slurm => On::Slurm,
+        },
+        nodes: args.nodes,
+        ranks_per_node: args.ranks_per_node,
+        gpus_per_node: args.gpus_per_node,
+        partition: args.partition,
+        time: args.time,
+        requeue: args.requeue,
+        own_ranks: world.ranks,
+        command: args.command,
+    };
+    let line = Line::new(&request, &Facts::here(cfg!(feature = "mpi"))?)?;
+    if args.dry_run {
+        print(&line.shell());
+        return Ok(0);
+    }
+    Ok(line.run()?)
 }
 
 fn run_bench(args: Bench) -> Result<u8> {
