@@ -30,6 +30,9 @@ pub(crate) enum Command {
     /// Evaluate a checkpoint on the configured evaluation set
     Evaluate(Evaluate),
     /// Start a command's ranks: as threads, by mpirun or by Slurm
+    ///
+    /// INT, TERM, HUP, USR1 and USR2 reach the ranks as USR1, so that they stop with a checkpoint.
+    /// The exit code is the command's, 128 + N when signal N has ended it.
     Launch(Launch),
     /// Get and look at data sets
     #[command(subcommand)]
@@ -161,10 +164,6 @@ pub(crate) enum OnName {
     Slurm,
 }
 
-/// Start a command's ranks: as threads, by mpirun or by Slurm
-///
-/// INT, TERM, HUP, USR1 and USR2 reach the ranks as USR1, so that they stop with a checkpoint.
-/// The exit code is the command's, 128 + N when signal N has ended it.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Launch {
     /// Who starts the ranks
