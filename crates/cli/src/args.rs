@@ -33,6 +33,7 @@ pub(crate) enum Command {
     ///
     /// INT, TERM, HUP, USR1 and USR2 reach the ranks as USR1, so that they stop with a checkpoint.
     /// The exit code is the command's, 128 + N when signal N has ended it.
+    #[command(verbatim_doc_comment)]
     Launch(Launch),
     /// Get and look at data sets
     #[command(subcommand)]
