@@ -152,12 +152,7 @@ impl Whereabouts {
     }
 
     /// A call begins. For transports; the text is made when somebody asks for it.
-    pub fn begin_call(
-        &self,
-        kind: &'static str,
-        number: u64,
-        what: impl Fn() -> String + Send + 'static,
-    ) {
+    pub fn begin_call(&self, kind: &'static str, number: u64, what: impl Fn() -> String + Send + 'static) {
         let mut calls = lock(&self.calls);
         if calls.len() == CALLS {
             calls.pop_front();

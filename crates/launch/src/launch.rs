@@ -1,13 +1,27 @@
 //! Starts the ranks of a command: builds the line for whoever starts them, runs it, and passes signals on.
 
+use std::io::ErrorKind;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use crate::{Error, Place, Result};
+use crate::{Error, Launcher, Place, Result};
+
+/// The exit code of what SIGUSR1 has ended.
+const UNHEARD: u8 = 128 + SIGUSR1 as u8;
+
+/// Stopped on a signal: start it again.
+const AGAIN: u8 = 75;
+
+/// How often a line that was told to stop is told again.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often a line that was told to stop is looked at.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Who starts the ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +113,7 @@ impl Line {
     /// The line that does what `request` asks for, or why nothing can.
     pub fn new(request: &Request, facts: &Facts) -> Result<Line> {
         let place = &facts.place;
-        if let (Some(launcher), Some(world @ 2..)) = (place.launchers.first(), place.world) {
+        if let (Some(launcher), Some(world @ 2..)) = (place.starter(), place.world) {
             return refuse(format!(
                 "{} has started {world} processes of `phalanx launch`, each of which would start the ranks \
                  anew: start `phalanx launch` once, or the command itself by {}",
@@ -135,9 +149,21 @@ impl Line {
         words.join(" ")
     }
 
+    /// How to get its program.
+    fn missing(&self) -> &'static str {
+        match &*self.program {
+            "mpirun" => " (Open MPI has it; Debian: openmpi-bin; on a cluster: a module)",
+            "srun" => " (Slurm has it; Debian: slurm-client)",
+            _ => "",
+        }
+    }
+
     /// Runs the line to its end and returns its exit code, 128 + N when signal N ended it. SIGINT, SIGTERM,
     /// SIGHUP, SIGUSR1 and SIGUSR2 reach it as SIGUSR1, every time one comes: mpirun and srun pass that one on
     /// to all ranks, which stop with a checkpoint, whereas the others make them kill the ranks.
+    ///
+    /// While they start, mpirun and srun drop a signal for ranks that are not there yet. So it is sent again each
+    /// second until they end; ranks that have heard it take no notice.
     pub fn run(&self) -> Result<u8> {
         let wait = |cause| Error::Wait { program: self.program.clone(), cause };
         // Before the child starts, so that neither a signal nor its end is missed.
@@ -154,18 +180,35 @@ impl Line {
             // Reading the terminal from another group than its own would stop srun and mpirun.
             .stdin(Stdio::null())
             .spawn()
-            .map_err(|cause| Error::Start { program: self.program.clone(), cause, line: self.shell() })?;
+            .map_err(|cause| Error::Start {
+                program: self.program.clone(),
+                hint: if cause.kind() == ErrorKind::NotFound { self.missing() } else { "" },
+                cause,
+                line: self.shell(),
+            })?;
+        let mut told: Option<Instant> = None;
         loop {
             // The child is waited for in this thread alone, so that its id is still its own when it is signalled.
             if let Some(status) = child.try_wait().map_err(wait)? {
                 let code = status.code().or(status.signal().map(|s| 128 + s));
-                return Ok(code.and_then(|c| u8::try_from(c).ok()).unwrap_or(1));
+                return Ok(match code.and_then(|c| u8::try_from(c).ok()) {
+                    // Ranks listen to the signal before they do anything else: nothing had begun.
+                    Some(UNHEARD) if told.is_some() => AGAIN,
+                    code => code.unwrap_or(1),
+                });
             }
-            for signal in signals.wait() {
-                if signal != SIGCHLD {
-                    // It can fail only when the child has ended, which the next turn finds.
-                    let _ = kill_process(Pid::from_child(&child), Signal::USR1);
+            let mut came = match told {
+                None => signals.wait().any(|s| s != SIGCHLD),
+                Some(_) => {
+                    std::thread::sleep(LOOK);
+                    signals.pending().any(|s| s != SIGCHLD)
                 }
+            };
+            came |= told.is_some_and(|t| t.elapsed() >= TELL_AGAIN);
+            if came {
+                told = Some(Instant::now());
+                // It can fail only when the child has ended, which the next turn finds.
+                let _ = kill_process(Pid::from_child(&child), Signal::USR1);
             }
         }
     }
@@ -274,6 +317,8 @@ fn slurm(request: &Request, facts: &Facts) -> Result<Line> {
         format!("--ntasks={}", u64::from(nodes) * u64::from(per_node)),
         format!("--ntasks-per-node={per_node}"),
     ];
+    // A shell that srun itself has started holds its node's cores, and a step within would wait for them for ever.
+    args.extend(place.launchers.contains(&Launcher::Slurm).then(|| "--overlap".into()));
     args.extend(request.gpus_per_node.map(|n| format!("--gpus-per-node={n}")));
     args.extend(request.partition.as_ref().map(|p| format!("--partition={p}")));
     args.extend(request.time.as_ref().map(|t| format!("--time={t}")));
@@ -285,7 +330,6 @@ fn slurm(request: &Request, facts: &Facts) -> Result<Line> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Launcher;
 
     fn request(on: On) -> Request {
         let command = ["train", "configs/digits.toml"].map(String::from).to_vec();
@@ -364,6 +408,13 @@ mod tests {
                  --time=1-00:00:00 {tail}"
             )
         );
+    }
+
+    #[test]
+    fn a_step_within_a_step_shares_its_cores() {
+        let mut shell_of_srun = facts(true, &["n1"]);
+        (shell_of_srun.place.launchers, shell_of_srun.place.world) = (vec![Launcher::Slurm], Some(1));
+        assert!(shell(&request(On::Auto), &shell_of_srun).contains(" --overlap /opt/phalanx train"));
     }
 
     #[test]

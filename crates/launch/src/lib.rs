@@ -54,12 +54,14 @@ pub enum Error {
     #[error("{0}")]
     Launch(String),
     /// A program that should start the ranks, and does not itself start.
-    #[error("cannot start {program}: {cause}; tried: {line}")]
+    #[error("cannot start {program}: {cause}{hint}; tried: {line}")]
     Start {
         /// The program.
         program: String,
         /// The system's answer.
         cause: std::io::Error,
+        /// How to get it, when it is not there.
+        hint: &'static str,
         /// The whole line.
         line: String,
     },

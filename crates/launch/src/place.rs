@@ -205,6 +205,12 @@ impl Place {
         self.launchers.contains(&launcher)
     }
 
+    /// Who has started this process, for messages: a program rather than the interface that it offers.
+    pub(crate) fn starter(&self) -> Option<Launcher> {
+        let interface = |l: &&Launcher| matches!(l, Launcher::Pmix | Launcher::Pmi2);
+        self.launchers.iter().find(|l| !interface(l)).or(self.launchers.first()).copied()
+    }
+
     /// Whether this process was started as a rank of an MPI job. `mpirun -n 1` counts; a single task of srun
     /// without an MPI interface does not.
     pub fn wants_mpi(&self) -> bool {
@@ -222,7 +228,7 @@ impl Place {
     /// themselves.
     pub fn check_before(&self, built_with_mpi: bool) -> Result<()> {
         let world = self.world.unwrap_or(1);
-        let Some(first) = self.launchers.first().filter(|_| world > 1) else { return Ok(()) };
+        let Some(first) = self.starter().filter(|_| world > 1) else { return Ok(()) };
         let starts = format!("{} has started {world} processes", first.name());
         if !self.wants_mpi() {
             let why = format!(
@@ -250,7 +256,7 @@ impl Place {
 
     /// Refuses a world of MPI that is not the launcher's.
     pub fn check_world(&self, mpi_world: u32) -> Result<()> {
-        let (Some(world), Some(first)) = (self.world, self.launchers.first()) else { return Ok(()) };
+        let (Some(world), Some(first)) = (self.world, self.starter()) else { return Ok(()) };
         if world == mpi_world {
             return Ok(());
         }
@@ -396,7 +402,8 @@ mod tests {
         let world = |vars, n| at(vars).unwrap().check_world(n).map_err(|e| e.to_string());
         let text = world(SRUN_PMIX, 1).unwrap_err();
         assert!(
-            text.contains("3 processes, but MPI sees a world of 1") && text.contains("--mpi=pmix"),
+            text.contains("srun has started 3 processes, but MPI sees a world of 1")
+                && text.contains("--mpi=pmix"),
             "{text}"
         );
         assert_eq!(world(SRUN_PMIX, 3), Ok(()));

@@ -235,12 +235,7 @@ fn cpu_seconds() -> f64 {
     ticks.iter().sum::<f64>() / TICKS
 }
 
-fn run_steps(
-    request: &StepRequest,
-    isa: Isa,
-    shards: u32,
-    comm: &Arc<dyn Communicator>,
-) -> Result<Measured> {
+fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Communicator>) -> Result<Measured> {
     let device = setup::device("cpu", isa, request.threads)?;
     let [h, w, c] = request.input;
     let mut builder = phalanx_nn::Builder::new();

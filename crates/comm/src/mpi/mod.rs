@@ -214,16 +214,18 @@ impl World {
     }
 
     /// A control call by messages.
-    fn talk_afar(
-        &self,
-        talk: Talk,
-        number: u64,
-        bytes: Vec<u8>,
-        deadline: Deadline,
-    ) -> Result<Vec<Vec<u8>>> {
+    fn talk_afar(&self, talk: Talk, number: u64, bytes: Vec<u8>, deadline: Deadline) -> Result<Vec<Vec<u8>>> {
         let slot = Slot::new(&self.poison);
         let me = self.rank;
-        self.owner.submit(Meeting::new(self.control, me, self.ids.clone(), number, talk, bytes, slot.clone()));
+        self.owner.submit(Meeting::new(
+            self.control,
+            me,
+            self.ids.clone(),
+            number,
+            talk,
+            bytes,
+            slot.clone(),
+        ));
         let what = format!("control call {number} ({talk})");
         self.owner.outcome(&slot, &what, self.ids[me as usize], deadline)
     }

@@ -195,7 +195,8 @@ impl Board {
     pub(super) fn post(&self, number: u64, call: Words, parts: &[u64]) {
         let seat = self.seat(self.me);
         let post = &seat.posts[(number % RING) as usize];
-        post.call.iter().zip(call).for_each(|(a, v)| a.store(v, Ordering::Relaxed));
+        // Released, so that who reads a word of this sum also sees that the rank has come past earlier ones.
+        post.call.iter().zip(call).for_each(|(a, v)| a.store(v, Ordering::Release));
         post.parts.iter().zip(parts).for_each(|(a, v)| a.store(*v, Ordering::Relaxed));
         // Releases the post and the parts' contents to whoever sees the count.
         seat.arrived.store(number + 1, Ordering::Release);
@@ -216,8 +217,10 @@ impl Board {
     pub(super) fn mismatch(&self, number: u64, call: Words) -> Option<(usize, Words)> {
         (0..self.world()).filter(|r| self.has_arrived(*r, number)).find_map(|rank| {
             let post = &self.seat(rank).posts[(number % RING) as usize];
-            let theirs = post.call.each_ref().map(|a| a.load(Ordering::Relaxed));
-            (theirs != call).then_some((rank, theirs))
+            let theirs = post.call.each_ref().map(|a| a.load(Ordering::Acquire));
+            // A rank that has come so far that its slot is, or may be, a later sum's has seen this one done.
+            let later = self.seat(rank).arrived.load(Ordering::Acquire) + 1 > number + RING;
+            (theirs != call && !later).then_some((rank, theirs))
         })
     }
 

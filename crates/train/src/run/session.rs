@@ -101,8 +101,10 @@ impl<'a> Session<'a> {
                     stopped = !self.evaluate()?;
                 }
             }
-            self.audit(stopped || self.progress.step == self.end)?;
-            if stopped || self.checkpoint_due(epoch_ended) {
+            let due = stopped || self.checkpoint_due(epoch_ended);
+            // A checkpoint of replicas that have parted would carry their difference into the next start.
+            self.audit(due || self.progress.step == self.end)?;
+            if due {
                 self.checkpoint()?;
                 saved_at = Some(self.progress.step);
             }
