@@ -72,7 +72,8 @@ fn the_audit_finds_replicas_that_have_parted() {
     let tmp = tempfile::tempdir().unwrap();
     let whole = hashes(&run(&request(&tmp.path().join("whole"), 2, &[])).unwrap());
     let at = |name: &str| tmp.path().join(name);
-    for (ranks, bad, every, audits) in [(3, 2, 10, (10, 0)), (3, 0, 4, (8, 4)), (2, 1, 1, (8, 7))] {
+    // Checkpoints after 5, 10, ... steps are audited in any case.
+    for (ranks, bad, every, audits) in [(3, 2, 1000, (10, 5)), (3, 0, 4, (8, 5)), (2, 1, 1, (8, 7))] {
         let out = at(&format!("{ranks}-{bad}"));
         let fault = format!("rank={bad},step=7,kind=corrupt-gradient");
         let every = format!("distributed.audit_every_steps={every}");
@@ -84,9 +85,9 @@ fn the_audit_finds_replicas_that_have_parted() {
         assert_eq!((e.exit_code(), e.to_string().contains("no majority")), (4, ranks == 2), "{e}");
         goes_on(&out, &whole, &fault);
     }
-    // At the end, however long the audit was not due; and not at all when it is switched off.
+    // At the end, where nothing else was due; and not at all when it is switched off.
     let fault = "rank=1,step=7,kind=corrupt-gradient";
-    let e = run(&planted(&at("end"), 2, fault, &[])).unwrap_err();
+    let e = run(&planted(&at("end"), 2, fault, &["checkpoint.every_steps=0", "checkpoint.every_epochs=0"])).unwrap_err();
     assert!(matches!(e, Error::Diverged { step: 30, since: 0, .. }), "{e}");
     run(&planted(&at("off"), 2, fault, &["distributed.audit_every_steps=0"])).unwrap();
 }
