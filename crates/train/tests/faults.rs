@@ -87,7 +87,8 @@ fn the_audit_finds_replicas_that_have_parted() {
     }
     // At the end, where nothing else was due; and not at all when it is switched off.
     let fault = "rank=1,step=7,kind=corrupt-gradient";
-    let e = run(&planted(&at("end"), 2, fault, &["checkpoint.every_steps=0", "checkpoint.every_epochs=0"])).unwrap_err();
+    let e = run(&planted(&at("end"), 2, fault, &["checkpoint.every_steps=0", "checkpoint.every_epochs=0"]))
+        .unwrap_err();
     assert!(matches!(e, Error::Diverged { step: 30, since: 0, .. }), "{e}");
     run(&planted(&at("off"), 2, fault, &["distributed.audit_every_steps=0"])).unwrap();
 }
