@@ -1,20 +1,12 @@
 #!/usr/bin/env bash
 # Ranks as processes of mpirun: the bits of thread ranks, planted failures, signals, and launches that would
 # make many worlds of one.
-# timeout: 400
+# timeout: 900
 . "$(dirname "$0")/worlds.sh"
 launch=by_mpirun
 
-conformance=$PHALANX_EXAMPLES/conformance
-for n in 1 2 4; do
-    by_mpirun "$n"
-    "${line[@]}" "$conformance" >"$out" 2>"$err"
-    check "transport, $n ranks: $(tail -n 1 "$out")" [ $? -eq 0 ]
-done
-by_mpirun 3
-"${line[@]}" "$conformance" messages >"$out" 2>"$err"
-check "transport without shared memory: $(tail -n 1 "$out")" [ $? -eq 0 ]
-
+for n in 1 2 4; do transport "$n"; done
+transport 3 messages
 bits 1 2 3 4
 
 refused "a binary without MPI under mpirun" 2 'started 2 processes.*--features mpi' \
@@ -54,5 +46,11 @@ signalled start-usr1 0 USR1 0.05
 signalled start-term 2 TERM 0.2
 signalled train-usr1 1 USR1 0.8
 signalled train-term 2 TERM 0.9
+
+mkdir "$PHALANX_TMP/path"
+ln -s "$(command -v mpirun.openmpi)" "$PHALANX_TMP/path/mpirun"
+PATH=$PHALANX_TMP/path:$PATH
+launched "phalanx launch --on mpirun" 5 --on mpirun --ranks-per-node 3
+
 if [ "$PHALANX_SLOW" = 1 ]; then soak 50; else soak 10; fi
 finish

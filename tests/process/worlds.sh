@@ -10,6 +10,16 @@ digits() {
     ranks train "$digits" --out "$dir" --quiet "$@"
 }
 
+# transport N [ARGUMENT...]: sums and control calls of N ranks are those of threads.
+transport() {
+    local n=$1
+    shift
+    "$launch" "$n"
+    "${line[@]}" "$PHALANX_EXAMPLES/conformance" "$@" >"$out" 2>"$err"
+    rc=$?
+    check "transport, $n ranks${*:+, $*}: $(tail -n 1 "$out")" [ "$rc" -eq 0 ]
+}
+
 # bits N...: any number of processes gives the bits of thread ranks.
 bits() {
     train "$PHALANX_TMP/threads" --ranks 2 --quiet
@@ -115,6 +125,29 @@ stopped_and_resumed() {
     "$launch" 2
     digits "$dir"
     same_bits "$1: the undisturbed bits after resuming on two" "$dir" "$wanted"
+}
+
+# launched NAME CODE ARGUMENT...: `phalanx launch ARGUMENT...` starts ranks that have the bits of threads, returns their
+# exit code (a regular expression) when one fails, and turns Ctrl-C into a checkpoint.
+launched() {
+    local name=$1 code=$2 dir=$PHALANX_TMP/launch pid
+    shift 2
+    line=(timeout 120)
+    ranks launch "$@" -- train "$digits" --out "$dir" --quiet
+    check "$name: exit code $rc" [ "$rc" -eq 0 ]
+    same_bits "$name: the bits of thread ranks" "$dir" "$wanted"
+    check "$name: ranks as processes" [ "$(json "$dir/summary.json" '["comm"]')" = mpi ]
+    ranks launch "$@" -- train "$digits" --out "$dir-nan" --quiet --inject rank=1,step=9,kind=nan
+    check "$name: exit code $rc when a rank fails" grep -qxE "$code" <<<"$rc"
+    dir+=-stopped
+    "$PHALANX_MPI" launch "$@" -- train "$digits" --out "$dir" --quiet --set checkpoint.every_steps=5 \
+        --inject rank=1,step=50,kind=slow:1500 >"$out" 2>"$err" &
+    pid=$!
+    wait_for [ -e "$dir/checkpoints/step-00000005" ]
+    kill -INT "$pid"
+    wait "$pid"
+    rc=$?
+    stopped_and_resumed "$name: Ctrl-C"
 }
 
 # soak KILLS: one run, killed, stopped and resized at random moments, ends with the undisturbed hash.

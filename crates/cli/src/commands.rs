@@ -185,7 +185,7 @@ fn run_launch(args: Launch) -> Result<u8> {
         own_ranks: world.ranks,
         command: args.command,
     };
-    let line = Line::new(&request, &Facts::here(cfg!(feature = "mpi"))?)?;
+    let line = Line::new(&request, &Facts::here(world::library()?)?)?;
     if args.dry_run {
         print(&line.shell());
         return Ok(0);

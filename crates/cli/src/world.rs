@@ -18,6 +18,14 @@ pub(crate) enum World {
     Mpi(Place),
 }
 
+/// What the MPI library of this binary calls itself; None when it was built without.
+pub(crate) fn library() -> Result<Option<String>> {
+    #[cfg(feature = "mpi")]
+    return Ok(Some(phalanx_train::mpi_library()?));
+    #[cfg(not(feature = "mpi"))]
+    Ok(None)
+}
+
 /// Finds out which ranks are meant; `default` is the number of threads when nothing says otherwise.
 pub(crate) fn find(args: &WorldArgs, default: u32) -> Result<World> {
     let built = cfg!(feature = "mpi");

@@ -101,6 +101,22 @@ fn check_sums(comm: &dyn Communicator) -> Result<usize> {
     Ok(checked)
 }
 
+/// More sums at once than a board has places for.
+const MANY: usize = 200;
+
+/// Each sum takes the place of one that other ranks may still be looking at.
+fn check_many(comm: &dyn Communicator) -> Result<()> {
+    let tree = Tree::new(comm.world())?;
+    let lens: Vec<usize> = (0..MANY).map(|i| 1 + i * 7 % 50).collect();
+    let want = reference(comm.world(), tree, &lens, Wire::F32);
+    for overlap in [Overlap::Background, Overlap::Caller] {
+        for _ in 0..5 {
+            assert!(sums(comm, tree, &lens, Wire::F32, overlap)? == want, "{MANY} sums in flight differ");
+        }
+    }
+    Ok(())
+}
+
 fn check_control(comm: &dyn Communicator) -> Result<()> {
     let (rank, world) = (comm.rank(), comm.world());
     for size in [0usize, 3, 40, 41, 100_000] {
@@ -150,6 +166,7 @@ fn main() {
         _ => {}
     }
     let checked = check_sums(comm).unwrap();
+    check_many(comm).unwrap();
     check_control(comm).unwrap();
     let part = comm.split(rank % 2, comm.world() - rank).unwrap();
     check_sums(&*part).unwrap();

@@ -64,8 +64,8 @@ pub struct Request {
 pub struct Facts {
     /// This program.
     pub binary: String,
-    /// Whether it can be a rank of an MPI job.
-    pub built_with_mpi: bool,
+    /// What the MPI library that it is built with calls itself; None when it cannot be a rank of an MPI job.
+    pub mpi: Option<String>,
     /// Cores, without the second threads that some have: as mpirun counts places for ranks.
     pub cores: u32,
     /// Where this process is.
@@ -74,7 +74,7 @@ pub struct Facts {
 
 impl Facts {
     /// Finds out about this process and its machine.
-    pub fn here(built_with_mpi: bool) -> Result<Facts> {
+    pub fn here(mpi: Option<String>) -> Result<Facts> {
         let unknown = |why: String| Error::Launch(format!("cannot find out which program this is: {why}"));
         let binary = std::env::current_exe().map_err(|e| unknown(e.to_string()))?;
         let binary = binary
@@ -86,7 +86,7 @@ impl Facts {
             0 => threads,
             cores => cores.min(threads),
         };
-        Ok(Facts { binary, built_with_mpi, cores, place: Place::here()? })
+        Ok(Facts { binary, mpi, cores, place: Place::here()? })
     }
 }
 
@@ -269,7 +269,7 @@ fn local(request: &Request, facts: &Facts) -> Result<Line> {
 
 /// Refuses what cannot become ranks as processes.
 fn processes(request: &Request, facts: &Facts, starter: &str) -> Result<()> {
-    if !facts.built_with_mpi {
+    if facts.mpi.is_none() {
         return refuse(format!(
             "{starter} starts ranks as processes, but this binary was built without MPI; build it with `cargo \
              build --release --features mpi`, or give --on local for threads"
@@ -289,8 +289,10 @@ fn mpirun(request: &Request, facts: &Facts) -> Result<Line> {
     processes(request, facts, "mpirun")?;
     let ranks = per_node(request);
     let mut args = vec!["-n".into(), ranks.to_string()];
-    // In an allocation mpirun counts its tasks, not cores; where there is room the option changes nothing.
-    if ranks > facts.cores || facts.place.job.is_some() {
+    // MPICH's mpirun has no such option and lets ranks share cores. Open MPI's counts an allocation's tasks, not its
+    // cores; where there is room the option changes nothing.
+    let open = facts.mpi.as_ref().is_some_and(|name| name.starts_with("Open MPI"));
+    if open && (ranks > facts.cores || facts.place.job.is_some()) {
         args.push("--oversubscribe".into());
     }
     args.push(facts.binary.clone());
@@ -346,13 +348,14 @@ mod tests {
         }
     }
 
-    fn facts(built_with_mpi: bool, allocated: &[&str]) -> Facts {
+    fn facts(with_mpi: bool, allocated: &[&str]) -> Facts {
         let place = Place {
             job: (!allocated.is_empty()).then(|| "17".into()),
             nodes: allocated.iter().map(|n| (*n).to_owned()).collect(),
             ..Place::default()
         };
-        Facts { binary: "/opt/phalanx".into(), built_with_mpi, cores: 2, place }
+        let mpi = with_mpi.then(|| "Open MPI v4.1.4".into());
+        Facts { binary: "/opt/phalanx".into(), mpi, cores: 2, place }
     }
 
     fn shell(request: &Request, facts: &Facts) -> String {
@@ -388,6 +391,8 @@ mod tests {
         assert!(shell(&r, &facts(true, &["a"])).starts_with("mpirun -n 2 --oversubscribe /opt"));
         r.ranks_per_node = Some(3);
         assert!(shell(&r, &facts(true, &[])).starts_with("mpirun -n 3 --oversubscribe /opt/phalanx train"));
+        let mpich = Facts { mpi: Some("MPICH Version: 4.0.2".into()), ..facts(true, &[]) };
+        assert!(shell(&r, &mpich).starts_with("mpirun -n 3 /opt/phalanx train"));
     }
 
     #[test]
@@ -470,6 +475,6 @@ mod tests {
         assert_eq!(cores_of("processor: 0\n\nprocessor: 1\n"), 0);
         assert!(ignores("Name:\tx\nSigIgn:\t0000000000000001\n", SIGHUP));
         assert!(!ignores("SigIgn:\t0000000000000002\n", SIGHUP) && !ignores("", SIGHUP));
-        assert!(Facts::here(false).unwrap().cores >= 1);
+        assert!(Facts::here(None).unwrap().cores >= 1);
     }
 }

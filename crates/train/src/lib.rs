@@ -33,6 +33,8 @@ pub mod tuning;
 
 /// What ranks work together through.
 pub use phalanx_comm::Communicator;
+#[cfg(feature = "mpi")]
+pub use phalanx_comm::mpi::library as mpi_library;
 
 pub use engine::{Engine, EngineOptions, PhaseReport, StepReport};
 pub use error::{Error, Result};

@@ -109,6 +109,22 @@ fn count(call: &'static str, bytes: usize) -> Result<c_int> {
     c_int::try_from(bytes).map_err(|_| Error::Mpi { call, reason: reason() })
 }
 
+/// What the library calls itself: `Open MPI v4.1.4`, `MPICH Version: 4.0.2`. MPI need not be initialised.
+pub fn library() -> Result<String> {
+    let mut text = vec![0u8; sys::MPI_MAX_LIBRARY_VERSION_STRING as usize + 1];
+    let mut len: c_int = 0;
+    // SAFETY: the buffer has room for the longest text; the call is allowed at any time (MPI-3.1, section 8.1).
+    check("MPI_Get_library_version", unsafe {
+        sys::MPI_Get_library_version(text.as_mut_ptr().cast(), &mut len)
+    })?;
+    text.truncate(usize::try_from(len).unwrap_or(0));
+    let library = String::from_utf8_lossy(&text);
+    // The first words: Open MPI goes on about its package, MPICH with a table.
+    let library = library.lines().next().unwrap_or_default();
+    let library = library.split(", package").next().unwrap_or_default().split_whitespace();
+    Ok(library.collect::<Vec<_>>().join(" "))
+}
+
 impl Mpi {
     /// Initialises MPI on this thread, which owns it from now on. Waits for the other processes.
     pub(super) fn init() -> Result<Mpi> {
@@ -133,18 +149,7 @@ impl Mpi {
             );
             return Err(Error::Mpi { call: "MPI_Init_thread", reason });
         }
-        let mut text = vec![0u8; sys::MPI_MAX_LIBRARY_VERSION_STRING as usize + 1];
-        let mut len: c_int = 0;
-        // SAFETY: the buffer has room for the longest text.
-        check("MPI_Get_library_version", unsafe {
-            sys::MPI_Get_library_version(text.as_mut_ptr().cast(), &mut len)
-        })?;
-        text.truncate(usize::try_from(len).unwrap_or(0));
-        let library = String::from_utf8_lossy(&text);
-        // The first words: `Open MPI v4.1.4, package: …`, `MPICH Version: 4.0.2` and a table.
-        let library = library.lines().next().unwrap_or_default();
-        let library = library.split(", package").next().unwrap_or_default().split_whitespace();
-        let mpi = Mpi { library: library.collect::<Vec<_>>().join(" "), _here: PhantomData };
+        let mpi = Mpi { library: library()?, _here: PhantomData };
         mpi.errors_return(mpi.world())?;
         Ok(mpi)
     }

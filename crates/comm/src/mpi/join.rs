@@ -127,7 +127,8 @@ pub(super) fn part(whole: &World, ids: Arc<[u32]>, color: u32, key: u32) -> Resu
         shared_memory: !matches!(whole.transport, Transport::Net(ref n) if n.board.is_none()),
         timeout: whole.timeout.clone(),
         poison: whole.poison.clone(),
-        whereabouts: whole.whereabouts.clone(),
+        // Calls of a part are counted apart: among the world's they would look like calls that other ranks miss.
+        whereabouts: Arc::default(),
         side: whole.side.clone(),
     };
     let (me, comm) = (whole.ids[whole.rank as usize], whole.comm);

@@ -43,7 +43,7 @@ use owner::{Owner, Slot};
 use peer_exchange::{Arrivals, Exchange, Net};
 use sums::{Sum, Sums, late};
 
-pub use ffi::exit_now;
+pub use ffi::{exit_now, library};
 pub use join::{Options, join};
 
 /// How this rank's sums are made.

@@ -88,8 +88,15 @@ fn cost<T: Real>(e: &Engine<T>, a: &Mat<T>, b: &Mat<T>, c_col: usize) -> usize {
     let strips = m.div_ceil(e.rows);
     let sums = (m * vectors / 2).max(strips * columns * 4) * k;
     let packing = if b.col_stride == 1 { 2 * k * vectors } else { 5 * k * vectors * e.lanes / 16 };
+    let reading = if far(a) { 2 * strips * k } else { 0 };
     let store = if c_col == 1 { m * vectors } else { 8 * m * vectors };
-    sums + packing + store
+    sums + packing + reading + store
+}
+
+/// Whether each step of the sum is on another cache line of A, and soon on another page, for one number a row:
+/// reading it so for every panel anew costs more than the product.
+fn far<T>(a: &Mat<T>) -> bool {
+    a.row_stride == 1 && a.col_stride * size_of::<T>() >= 512
 }
 
 /// Whether both operands lie along the sum and one is so thin that any other way would mostly pack.
@@ -150,7 +157,7 @@ fn product<T: Real>(
     // Packing costs a pass over the operand; panels of a B with contiguous rows pay that back only
     // when enough strips of A read them, and strips of A when enough panels of B pass by.
     let pack_b = b.col_stride != 1 || strips > 2;
-    let pack_a = (a.row_stride != 1 && a.col_stride != 1) || block > 4;
+    let pack_a = (a.row_stride != 1 && a.col_stride != 1) || block > 4 || (block > 1 && far(&a));
     let tasks = strips.div_ceil(STRIPS);
     let mut packed = cpu.pool.alloc(if pack_b { block * e.cols * depth * size_of::<T>() } else { 0 })?;
     let scratch = Scratch::new::<T>(cpu, tasks, if pack_a { e.rows * depth } else { 0 })?;

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# What mpi.sh shows of Open MPI, as far as the library can make a difference: MPICH's sums, bits, deaths, signals.
+# timeout: 400
+. "$(dirname "$0")/worlds.sh"
+launch=by_mpirun
+
+for n in 1 2 4; do transport "$n"; done
+transport 3 messages
+check "the library is MPICH" grep -q MPICH "$out"
+bits 1 2 3 4
+
+before=$(ls -A /dev/shm)
+fault 3 kill 1 '137|9' 7 'rank 1 .* is lost: its connection closed'
+fault 3 stop 2 4 9 'error: (rank 2 .* is lost: no sign of life|rank [01] waited 2s for)'
+fault 2 nan 1 5 7 'non-finite loss \(NaN\) at step 60 on rank 1'
+fault 3 desync 1 4 7 'ranks are out of step at collective'
+fault 2 exit:9 1 9 7 'rank 1 .* is lost: its connection closed'
+check "nothing is left in /dev/shm" [ "$before" = "$(ls -A /dev/shm)" ]
+
+signalled start-term 2 TERM 0.2
+signalled train-usr1 1 USR1 0.8
+
+mkdir "$PHALANX_TMP/path"
+ln -s "$(command -v mpirun.mpich)" "$PHALANX_TMP/path/mpirun"
+PATH=$PHALANX_TMP/path:$PATH
+launched "phalanx launch --on mpirun" 5 --on mpirun --ranks-per-node 3
+soak 10
+finish
