@@ -121,6 +121,10 @@ pub struct GradSink<'a> {
     pub(crate) pending: &'a mut Pending,
     pub(crate) collected: &'a mut Collected,
     pub(crate) leaves: &'a mut dyn LeafSink,
+    /// Uses of each leaf that have not been walked yet.
+    pub(crate) uses: &'a mut HashMap<LeafId, usize>,
+    /// Bit i: input i has been walked.
+    pub(crate) settled: u64,
 }
 
 /// Where one input's gradient goes: contiguous, of the input's shape and type.
@@ -235,6 +239,29 @@ impl GradSink<'_> {
                 }
             }
             None => {}
+        }
+        Ok(())
+    }
+
+    /// The op has nothing more to say to input `i`. A leaf whose last use this was is ready: its gradient can be
+    /// summed over ranks while the op goes on with its other inputs.
+    pub fn settle(&mut self, i: usize) -> Result<()> {
+        if i < u64::BITS as usize { self.walked(i) } else { Ok(()) }
+    }
+
+    /// As [`GradSink::settle`], for every input when the op has ended.
+    pub(crate) fn walked(&mut self, i: usize) -> Result<()> {
+        let Some(Some(Edge::Leaf(id))) = self.edges.get(i) else { return Ok(()) };
+        let bit = 1u64.checked_shl(i as u32).unwrap_or(0);
+        if self.settled & bit != 0 {
+            return Ok(());
+        }
+        self.settled |= bit;
+        let Some(left) = self.uses.get_mut(id) else { return Ok(()) };
+        *left -= 1;
+        if *left == 0 && self.leaves.wants(*id) {
+            let grad = self.collected.take(*id).map(|g| g.into_tensor(self.device)).transpose()?;
+            self.leaves.ready(*id, grad)?;
         }
         Ok(())
     }

@@ -239,31 +239,30 @@ impl Tensor {
         drop(root);
 
         while let Some((seq, (node, needed_here))) = nodes.pop_last() {
-            let grads = pending.take(seq);
-            if let (Some(grads), true) = (grads, needed_here) {
-                let saved = node.saved().take().ok_or(Error::GraphReleased { op: node.op.name() })?;
+            let grads = pending.take(seq).filter(|_| needed_here);
+            let saved = match grads {
+                Some(_) => node.saved().take().ok_or(Error::GraphReleased { op: node.op.name() })?,
+                None => Saved::default(),
+            };
+            let metas = saved.metas.clone();
+            let mut sink = GradSink {
+                edges: &node.edges,
+                metas: &metas,
+                needed: &needed,
+                device: self.device(),
+                pending: &mut pending,
+                collected: &mut collected,
+                leaves,
+                uses: &mut uses,
+                settled: 0,
+            };
+            if let Some(grads) = grads {
                 let grads = grads.into_iter().map(|g| g.map(|g| g.into_tensor(self.device())).transpose());
                 let grads = grads.collect::<Result<Vec<_>>>()?;
-                let metas = saved.metas.clone();
-                let mut sink = GradSink {
-                    edges: &node.edges,
-                    metas: &metas,
-                    needed: &needed,
-                    device: self.device(),
-                    pending: &mut pending,
-                    collected: &mut collected,
-                    leaves,
-                };
                 node.op.backward(&Exec::new(self.device()), saved, &grads, &mut sink)?;
             }
-            for edge in node.edges.iter().flatten() {
-                let Edge::Leaf(id) = edge else { continue };
-                let Some(left) = uses.get_mut(id) else { continue };
-                *left -= 1;
-                if *left == 0 && leaves.wants(*id) {
-                    let grad = collected.take(*id).map(|g| g.into_tensor(self.device())).transpose()?;
-                    leaves.ready(*id, grad)?;
-                }
+            for i in 0..node.edges.len() {
+                sink.walked(i)?;
             }
         }
         Ok(())

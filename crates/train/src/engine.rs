@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use phalanx_comm::{Activity, Communicator, Deadline, Tree, Wire};
 use phalanx_host::rng::Key;
-use phalanx_host::{Cpu, DType};
+use phalanx_host::{Arena, Cpu, DType};
 use phalanx_nn::{Forward, Norms, Optimizer, Params};
 use phalanx_tensor::Device;
 
@@ -193,17 +193,26 @@ impl Engine {
             }
             self.timeline.enter(Activity::Reduce);
             // From here on: a rank's own work is no wait.
-            let total = self.reducers[phase].finish(Deadline::after(self.options.deadline))?;
+            let deadline = Deadline::after(self.options.deadline);
+            let total = self.reducers[phase].total(deadline)?;
             self.check_finite(phase, step, total[LOSS], &losses)?;
-            self.timeline.enter(Activity::Optimizer);
-            if self.faulty(step, Fault::CorruptGradient) {
-                self.corrupt_gradient(phase)?;
-            }
-            if total[WEIGHT] > 0.0 {
-                let lr = self.task.phases()[phase].optimizer.lr() * factor;
+            let lr = self.task.phases()[phase].optimizer.lr() * factor;
+            let weight = total[WEIGHT];
+            let update = (weight > 0.0).then(|| self.optimizers[phase].begin(1.0 / weight, lr));
+            let mut corrupt = self.faulty(step, Fault::CorruptGradient);
+            // What has come is used while the rest is on its way.
+            while let Some(elements) = self.reducers[phase].next_sum(deadline)? {
+                self.timeline.enter(Activity::Optimizer);
                 let gradients = self.reducers[phase].gradients();
-                self.optimizers[phase].step(&self.cpu, &self.params, gradients, 1.0 / total[WEIGHT], lr)?;
+                if std::mem::take(&mut corrupt) {
+                    corrupt_gradient(gradients, &elements)?;
+                }
+                if let Some(update) = update {
+                    self.optimizers[phase].update(&self.cpu, &self.params, gradients, update, elements)?;
+                }
+                self.timeline.enter(Activity::Reduce);
             }
+            self.timeline.enter(Activity::Optimizer);
             let own = OWN + self.task.statistics().len();
             self.norms.fold(&total[own..])?;
             let mut cx = StepCx { params: &self.params, device: &self.device, step, shards: mine.clone() };
@@ -221,21 +230,6 @@ impl Engine {
 
     fn faulty(&self, step: u64, fault: Fault) -> bool {
         self.options.faults.hits(self.comm.rank(), step, fault)
-    }
-
-    /// Flips a bit of the largest summed gradient, on this rank alone: what a machine's memory does once in
-    /// a while.
-    fn corrupt_gradient(&self, phase: usize) -> Result<()> {
-        let ids = self.task.phases()[phase].ids();
-        let ranges = ids.map(|id| self.params.range(id)).collect::<Vec<_>>();
-        let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return Ok(()) };
-        let bytes = first.start * size_of::<f32>()..last.end * size_of::<f32>();
-        let mut gradients = self.reducers[phase].gradients().write(bytes)?;
-        let largest = gradients.as_mut_slice::<f32>()?.iter_mut().max_by(|a, b| a.abs().total_cmp(&b.abs()));
-        if let Some(x) = largest {
-            *x = f32::from_bits(x.to_bits() ^ 1 << 22);
-        }
-        Ok(())
     }
 
     /// Forward, backward and statistics of one shard. Returns its loss.
@@ -277,6 +271,7 @@ impl Engine {
             statistics[OWN..OWN + names].copy_from_slice(&loss.statistics);
             self.norms.contribution(&cx.forward.take_statistics(), &mut statistics[OWN + names..])?;
             drop(cx);
+            reducer.statistics(&self.cpu, &statistics)?;
             if loss.sum.requires_grad() {
                 let mut sink = ShardSink { reducer, cpu: &self.cpu, error: None };
                 let walked = loss.sum.backward(&mut sink);
@@ -285,8 +280,10 @@ impl Engine {
                     None => walked?,
                 }
             }
+        } else {
+            reducer.statistics(&self.cpu, &statistics)?;
         }
-        reducer.end_shard(&self.cpu, &statistics)?;
+        reducer.end_shard(&self.cpu)?;
         Ok(statistics[LOSS])
     }
 
@@ -310,6 +307,18 @@ impl Engine {
         let phase = self.task.phases()[phase].name.clone();
         Err(Error::NonFinite { loss, step, rank, shard, phase })
     }
+}
+
+/// Flips a bit of the largest summed gradient among `elements`, on this rank alone: what a machine's memory does
+/// once in a while.
+fn corrupt_gradient(gradients: &Arena, elements: &Range<usize>) -> Result<()> {
+    let bytes = elements.start * size_of::<f32>()..elements.end * size_of::<f32>();
+    let mut gradients = gradients.write(bytes)?;
+    let largest = gradients.as_mut_slice::<f32>()?.iter_mut().max_by(|a, b| a.abs().total_cmp(&b.abs()));
+    if let Some(x) = largest {
+        *x = f32::from_bits(x.to_bits() ^ 1 << 22);
+    }
+    Ok(())
 }
 
 /// Checks what a task says of its phases.

@@ -6,6 +6,7 @@
 //! fixed tree ([`phalanx_comm::Schedule`]), bucket by bucket, so every sum has the same bits for any
 //! number of ranks.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -122,7 +123,8 @@ pub struct Reducer {
     // Buckets are launched in their planned order, whatever order they fill in.
     filled: Vec<bool>,
     launched: usize,
-    pending: Vec<Pending>,
+    /// The statistics' sum and those of the buckets, in order.
+    pending: VecDeque<Pending>,
     misfit: bool,
 }
 
@@ -165,7 +167,7 @@ impl Reducer {
             statistics_len,
             at: 0,
             launched: 0,
-            pending: Vec::new(),
+            pending: VecDeque::new(),
             misfit: false,
         })
     }
@@ -202,35 +204,52 @@ impl Reducer {
         }
     }
 
-    /// Ends the shard: parameters that its graph did not reach have a gradient of zero. Adds the
-    /// shard's statistics.
-    pub fn end_shard(&mut self, cpu: &Cpu, statistics: &[f64]) -> Result<()> {
-        for i in (0..self.places.len()).rev() {
-            if !self.ready[i] {
-                self.done(cpu, i)?;
-            }
-        }
+    /// Takes the shard's statistics, which are known before its backward pass. Those of the last shard begin their
+    /// way over the ranks at once, so that they are there when the gradients are.
+    pub fn statistics(&mut self, cpu: &Cpu, statistics: &[f64]) -> Result<()> {
         let step = &self.schedule.steps[self.at];
         let all = 0..self.statistics_len;
         if !all.is_empty() {
             let mut slot = self.statistics.write(step.slot, &all)?;
             slot.as_mut_slice::<f64>()?.copy_from_slice(statistics);
         }
-        self.statistics.merge(cpu, step, &all, Wire::F32)
+        self.statistics.merge(cpu, step, &all, Wire::F32)?;
+        if self.last_shard() {
+            let id = self.buckets.len() as u32;
+            let bucket = self.statistics.bucket(id, self.schedule.nodes.len(), &all)?;
+            let what = Collective::AllReduce { tree: self.tree, wire: Wire::F32 };
+            self.pending.push_back(self.comm.start(bucket, what, Event::Ready, Overlap::Caller)?);
+        }
+        Ok(())
     }
 
-    /// Waits for all sums. The gradients are then in [`Reducer::gradients`].
-    pub fn finish(&mut self, deadline: Deadline) -> Result<Vec<f64>> {
-        let all = 0..self.statistics_len;
-        let id = self.buckets.len() as u32;
-        let bucket = self.statistics.bucket(id, self.schedule.nodes.len(), &all)?;
-        let what = Collective::AllReduce { tree: self.tree, wire: Wire::F32 };
-        self.pending.push(self.comm.start(bucket, what, Event::Ready, Overlap::Caller)?);
-        for pending in self.pending.drain(..) {
+    /// Ends the shard: parameters that its graph did not reach have a gradient of zero.
+    pub fn end_shard(&mut self, cpu: &Cpu) -> Result<()> {
+        for i in (0..self.places.len()).rev() {
+            if !self.ready[i] {
+                self.done(cpu, i)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the statistics' sums, after the last shard and before [`Reducer::next_sum`].
+    pub fn total(&mut self, deadline: Deadline) -> Result<Vec<f64>> {
+        if let Some(pending) = self.pending.pop_front() {
             pending.wait(deadline)?;
         }
+        let all = 0..self.statistics_len;
         let total = self.statistics.arena.read(self.statistics.bytes(0, &all))?;
         Ok(total.as_slice::<f64>()?.to_vec())
+    }
+
+    /// Waits for the next bucket's sums and returns its elements; none when all are there. The sums are then
+    /// in [`Reducer::gradients`].
+    pub fn next_sum(&mut self, deadline: Deadline) -> Result<Option<Range<usize>>> {
+        let bucket = self.buckets.len() - self.pending.len();
+        let Some(pending) = self.pending.pop_front() else { return Ok(None) };
+        pending.wait(deadline)?;
+        Ok(Some(self.buckets[bucket].elements.clone()))
     }
 
     /// The gradient sums of all shards: laid out like the parameters, from the arena's start.
@@ -276,7 +295,7 @@ impl Reducer {
             let bucket = self.gradients.bucket(b as u32, self.schedule.nodes.len(), &elements)?;
             // The last bucket fills when backward ends: the caller waits next, so it does the work.
             let overlap = if b + 1 == self.buckets.len() { Overlap::Caller } else { Overlap::Background };
-            self.pending.push(self.comm.start(bucket, what, Event::Ready, overlap)?);
+            self.pending.push_back(self.comm.start(bucket, what, Event::Ready, overlap)?);
             self.launched += 1;
         }
         Ok(())

@@ -33,12 +33,35 @@ unsafe impl Send for Comm {}
 // SAFETY: as above.
 unsafe impl Sync for Comm {}
 
-/// An operation that MPI works on. Its buffers must stay where they are until [`Mpi::test`] says that it is
-/// done.
+/// An operation that MPI works on. Its buffers must stay where they are until [`Mpi::test`] or
+/// [`Mpi::test_some`] says that it is done.
 pub(super) struct Request(sys::MPI_Request);
 
 // SAFETY: as for `Comm`.
 unsafe impl Send for Request {}
+
+/// Operations that are looked at together: one look costs the same however many they are.
+#[derive(Default)]
+pub(super) struct Requests {
+    open: Vec<sys::MPI_Request>,
+    /// Whose each is: any number.
+    of: Vec<usize>,
+    done: Vec<c_int>,
+}
+
+// SAFETY: as for `Comm`.
+unsafe impl Send for Requests {}
+
+impl Requests {
+    pub(super) fn push(&mut self, request: Request, of: usize) {
+        self.open.push(request.0);
+        self.of.push(of);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+}
 
 /// An operation with its buffers, which it keeps: they are leaked if it is given up, as MPI may still write
 /// to them.
@@ -354,6 +377,27 @@ impl Mpi {
         // SAFETY: a request that this process began, or the null request, which is done.
         check("MPI_Test", unsafe { sys::MPI_Test(&mut request.0, &mut flag, sys::RSMPI_STATUS_IGNORE) })?;
         Ok(flag != 0)
+    }
+
+    /// Takes out the operations that are done and tells whose they were; never waits. Lets MPI make progress.
+    pub(super) fn test_some(&self, requests: &mut Requests, mut tell: impl FnMut(usize)) -> Result<()> {
+        let Requests { open, of, done } = requests;
+        done.resize(open.len(), 0);
+        let mut count: c_int = 0;
+        // SAFETY: requests that this process began, and as many places for their indices.
+        check("MPI_Testsome", unsafe {
+            let n = open.len() as c_int;
+            let ignore = sys::RSMPI_STATUSES_IGNORE;
+            sys::MPI_Testsome(n, open.as_mut_ptr(), &mut count, done.as_mut_ptr(), ignore)
+        })?;
+        // The count is negative where there was nothing to look at.
+        done.truncate(usize::try_from(count).unwrap_or(0).min(open.len()));
+        done.sort_unstable();
+        for &i in done.iter().rev() {
+            open.swap_remove(i as usize);
+            tell(of.swap_remove(i as usize));
+        }
+        Ok(())
     }
 
     /// Ends MPI, after which nothing else may be called. Waits for the other processes.

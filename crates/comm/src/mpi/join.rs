@@ -1,6 +1,7 @@
 //! How a process becomes a rank of the job's world.
 
 use std::net::IpAddr;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -219,6 +220,8 @@ fn build(base: Base, control: Comm, ids: Arc<[u32]>, rank: u32, talks: u64) -> R
             ids,
             turns: Mutex::new(Turns::default()),
             spare: Mutex::default(),
+            under_way: AtomicUsize::new(0),
+            begun: Mutex::default(),
         })),
     };
     // Nobody posts before all have their board.

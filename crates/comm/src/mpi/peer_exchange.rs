@@ -9,13 +9,14 @@ mod peer_piece;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use phalanx_host::{DType, Isa};
 
 use super::call::{SumCall, Words};
-use super::ffi::{Comm, Mpi, Request};
+use super::ffi::{Comm, Mpi, Requests};
 use super::layout::{self, Layout, Plan, Route};
 use super::owner::{Progress, Slot, Task};
 use super::peer_window::Board;
@@ -24,7 +25,7 @@ use crate::signal::lock;
 use crate::{Bucket, Error, Result, Wire};
 use peer_piece::Piece;
 
-/// Pieces of a sum that are under way at once.
+/// Pieces that are under way at once.
 const AT_ONCE: usize = 16;
 /// Sums that are under way at once; far fewer than the board has room for.
 const SUMS: u64 = 8;
@@ -51,9 +52,14 @@ pub(super) struct Net {
     pub(super) turns: Mutex<Turns>,
     /// Memory of pieces that are done, for the next ones.
     pub(super) spare: Mutex<Vec<Memory>>,
+    /// Pieces that are under way, of all sums; changed by the thread that owns MPI alone.
+    pub(super) under_way: AtomicUsize,
+    /// Sums whose pieces are all begun. Every rank begins pieces in one order, or two ranks could each fill all
+    /// places with pieces that the other has no place for.
+    pub(super) begun: Mutex<Turns>,
 }
 
-/// Which sums are over.
+/// Which sums have come so far.
 #[derive(Default)]
 pub(super) struct Turns {
     /// All before this one are.
@@ -99,7 +105,8 @@ struct Inner {
     parts: Vec<Vec<*mut u8>>,
     heads: Vec<(usize, Memory)>,
     first: Memory,
-    requests: Vec<Request>,
+    /// Of the first words, or of the pieces, by index.
+    requests: Requests,
     route: Route,
     to_come: VecDeque<(usize, Range<usize>)>,
     pieces: Vec<Piece>,
@@ -116,19 +123,6 @@ enum Stage {
     Heads,
     Pieces,
     Others,
-}
-
-/// Whether all requests are done.
-fn all_done(mpi: &Mpi, requests: &mut Vec<Request>) -> Result<bool> {
-    let mut failed = Ok(());
-    requests.retain_mut(|r| match mpi.test(r) {
-        Ok(done) => !done,
-        Err(e) => {
-            failed = Err(e);
-            false
-        }
-    });
-    failed.map(|()| requests.is_empty())
 }
 
 fn tag(number: u64, piece: usize, part: usize, totals: bool) -> u32 {
@@ -198,7 +192,7 @@ impl Exchange {
             parts,
             heads: Vec::new(),
             first: Vec::new(),
-            requests: Vec::new(),
+            requests: Requests::default(),
             route: Route::Direct,
             to_come: VecDeque::new(),
             pieces: Vec::new(),
@@ -277,6 +271,7 @@ impl Exchange {
             inner.parts = board.parts(self.number, &self.plan.parts, self.call.bytes())?;
         }
         if self.net.local >= self.lanes() {
+            lock(&self.net.begun).over(self.number);
             *lock(&self.arrivals.at) = Some(Instant::now());
             inner.stage = Stage::Others;
             return Ok(Progress::Some);
@@ -318,8 +313,9 @@ impl Exchange {
             // SAFETY: both live in `inner`, which is leaked if the requests are given up, and are not touched
             // before `heads` has seen the requests done.
             unsafe {
-                inner.requests.push(mpi.irecv(self.net.comm, at, HEAD * 8 + SMALL, peer, tag)?);
-                inner.requests.push(mpi.isend(self.net.comm, bytes_of(&inner.first), bytes, peer, tag)?);
+                inner.requests.push(mpi.irecv(self.net.comm, at, HEAD * 8 + SMALL, peer, tag)?, group);
+                let sent = mpi.isend(self.net.comm, bytes_of(&inner.first), bytes, peer, tag)?;
+                inner.requests.push(sent, group);
             }
         }
         inner.stage = Stage::Heads;
@@ -328,9 +324,10 @@ impl Exchange {
 
     /// Waits for the lane's first words.
     fn heads(&self, mpi: &Mpi, inner: &mut Inner) -> Result<Progress> {
-        let before = inner.requests.len();
-        if !all_done(mpi, &mut inner.requests)? {
-            return Ok(if inner.requests.len() < before { Progress::Some } else { Progress::None });
+        let mut moved = false;
+        mpi.test_some(&mut inner.requests, |_| moved = true)?;
+        if !inner.requests.is_empty() {
+            return Ok(if moved { Progress::Some } else { Progress::None });
         }
         for (group, word) in &inner.heads {
             let theirs: Words = [word[0], word[1], word[2], word[3]];
@@ -342,6 +339,7 @@ impl Exchange {
         lock(&self.arrivals.missing).clear();
         inner.stage = Stage::Pieces;
         if inner.to_come.is_empty() {
+            lock(&self.net.begun).over(self.number);
             self.add_small(inner);
         }
         for (_, word) in inner.heads.drain(..) {
@@ -372,32 +370,44 @@ impl Exchange {
 
     fn pieces(&self, mpi: &Mpi, inner: &mut Inner) -> Result<Progress> {
         let mut moved = false;
-        while inner.pieces.len() < AT_ONCE
+        // Sums end one after the other: the first can be used while the others are on their way.
+        let may_begin = lock(&self.net.begun).prefix >= self.number;
+        while may_begin
+            && self.net.under_way.load(Ordering::Relaxed) < AT_ONCE
             && let Some((index, range)) = inner.to_come.pop_front()
         {
-            let piece = self.begin(mpi, inner, index, range)?;
+            let mut piece = self.begin(inner, index, range)?;
+            let posted = self.post(mpi, inner, &mut piece);
             inner.pieces.push(piece);
+            posted?;
+            self.net.under_way.fetch_add(1, Ordering::Relaxed);
             moved = true;
-        }
-        let mut pieces = std::mem::take(&mut inner.pieces);
-        let mut failed = None;
-        let mut left = Vec::with_capacity(pieces.len());
-        for mut piece in pieces.drain(..) {
-            match if failed.is_none() { self.advance(mpi, inner, &mut piece) } else { Ok(false) } {
-                Ok(true) => {
-                    moved = true;
-                    piece.memory().into_iter().for_each(|m| self.net.give_back(m));
-                }
-                Ok(false) => left.push(piece),
-                Err(e) => {
-                    failed = Some(e);
-                    left.push(piece);
-                }
+            if inner.to_come.is_empty() {
+                lock(&self.net.begun).over(self.number);
             }
         }
-        inner.pieces = left;
-        if let Some(e) = failed {
-            return Err(e);
+        let Inner { requests, pieces, .. } = inner;
+        mpi.test_some(requests, |of| {
+            moved = true;
+            pieces.iter_mut().filter(|p| p.index == of).for_each(|p| p.open -= 1);
+        })?;
+        let mut at = 0;
+        while at < inner.pieces.len() {
+            if inner.pieces[at].open > 0 {
+                at += 1;
+                continue;
+            }
+            // Its place is kept, so that an error leaves it among those whose memory MPI may still use.
+            let mut piece = inner.pieces.swap_remove(at);
+            let done = self.advance(mpi, inner, &mut piece);
+            if let Ok(true) = done {
+                piece.memory().into_iter().for_each(|m| self.net.give_back(m));
+                self.net.under_way.fetch_sub(1, Ordering::Relaxed);
+                moved = true;
+            } else {
+                inner.pieces.push(piece);
+                done?;
+            }
         }
         if inner.pieces.is_empty() && inner.to_come.is_empty() {
             if let Some(board) = &self.net.board {

@@ -128,15 +128,12 @@ impl OptimizerConfig {
     }
 }
 
+/// The constants of one update.
+#[derive(Debug, Clone, Copy)]
+pub struct Update(cpu::Step);
+
 /// The most elements that one task updates.
 const PIECE: usize = 1 << 16;
-
-/// What one task updates: neighbours with one rule of weight decay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cut {
-    len: usize,
-    decay: bool,
-}
 
 /// An optimizer of some neighbouring parameters of a model.
 #[derive(Debug)]
@@ -145,8 +142,8 @@ pub struct Optimizer {
     ids: Range<u32>,
     /// The parameters' place in the arena, from the first one's start to the last one's end.
     elements: Range<usize>,
-    /// How the place is cut into tasks: by the parameters alone, so that threads change no bits.
-    cuts: Vec<Cut>,
+    /// Neighbours with one rule of weight decay, from the place's start to its end, and whether they decay.
+    segments: Vec<(Range<usize>, bool)>,
     /// The state, by kind, laid out like the parameters.
     state: Vec<Vec<f32>>,
     steps: u64,
@@ -178,13 +175,8 @@ impl Optimizer {
             (Some(a), Some(b)) => a.0.start..b.0.end,
             _ => 0..0,
         };
-        let cut = |(range, decay): &(Range<usize>, bool)| {
-            let (len, decay) = (range.len(), *decay);
-            (0..len).step_by(PIECE).map(move |at| Cut { len: PIECE.min(len - at), decay })
-        };
-        let cuts = segments.iter().flat_map(cut).collect();
         let state = config.state_names().iter().map(|_| vec![0.0; elements.len()]).collect();
-        Ok(Optimizer { config: config.clone(), ids, elements, cuts, state, steps: 0 })
+        Ok(Optimizer { config: config.clone(), ids, elements, segments, state, steps: 0 })
     }
 
     /// Updates made so far.
@@ -195,25 +187,16 @@ impl Optimizer {
     /// Makes one update from gradient sums laid out like the parameters. They are multiplied by `scale`
     /// (1 over the weight of all samples) first; `lr` is the learning rate of this step.
     pub fn step(&mut self, cpu: &Cpu, params: &Params, gradients: &Arena, scale: f64, lr: f64) -> Result<()> {
-        let bytes = self.elements.start * size_of::<f32>()..self.elements.end * size_of::<f32>();
-        let mut weights = params.arena().write(bytes.clone())?;
-        let gradients = gradients.read(bytes)?;
-        let (mut w, mut g) = (weights.as_mut_slice::<f32>()?, gradients.as_slice::<f32>()?);
-        let mut state = self.state.iter_mut().map(Vec::as_mut_slice);
-        let mut state = [(); 2].map(|()| state.next().unwrap_or_default());
-        let decay = self.config.weight_decay() as f32;
-        let mut pieces = Vec::with_capacity(self.cuts.len());
-        for cut in &self.cuts {
-            pieces.push(cpu::Piece {
-                weights: split(&mut w, cut.len),
-                gradients: &g[..cut.len],
-                state: state.each_mut().map(|s| split(s, cut.len)),
-                decay: if cut.decay { decay } else { 0.0 },
-            });
-            g = &g[cut.len..];
-        }
+        let update = self.begin(scale, lr);
+        self.update(cpu, params, gradients, update, self.elements.clone())
+    }
+
+    /// Begins an update that is made part by part; `scale` and `lr` as in [`Optimizer::step`]. Every element of this
+    /// optimizer's parameters is to be in one part: all rules go element by element, so how the parts are cut
+    /// changes no bit.
+    pub fn begin(&mut self, scale: f64, lr: f64) -> Update {
         self.steps += 1;
-        let rule = match self.config {
+        Update(match self.config {
             OptimizerConfig::Sgd { momentum: 0.0, .. } => {
                 cpu::Step::Plain(cpu::Plain { scale: scale as f32, lr: lr as f32 })
             }
@@ -226,8 +209,42 @@ impl Optimizer {
             OptimizerConfig::Adam { beta1, beta2, eps, .. } => {
                 cpu::Step::Adam(cpu::Adam::new(scale, lr, [beta1, beta2], eps, self.steps))
             }
-        };
-        rule.run(cpu, &mut pieces);
+        })
+    }
+
+    /// Updates `elements` of the arena. The rest of the gradients may still be on their way.
+    pub fn update(
+        &mut self,
+        cpu: &Cpu,
+        params: &Params,
+        gradients: &Arena,
+        update: Update,
+        elements: Range<usize>,
+    ) -> Result<()> {
+        let bytes = elements.start * size_of::<f32>()..elements.end * size_of::<f32>();
+        let mut weights = params.arena().write(bytes.clone())?;
+        let gradients = gradients.read(bytes)?;
+        let (mut w, mut g) = (weights.as_mut_slice::<f32>()?, gradients.as_slice::<f32>()?);
+        let own = elements.start - self.elements.start..elements.end - self.elements.start;
+        let mut state = self.state.iter_mut().map(|s| &mut s[own.clone()]);
+        let mut state = [(); 2].map(|()| state.next().unwrap_or_default());
+        let decay = self.config.weight_decay() as f32;
+        let mut pieces = Vec::new();
+        for (range, decays) in &self.segments {
+            let mut left = range.end.min(elements.end).saturating_sub(range.start.max(elements.start));
+            while left > 0 {
+                let len = left.min(PIECE);
+                pieces.push(cpu::Piece {
+                    weights: split(&mut w, len),
+                    gradients: &g[..len],
+                    state: state.each_mut().map(|s| split(s, len)),
+                    decay: if *decays { decay } else { 0.0 },
+                });
+                g = &g[len..];
+                left -= len;
+            }
+        }
+        update.0.run(cpu, &mut pieces);
         Ok(())
     }
 

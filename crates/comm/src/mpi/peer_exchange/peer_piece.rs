@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::{Exchange, Inner, Memory, all_done, bytes_of, bytes_of_mut, tag};
+use super::{Exchange, Inner, Memory, bytes_of, bytes_of_mut, tag};
 use crate::mpi::ffi::{Mpi, Request};
 use crate::mpi::layout::Route;
 use crate::{Operand, Result};
 
 pub(super) struct Piece {
-    index: usize,
+    pub(super) index: usize,
     range: Range<usize>,
     /// The group that adds it; all do when there is none.
     owner: Option<usize>,
@@ -21,10 +21,16 @@ pub(super) struct Piece {
     packed: Memory,
     /// What comes: all other groups' sums, or the total.
     inbox: Memory,
-    requests: Vec<Request>,
+    /// Its requests that are not done.
+    pub(super) open: usize,
 }
 
 impl Piece {
+    fn wait_for(&mut self, inner: &mut Inner, request: Request) {
+        inner.requests.push(request, self.index);
+        self.open += 1;
+    }
+
     /// Memory that is free again.
     pub(super) fn memory(self) -> [Memory; 3] {
         [self.own, self.packed, self.inbox]
@@ -125,7 +131,8 @@ impl Exchange {
         inner.parts.iter().map(|p| unsafe { p[0].add(range.start * size) }).collect()
     }
 
-    pub(super) fn begin(&self, mpi: &Mpi, inner: &Inner, index: usize, range: Range<usize>) -> Result<Piece> {
+    /// Makes a piece of this group's sums.
+    pub(super) fn begin(&self, inner: &Inner, index: usize, range: Range<usize>) -> Result<Piece> {
         let groups = self.net.layout.groups.len();
         let owner = (inner.route == Route::Owned).then_some(index % groups);
         let (sums, own) = self.group_sums(inner, &range)?;
@@ -139,7 +146,7 @@ impl Exchange {
             own,
             packed: Vec::new(),
             inbox: Vec::new(),
-            requests: Vec::new(),
+            open: 0,
         };
         if self.narrow() {
             piece.packed = self.net.memory(piece.sums.len() * each.next_multiple_of(8));
@@ -151,38 +158,43 @@ impl Exchange {
                 *sum = to.cast_const();
             }
         }
+        Ok(piece)
+    }
+
+    /// Sends a piece on its way. The piece must be kept whatever comes of it: MPI may have its memory already.
+    pub(super) fn post(&self, mpi: &Mpi, inner: &mut Inner, piece: &mut Piece) -> Result<()> {
+        let (owner, each) = (piece.owner, piece.range.len() * self.wire_size());
         if owner.is_none_or(|o| o == self.net.group) {
             let coming = self.net.others().map(|g| self.plan.fold.parts[g]).sum::<usize>();
             piece.inbox = self.net.memory(coming * each.next_multiple_of(8));
             let mut at = bytes_of_mut(&mut piece.inbox);
             for group in self.net.others() {
                 for part in 0..self.plan.fold.parts[group] {
-                    let tag = tag(self.number, index, part, false);
+                    let tag = tag(self.number, piece.index, part, false);
                     // SAFETY: a place of its own in the inbox, which is leaked if the request is given up.
                     unsafe {
-                        piece.requests.push(mpi.irecv(self.net.comm, at, each, self.net.peer(group), tag)?);
+                        let peer = self.net.peer(group);
+                        piece.wait_for(inner, mpi.irecv(self.net.comm, at, each, peer, tag)?);
                         at = at.add(each.next_multiple_of(8));
                     }
                 }
             }
         }
         for group in self.net.others().filter(|g| owner.is_none_or(|o| o == *g)) {
-            for (part, sum) in piece.sums.iter().enumerate() {
-                let tag = tag(self.number, index, part, false);
+            for part in 0..piece.sums.len() {
+                let tag = tag(self.number, piece.index, part, false);
+                let (sum, peer) = (piece.sums[part], self.net.peer(group));
                 // SAFETY: the sum lies in the arena or in the piece; both stay until the request is done, and
                 // nothing is written there before.
-                let sent = unsafe { mpi.isend(self.net.comm, *sum, each, self.net.peer(group), tag)? };
-                piece.requests.push(sent);
+                let sent = unsafe { mpi.isend(self.net.comm, sum, each, peer, tag)? };
+                piece.wait_for(inner, sent);
             }
         }
-        Ok(piece)
+        Ok(())
     }
 
-    /// Moves a piece on; returns whether it is done.
-    pub(super) fn advance(&self, mpi: &Mpi, inner: &Inner, piece: &mut Piece) -> Result<bool> {
-        if !all_done(mpi, &mut piece.requests)? {
-            return Ok(false);
-        }
+    /// Moves a piece on whose requests are done; returns whether it is.
+    pub(super) fn advance(&self, mpi: &Mpi, inner: &mut Inner, piece: &mut Piece) -> Result<bool> {
         let (n, each) = (piece.range.len(), piece.range.len() * self.wire_size());
         let outs = self.outs(inner, &piece.range);
         let tag = tag(self.number, piece.index, 0, true);
@@ -217,7 +229,7 @@ impl Exchange {
                 for group in self.net.others() {
                     // SAFETY: as in `begin`.
                     let sent = unsafe { mpi.isend(self.net.comm, total, each, self.net.peer(group), tag)? };
-                    piece.requests.push(sent);
+                    piece.wait_for(inner, sent);
                 }
                 Ok(false)
             }
@@ -233,7 +245,7 @@ impl Exchange {
                 }
                 // SAFETY: this lane's range of this rank's part 0, or the inbox.
                 let coming = unsafe { mpi.irecv(self.net.comm, to, each, self.net.peer(owner), tag)? };
-                piece.requests.push(coming);
+                piece.wait_for(inner, coming);
                 Ok(false)
             }
             (_, _) => {

@@ -79,10 +79,12 @@ impl Op for Conv2d {
                 let accumulate = slot.accumulate();
                 add_column_sums(cpu, g, slot.slice()?, accumulate);
             }
+            sink.settle(2)?;
             if let Some(mut slot) = sink.slot(1)? {
                 let accumulate = slot.accumulate();
                 conv2d_weight_gradient(cpu, &shape, x.read()?.slice()?, g, slot.slice()?, accumulate)?;
             }
+            sink.settle(1)?;
             drop(x);
             if let Some(mut slot) = sink.slot(0)? {
                 let accumulate = slot.accumulate();

@@ -68,10 +68,12 @@ impl Op for Linear {
                     add_column_sums::<T>(cpu, g.read()?.slice()?, slot.slice()?, accumulate);
                 }
             }
+            sink.settle(2)?;
             let g = g.read()?;
             if let Some(mut slot) = sink.slot(1)? {
                 into_slot::<T>(cpu, mat(&g.view())?.t(), mat(&x.read()?.view())?, [o, i], &mut slot)?;
             }
+            sink.settle(1)?;
             drop(x);
             if let Some(mut slot) = sink.slot(0)? {
                 into_slot::<T>(cpu, mat(&g.view())?, mat(&w.read()?.view())?, [n, i], &mut slot)?;
