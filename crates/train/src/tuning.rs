@@ -16,8 +16,11 @@ use crate::report::quantile;
 use crate::share::from_rank_0;
 use crate::{Error, Result};
 
-/// Megabytes (10⁶ bytes) in a bucket where nothing was measured.
+/// Megabytes (10⁶ bytes) in a bucket where nothing was measured, on one machine.
 pub const DEFAULT_MB: f64 = 25.0;
+
+/// The same between machines: a network is slow enough that the earlier it begins, the better.
+pub const NETWORK_MB: f64 = 4.0;
 
 /// The sizes that are tried, in megabytes.
 const SIZES: [f64; 9] = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 25.0, 64.0];
@@ -172,14 +175,15 @@ fn bucket_bytes_of(
     path: Option<&Path>,
 ) -> Result<(usize, Option<String>)> {
     let nodes = comm.locality().nodes;
+    let usual = if nodes > 1 { NETWORK_MB } else { DEFAULT_MB };
     let find = || path.map_or(Ok(None), |path| find(path, comm.name(), comm.world(), nodes));
     let (mb, warning) = match configured {
         Some(mb) => (mb, None),
         None => from_rank_0(comm, comm.deadline(), || {
             Ok(match find() {
-                Ok(found) => (found.unwrap_or(DEFAULT_MB), None),
+                Ok(found) => (found.unwrap_or(usual), None),
                 // What was to make a run faster is no reason to have none.
-                Err(e) => (DEFAULT_MB, Some(format!("{e}; buckets have {DEFAULT_MB} MB"))),
+                Err(e) => (usual, Some(format!("{e}; buckets have {usual} MB"))),
             })
         })?,
     };

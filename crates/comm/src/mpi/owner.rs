@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::ffi::Mpi;
+use super::ffi::{self, Mpi};
 use crate::signal::{Patience, Poison, Signal, lock};
 use crate::{Deadline, Error, Result};
 
@@ -153,6 +153,7 @@ impl Owner {
     }
 
     fn serve(&self, mpi: Mpi) {
+        ffi::ask_to_be_prompt();
         let mut tasks: VecDeque<Box<dyn Task>> = VecDeque::new();
         let mut still = Instant::now();
         while !self.inbox.ended.load(Ordering::Relaxed) {
