@@ -106,13 +106,13 @@ class Nodes:
         self.binary, self.seconds, self.more = binary, seconds, more
         self.all = range(1, NODES + 1)
 
-    def step_words(self, model):
+    def step_words(self, model, *options):
         arguments = LINK_MODELS[model].arguments + ("--batch", BATCH, "--threads", 1, "--seconds", self.seconds)
-        return bench(self.binary, "step", *arguments, *self.more)
+        return bench(self.binary, "step", *arguments, *options, *self.more)
 
-    def step(self, model):
+    def step(self, model, *options):
         """A data-parallel step over the link."""
-        return measured(srun(self.all, "--mpi=pmix") + self.step_words(model))
+        return measured(srun(self.all, "--mpi=pmix") + self.step_words(model, *options))
 
     def alone(self, model):
         """A step without communication, on every node at once: the slower one."""
@@ -264,6 +264,8 @@ def link_measures(args, nodes, ddp, todo):
         todo.append((f"cpu.{model}", lambda s=size: at("off", lambda: nodes.all_reduce(s))))
         for link in args.rates:
             todo.append((f"link.{model}.{link}.ours", lambda m=model, r=link: at(r, lambda: nodes.step(m))))
+            narrow = ("--wire", "bf16")
+            todo.append((f"link.{model}.{link}.narrow", lambda m=model, r=link: at(r, lambda: nodes.step(m, *narrow))))
             todo.append((f"link.{model}.{link}.peer", lambda m=model, r=link: at(r, lambda: ddp.step(m, r))))
             todo.append((f"link.{model}.{link}.plain", lambda m=model, r=link: at(r, lambda: ddp.plain_step(m))))
 
@@ -323,6 +325,9 @@ def link_rows(args, series):
                 rows.append(Row(title, "images/s", ours, peer, at_least=SPEEDUP_MARK))
             if ours and default:
                 rows.append(Row(f"{title}, DDP with its defaults", "images/s", ours, default))
+            narrow = series(f"{name}.narrow", "samples_per_second")
+            if narrow and peer:
+                rows.append(Row(f"{title}, ours with bf16 on the wire", "images/s", narrow, peer))
             if ours:
                 rows.append(Row(f"{title}: CPU time of a step", "ms", series(f"{name}.ours", "cpu_ms")))
             steps = series(f"{name}.ours", "step_ms_p50")
