@@ -47,9 +47,7 @@ signalled start-term 2 TERM 0.2
 signalled train-usr1 1 USR1 0.8
 signalled train-term 2 TERM 0.9
 
-mkdir "$PHALANX_TMP/path"
-ln -s "$(command -v mpirun.openmpi)" "$PHALANX_TMP/path/mpirun"
-PATH=$PHALANX_TMP/path:$PATH
+plain_mpirun mpirun.openmpi
 launched "phalanx launch --on mpirun" 5 --on mpirun --ranks-per-node 3
 
 if [ "$PHALANX_SLOW" = 1 ]; then soak 50; else soak 10; fi
