@@ -1,0 +1,26 @@
+//! The table: rows with a naive reference, a file a family. PyTorch's golden cases are added to them.
+
+mod elementwise;
+mod images;
+mod index;
+mod loss;
+mod matmul;
+mod norm;
+mod reduce;
+mod shape;
+
+use crate::row::Row;
+
+pub(crate) fn all() -> Vec<Row> {
+    [
+        elementwise::all(),
+        images::all(),
+        index::all(),
+        loss::all(),
+        matmul::all(),
+        norm::all(),
+        reduce::all(),
+        shape::all(),
+    ]
+    .concat()
+}

@@ -1,0 +1,58 @@
+//! Norms and dropout.
+
+use phalanx_host::rng::Key;
+use phalanx_tensor::Tensor;
+
+use crate::naive as n;
+use crate::row::{Array, Row, frozen, input, row};
+
+pub(super) fn all() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for shape in
+        [&[7usize, 3][..], &[500, 1], &[3, 5, 5, 6], &[40, 65], &[2, 9, 9, 17], &[5000, 6], &[2, 3, 64]]
+    {
+        let c = [*shape.last().unwrap()];
+        let inputs = || vec![input(shape), input(&c), input(&c)];
+        let train = row(
+            "batch_norm_train",
+            inputs(),
+            |x| Ok(x[0].batch_norm_train(&x[1], &x[2], 1e-3)?.y),
+            |x| n::batch_norm_train(&x[0], &x[1], &x[2], 1e-3),
+        );
+        let train = train.refuses(&[&[4], &[4], &[4]]).refuses(&[&[2, 4], &[3], &[4]]).refuses(&[
+            &[2, 4],
+            &[4],
+            &[1, 4],
+        ]);
+        let bad = |x: &[Tensor]| Ok(x[0].batch_norm_train(&x[1], &x[1], -1.0)?.y);
+        rows.push(train.bad(&[&[2, 3], &[3]], bad).batch(&[0]));
+        let eval = row(
+            "batch_norm_eval",
+            [inputs(), vec![frozen(&c), frozen(&c)]].concat(),
+            |x| x[0].batch_norm_eval(&x[1], &x[2], &x[3], &x[4], 1e-3),
+            |x| n::batch_norm_eval(x, 1e-3),
+        );
+        rows.push(eval.refuses(&[&[2, 4], &[4], &[4], &[3], &[4]]).batch(&[0]));
+    }
+    for (shape, p) in [
+        (&[1usize][..], 0.5),
+        (&[3, 21], 0.25),
+        (&[3, 20_011], 0.5),
+        (&[65], 0.0),
+        (&[65], 1.0),
+        (&[4, 64], 0.9),
+    ] {
+        let key = Key::new(5).derive(1, 2);
+        let kept = move |i: usize| f64::from(key.block(i as u64 / 4)[i % 4]) >= p * 4_294_967_296.0;
+        let row = row(
+            "dropout",
+            vec![input(shape)],
+            move |x| x[0].dropout(p, key),
+            move |x| Array::new(&x[0].shape, |i| if kept(i) { x[0].data[i] / (1.0 - p) } else { 0.0 }),
+        );
+        let row =
+            row.bad(&[&[3]], move |x| x[0].dropout(1.5, key)).bad(&[&[3]], move |x| x[0].dropout(-0.1, key));
+        rows.push(row.bad(&[&[3]], move |x| x[0].dropout(f64::NAN, key)).batch(&[0]).second());
+    }
+    rows
+}
