@@ -21,6 +21,25 @@ impl Meta {
     pub fn shape(&self) -> Shape {
         self.layout.shape
     }
+
+    /// The operand's gradient: as the operand, but f32 where that is a half.
+    pub(crate) fn gradient(&self) -> Meta {
+        match self.dtype {
+            DType::F16 | DType::BF16 => Meta { dtype: DType::F32, ..*self },
+            _ => *self,
+        }
+    }
+}
+
+/// What becomes of operands in half precision (bf16, f16).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Narrow {
+    /// Kernels read f32; the first result is rounded to the type of the first float among them, others stay f32.
+    Round,
+    /// Kernels read f32 and all results stay f32: sums and losses.
+    Keep,
+    /// Kernels move elements of any type.
+    AnyType,
 }
 
 /// A result or a saved tensor that the executor must provide: contiguous.
@@ -166,6 +185,11 @@ impl<'a> Exec<'a> {
 pub trait Op: Debug + Send + Sync {
     /// The name in errors, profiles and the op table.
     fn name(&self) -> &'static str;
+
+    /// What becomes of halves; they reach the other functions only with [`Narrow::AnyType`].
+    fn narrow(&self) -> Narrow {
+        Narrow::Round
+    }
 
     /// The shape rule: every check of the operands is made here, before any memory is taken.
     fn infer(&self, inputs: &[Meta]) -> Result<Plan>;

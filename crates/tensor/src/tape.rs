@@ -13,7 +13,7 @@ use crate::op::{Exec, Meta, Op, Plan, Saved};
 use crate::sink::{Collected, Grad, GradSink, LeafSink, Pending};
 use crate::storage::Held;
 use crate::tensor::Edge;
-use crate::{Error, LeafId, Result, Tensor, View, ViewMut, ops};
+use crate::{DType, Error, LeafId, Result, Tensor, View, ViewMut, half_storage, ops};
 
 /// One op of the graph, with what its backward pass needs.
 pub(crate) struct Node {
@@ -91,6 +91,7 @@ fn apply_dyn(op: Arc<dyn Op>, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
         return Err(Error::Devices { op: op.name(), lhs, rhs });
     }
     let metas: Vec<Meta> = inputs.iter().map(|t| Meta { dtype: t.dtype(), layout: *t.layout() }).collect();
+    let op = half_storage::adapt(op, &metas)?;
     let plan = op.infer(&metas)?;
 
     let mut operands: Vec<Tensor> = inputs.iter().map(|&t| t.clone()).collect();
@@ -215,8 +216,14 @@ impl Tensor {
                 why: format!("the root has shape {}, not one element", self.shape()),
             });
         }
-        let seed = Tensor::scalar(1.0, self.dtype(), self.device())?.reshape(&self.shape())?;
+        let seed = self.one()?;
         self.backward_from(seed, leaves)
+    }
+
+    /// The gradient of this scalar with respect to itself.
+    fn one(&self) -> Result<Tensor> {
+        let dtype = if self.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        Tensor::scalar(1.0, dtype, self.device())?.reshape(&self.shape())
     }
 
     /// As [`Tensor::backward`] with `seed` as the gradient of this tensor (of any shape).
@@ -244,7 +251,7 @@ impl Tensor {
                 Some(_) => node.saved().take().ok_or(Error::GraphReleased { op: node.op.name() })?,
                 None => Saved::default(),
             };
-            let metas = saved.metas.clone();
+            let metas: Vec<Meta> = saved.metas.iter().map(Meta::gradient).collect();
             let mut sink = GradSink {
                 edges: &node.edges,
                 metas: &metas,
@@ -303,7 +310,7 @@ impl Tensor {
             }
         }
         let mut pending: HashMap<u64, Vec<Option<Tensor>>> = HashMap::new();
-        let seed = Tensor::scalar(1.0, self.dtype(), self.device())?.reshape(&self.shape())?;
+        let seed = self.one()?;
         let mut first = vec![None; root.outputs];
         first[*output] = Some(seed);
         pending.insert(root.seq, first);

@@ -2,6 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use half::{bf16, f16};
 use phalanx_host::{Arena, Buffer, DType, Element};
 
 use crate::storage::{ArenaSlice, Held, Storage};
@@ -110,7 +111,9 @@ impl Tensor {
         match dtype {
             DType::F64 => Tensor::full(value, [], device),
             DType::F32 => Tensor::full(value as f32, [], device),
-            got => Err(Error::DTypes { op: "scalar", operand: 0, got, want: "f32 or f64".into() }),
+            DType::F16 => Tensor::full(f16::from_f64(value), [], device),
+            DType::BF16 => Tensor::full(bf16::from_f64(value), [], device),
+            got => Err(Error::DTypes { op: "scalar", operand: 0, got, want: "a float".into() }),
         }
     }
 
@@ -182,7 +185,9 @@ impl Tensor {
         Ok(match self.dtype {
             DType::F64 => self.to_vec::<f64>()?[0],
             DType::F32 => f64::from(self.to_vec::<f32>()?[0]),
-            got => return Err(Error::DTypes { op: "item", operand: 0, got, want: "f32 or f64".into() }),
+            DType::F16 => self.to_vec::<f16>()?[0].to_f64(),
+            DType::BF16 => self.to_vec::<bf16>()?[0].to_f64(),
+            got => return Err(Error::DTypes { op: "item", operand: 0, got, want: "a float".into() }),
         })
     }
 

@@ -3,7 +3,8 @@
 use half::{bf16, f16};
 use phalanx_host::{DType, Element};
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::half_storage::{is_half, round, widen};
+use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::ops::walk::Walk;
 use crate::sink::GradSink;
 use crate::tape::apply_one;
@@ -50,12 +51,21 @@ impl Op for To {
         "to"
     }
 
+    fn narrow(&self) -> Narrow {
+        Narrow::AnyType
+    }
+
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
         Ok(Plan::one(self.0, inputs[0].shape()).dense(1))
     }
 
     fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], _: &mut [ViewMut]) -> Result<()> {
-        cx.cpu()?;
+        let cpu = cx.cpu()?;
+        match (ins[0].dtype, self.0) {
+            (from, DType::F32) if is_half(from) => return widen(cpu, &ins[0], outs[0].slice()?),
+            (DType::F32, to) if is_half(to) => return round(cpu, ins[0].slice()?, &mut outs[0]),
+            _ => {}
+        }
         ops::shape::any_type!(ins[0].dtype, A => ops::shape::any_type!(self.0, B => {
             To::run::<A, B>(ins[0].slice()?, outs[0].slice()?);
             Ok(())
@@ -63,7 +73,7 @@ impl Op for To {
     }
 
     fn backward(&self, _: &Exec, saved: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {
-        grads[0].iter().try_for_each(|g| sink.pass(0, g.to(saved.metas[0].dtype)?))
+        grads[0].iter().try_for_each(|g| sink.pass(0, g.to(saved.metas[0].gradient().dtype)?))
     }
 
     fn backward_graph(
@@ -73,7 +83,7 @@ impl Op for To {
         metas: &[Meta],
         grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![grads[0].as_ref().map(|g| g.to(metas[0].dtype)).transpose()?])
+        Ok(vec![grads[0].as_ref().map(|g| g.to(metas[0].gradient().dtype)).transpose()?])
     }
 }
 
@@ -120,13 +130,12 @@ impl Op for Gt {
 
 impl Tensor {
     /// The same values as `dtype`: rounded to the nearest float, cut towards zero and to the type's
-    /// range for integers (not a number is 0). Gradients flow between f32 and f64 alone; other
+    /// range for integers (not a number is 0). Gradients flow between floats alone; other
     /// results are outside the graph.
     pub fn to(&self, dtype: DType) -> Result<Tensor> {
-        let real = |d: DType| matches!(d, DType::F32 | DType::F64);
         match dtype {
             d if d == self.dtype() => Ok(self.clone()),
-            d if real(d) && real(self.dtype()) => apply_one(To(d), &[self]),
+            d if d.is_float() && self.dtype().is_float() => apply_one(To(d), &[self]),
             d => apply_one(To(d), &[&self.detach()]),
         }
     }

@@ -1,7 +1,7 @@
 //! Cross-entropy of logits and labels, fused with the softmax.
 
 use super::cpu;
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Tensor, View, ViewMut, ops};
@@ -13,6 +13,10 @@ struct CrossEntropy;
 impl Op for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross_entropy"
+    }
+
+    fn narrow(&self) -> Narrow {
+        Narrow::Keep
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

@@ -1,7 +1,7 @@
 //! Squared differences.
 
 use super::cpu;
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
@@ -18,6 +18,10 @@ fn per_sample(shape: Shape) -> usize {
 impl Op for Mse {
     fn name(&self) -> &'static str {
         "mse"
+    }
+
+    fn narrow(&self) -> Narrow {
+        Narrow::Keep
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

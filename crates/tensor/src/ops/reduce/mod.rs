@@ -3,7 +3,7 @@
 mod cpu;
 mod largest;
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Layout, Result, Shape, Tensor, View, ViewMut, ops};
@@ -66,6 +66,10 @@ impl Sum {
 impl Op for Sum {
     fn name(&self) -> &'static str {
         if self.mean { "mean" } else { "sum" }
+    }
+
+    fn narrow(&self) -> Narrow {
+        if self.mean { Narrow::Round } else { Narrow::Keep }
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {

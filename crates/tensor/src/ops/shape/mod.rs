@@ -4,7 +4,7 @@ mod cpu;
 
 use phalanx_host::DType;
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Device, Error, Layout, Result, Shape, Tensor, View, ViewMut, ops};
@@ -101,6 +101,9 @@ impl Op for Contiguous {
     fn name(&self) -> &'static str {
         "contiguous"
     }
+    fn narrow(&self) -> Narrow {
+        Narrow::AnyType
+    }
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
         Ok(Plan::one(inputs[0].dtype, inputs[0].shape()))
     }
@@ -161,6 +164,10 @@ impl Op for Rearrange {
             Rearrange::Slice { .. } => "slice",
             Rearrange::Expand(_) => "expand",
         }
+    }
+
+    fn narrow(&self) -> Narrow {
+        Narrow::AnyType
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
