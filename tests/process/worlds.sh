@@ -53,13 +53,13 @@ ours_running() {
     return 1
 }
 
-# drowned: srun ends a step when a rank has died, and on a busy machine what rank 0 says then may come too late to be
-# printed. Once in a script that is srun's race and no fault of ours; twice it is.
-drowned_before=
-drowned() {
-    [ "$launch" = by_srun ] && [ -z "$drowned_before" ] && grep -q 'CANCELLED' "$err" && ! grep -q '^error: ' "$err" || return 1
-    drowned_before=1
-    echo "srun has ended the step before rank 0's message was out"
+# told TEXT: rank 0 says TEXT once: on standard error or, as srun ends a step when a rank has died and then does not
+# print all that it is given, in the run directory.
+told() {
+    local said
+    said=$(grep -cE -- "$1" "$err")
+    [ "$said" -eq 0 ] && [ "$launch" = by_srun ] && said=$(grep -cE -- "$1" "$2/failure.txt" 2>/dev/null)
+    [ "$said" -eq 1 ]
 }
 
 # fault N KIND RANK CODE SECONDS TEXT [ARGUMENT...]: KIND is planted on RANK of N at step 60, with a deadline of two
@@ -77,7 +77,7 @@ fault() {
     local name="$kind on rank $rank of $n"
     if ! [[ "$rc" =~ ^($code)$ ]]; then
         fail "$name: exit code $rc, not $code"
-    elif [ "$text" != - ] && [ "$(grep -cE -- "$text" "$err")" -ne 1 ] && ! drowned; then
+    elif [ "$text" != - ] && ! told "$text" "$dir"; then
         fail "$name: not said once: $text"
     elif ours_running; then
         fail "$name: somebody is still there"

@@ -9,6 +9,8 @@ use phalanx_train::config::Config;
 use phalanx_train::faults::Faults;
 use phalanx_train::report::Style;
 use phalanx_train::run::{TrainRequest, train_or};
+#[cfg(feature = "mpi")]
+use phalanx_train::rundir::keep_failure;
 use phalanx_train::{bench, evaluate, ledger};
 
 use crate::args::{
@@ -63,6 +65,12 @@ pub(crate) fn run(args: Args) -> Result<u8> {
     }
 }
 
+/// Prints the failure of a command that has no run directory.
+#[cfg(feature = "mpi")]
+fn say(_: phalanx_train::AbortKind, text: &str) {
+    crate::report(text);
+}
+
 /// `runs/<name of the configuration>`.
 fn default_out(config: &Path) -> PathBuf {
     Path::new("runs").join(config.file_stem().unwrap_or(config.as_os_str()))
@@ -78,12 +86,13 @@ fn run_train(args: Train) -> Result<u8> {
         _ => Style::Human,
     };
     let config = Config::load(&args.config, &args.settings);
+    let out = args.out.clone().unwrap_or_else(|| default_out(&args.config));
     let request = |config: Config, ranks: u32| -> phalanx_train::Result<TrainRequest> {
         Ok(TrainRequest {
             config,
             ranks,
             device: args.device.name().to_owned(),
-            out: args.out.clone().unwrap_or_else(|| default_out(&args.config)),
+            out: out.clone(),
             resume: args.resume.parse().unwrap_or_default(),
             max_steps: args.max_steps,
             style,
@@ -104,7 +113,11 @@ fn run_train(args: Train) -> Result<u8> {
         #[cfg(feature = "mpi")]
         World::Mpi(place) => {
             let known = config.as_ref().ok().cloned();
-            world::run(&place, known.as_ref(), |comm| {
+            let say = |kind, text: &str| {
+                crate::report(text);
+                keep_failure(&out, kind, text);
+            };
+            world::run(&place, known.as_ref(), &say, |comm| {
                 let request = request(config?, comm.world())?;
                 let speaks = comm.rank() == 0;
                 Ok((phalanx_train::run::train_rank(&request, comm)?, speaks))
@@ -127,7 +140,7 @@ fn run_evaluate(args: &Evaluate) -> Result<u8> {
         #[cfg(feature = "mpi")]
         World::Mpi(place) => {
             let known = config.as_ref().ok().cloned();
-            world::run(&place, known.as_ref(), |comm| {
+            world::run(&place, known.as_ref(), &say, |comm| {
                 let speaks = comm.rank() == 0;
                 let eval = evaluate::evaluate_rank(&config?, &args.checkpoint, device, comm)?;
                 Ok(speaks.then_some(eval))
@@ -209,7 +222,7 @@ fn run_bench(args: Bench) -> Result<u8> {
             let r = match world::find(&world, 2)? {
                 World::Threads(ranks) => Some(bench::all_reduce(bytes, ranks, rounds, &isa)?),
                 #[cfg(feature = "mpi")]
-                World::Mpi(place) => world::run(&place, None, |comm| {
+                World::Mpi(place) => world::run(&place, None, &say, |comm| {
                     let report = bench::all_reduce_rank(bytes, rounds, &*comm)?;
                     Ok((comm.rank() == 0).then_some(report))
                 })?,
@@ -235,7 +248,7 @@ fn run_tune(world: &WorldArgs, isa: &str, json: bool) -> Result<u8> {
     let r = match world::find(world, 2)? {
         World::Threads(ranks) => Some(bench::tune(ranks, isa)?),
         #[cfg(feature = "mpi")]
-        World::Mpi(place) => world::run(&place, None, |comm| {
+        World::Mpi(place) => world::run(&place, None, &say, |comm| {
             let report = phalanx_train::tuning::tune(&*comm)?;
             Ok((comm.rank() == 0).then_some(report))
         })?,
@@ -274,7 +287,7 @@ fn run_bench_step(args: &BenchStep) -> Result<u8> {
     let report = match world {
         World::Threads(ranks) => Some(bench::step(&request(ranks))?),
         #[cfg(feature = "mpi")]
-        World::Mpi(place) => world::run(&place, None, |comm| {
+        World::Mpi(place) => world::run(&place, None, &say, |comm| {
             let (speaks, ranks) = (comm.rank() == 0, comm.world());
             let report = bench::step_rank(&request(ranks), comm)?;
             Ok(speaks.then_some(report))

@@ -67,8 +67,9 @@ pub(crate) fn find(args: &WorldArgs, default: u32) -> Result<World> {
 pub(crate) fn run<T: Send>(
     place: &Place,
     config: Option<&Config>,
+    say: phalanx_train::process::Say,
     body: impl FnOnce(std::sync::Arc<dyn Communicator>) -> phalanx_train::Result<T> + Send,
 ) -> Result<T> {
     let check = |world: u32| place.check_world(world).map_err(|e| e.to_string());
-    Ok(phalanx_train::process::run(config, &crate::report, check, body)?)
+    Ok(phalanx_train::process::run(config, say, check, body)?)
 }

@@ -31,10 +31,10 @@ mod tfevents;
 pub mod timeline;
 pub mod tuning;
 
-/// What ranks work together through.
-pub use phalanx_comm::Communicator;
 #[cfg(feature = "mpi")]
 pub use phalanx_comm::mpi::library as mpi_library;
+/// What ranks work together through.
+pub use phalanx_comm::{AbortKind, Communicator};
 
 pub use engine::{Engine, EngineOptions, PhaseReport, StepReport};
 pub use error::{Error, Result};

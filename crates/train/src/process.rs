@@ -28,6 +28,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long the side channel collects last words.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// Prints a failure: its kind, and what is to be said of it.
+pub type Say<'a> = &'a dyn Fn(AbortKind, &str);
+
 /// Joins the MPI job as `config` says (defaults stand in for one that cannot be read), checks the size of the
 /// world with `check`, runs `body` as this rank and ends MPI together with all other ranks. When that fails on
 /// any rank it does not return: `say` is called where the failure is to be printed, and the process ends with
@@ -36,7 +39,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// An error comes back only from a process that could not join; there is then nobody to be told.
 pub fn run<T: Send>(
     config: Option<&Config>,
-    say: &dyn Fn(&str),
+    say: Say,
     check: impl FnOnce(u32) -> std::result::Result<(), String>,
     body: impl FnOnce(Arc<dyn Communicator>) -> Result<T> + Send,
 ) -> Result<T> {
@@ -101,12 +104,12 @@ fn wait<T>(world: &World, outcome: &mpsc::Receiver<Result<T>>) -> Result<T> {
 }
 
 /// The end of a rank of a run that has failed.
-fn fail(world: &World, e: &Error, say: &dyn Fn(&str)) -> ! {
+fn fail(world: &World, e: &Error, say: Say) -> ! {
     let found = world.side().post_mortem(REPORT);
     let reason = found.reason.unwrap_or_else(|| AbortReason::new(world.rank(), e.kind(), e.to_string()));
     // Where rank 0 is gone, nobody else can say it.
     if world.rank() == 0 || !found.report.is_empty() {
-        say(&told(&reason, &found.report));
+        say(reason.kind, &told(&reason, &found.report));
     }
     world.side().release();
     // A reader that has gone away is no reason to stay.

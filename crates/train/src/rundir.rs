@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use phalanx_comm::side::host_name;
-use phalanx_comm::{Communicator, Deadline};
+use phalanx_comm::{AbortKind, Communicator, Deadline};
 use serde::Serialize;
 
 use crate::checkpoint::{self, Progress};
@@ -69,6 +69,28 @@ pub struct Lock {
 #[derive(Debug, Clone)]
 pub struct RunDir {
     path: PathBuf,
+}
+
+/// The file that [`keep_failure`] writes.
+const FAILURE: &str = "failure.txt";
+
+/// Leaves the message of a failure in an existing run directory: what a failing job prints last, its launcher may
+/// cut off. Not that of a wrong command, which is no failure of the run that the directory holds. The end of the process never waits long for it, as the disk may be what has failed.
+pub fn keep_failure(dir: &Path, kind: AbortKind, text: &str) {
+    const PATIENCE: Duration = Duration::from_millis(300);
+    if kind == AbortKind::Usage {
+        return;
+    }
+    let (path, text) = (dir.join(FAILURE), format!("error: {text}\n"));
+    let (tell, done) = std::sync::mpsc::channel();
+    let write = move || {
+        // There is nobody left to be told of a failure to write it.
+        let _ = fs::write(path, text);
+        let _ = tell.send(());
+    };
+    if std::thread::Builder::new().name("failure".into()).spawn(write).is_ok() {
+        let _ = done.recv_timeout(PATIENCE);
+    }
 }
 
 impl RunDir {
@@ -170,6 +192,8 @@ impl RunDir {
     /// checkpoints of later steps (damaged ones, or those that the user goes back behind) are set
     /// aside, since the run does those steps again. Returns what the user should know.
     pub fn begin(&self, config: &Config, step: u64) -> Result<Vec<String>> {
+        // It told of the start before.
+        let _ = fs::remove_file(self.path.join(FAILURE));
         for name in ["config.toml", "env.json", "summary.json", "metrics.jsonl"] {
             // Left by a process that was killed while it wrote.
             let _ = fs::remove_file(self.tmp_of(name));

@@ -110,6 +110,19 @@ fn prepare() {
     }
 }
 
+/// Lets the others come out of MPI_Init too. Under Slurm's PMIx (seen with PMIx 4.2 and Open MPI 4.1.4, in one of
+/// seventy starts on a busy machine) the barrier at its end may let one process go while another has not yet said how
+/// it takes messages, and a message that comes then ends that one with a segmentation fault.
+fn settle() {
+    let slurm = std::env::var("PMIX_NAMESPACE").is_ok_and(|name| name.starts_with("slurm"));
+    if slurm {
+        std::thread::sleep(SETTLE);
+    }
+}
+
+/// A process that is ready has this long to get a turn on its processor.
+const SETTLE: std::time::Duration = std::time::Duration::from_millis(150);
+
 /// Turns a return code into a result.
 fn check(call: &'static str, code: c_int) -> Result<()> {
     if code == sys::MPI_SUCCESS as c_int {
@@ -172,6 +185,7 @@ impl Mpi {
             );
             return Err(Error::Mpi { call: "MPI_Init_thread", reason });
         }
+        settle();
         let mpi = Mpi { library: library()?, _here: PhantomData };
         mpi.errors_return(mpi.world())?;
         Ok(mpi)
