@@ -76,9 +76,9 @@ impl Builder {
         id
     }
 
-    /// Registers the running statistics of a norm.
-    pub fn norm(&mut self, channels: usize) -> NormId {
-        self.norms.register(self.name(""), channels)
+    /// Registers the running statistics of a norm; `momentum` is a batch's share in the new ones.
+    pub fn norm(&mut self, channels: usize, momentum: f64) -> NormId {
+        self.norms.register(self.name(""), channels, momentum)
     }
 
     /// The next parameter's index: where a part of a model (a phase's) begins or ends.

@@ -9,7 +9,7 @@ use std::fmt::Debug;
 
 pub use conv::Conv2d;
 pub use linear::Linear;
-pub use norm::BatchNorm;
+pub use norm::{BatchNorm, NormOptions};
 use phalanx_tensor::{Shape, Tensor};
 pub use simple::{Activation, Dropout, Flatten, GlobalAvgPool, MaxPool2d};
 

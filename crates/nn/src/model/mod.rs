@@ -6,7 +6,8 @@ use phalanx_tensor::Shape;
 use serde::{Deserialize, Serialize};
 
 use crate::layer::{
-    Activation, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer, Linear, MaxPool2d, Sequential,
+    Activation, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer, Linear, MaxPool2d, NormOptions,
+    Sequential,
 };
 use crate::{Builder, Error, Init, Result, error};
 
@@ -67,7 +68,17 @@ pub enum Row {
         init: Init,
     },
     /// Batch normalisation by channel.
-    BatchNorm {},
+    BatchNorm {
+        /// Added to variances; 1e-5 when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        eps: Option<f64>,
+        /// A batch's share in the new running statistics; 0.1 when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        momentum: Option<f64>,
+        /// Whether there is a scale and a shift for each channel; yes when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        affine: Option<bool>,
+    },
     /// max(x, 0)
     Relu {},
     /// 1 / (1 + e^−x)
@@ -107,6 +118,24 @@ fn he() -> Init {
 }
 fn uniform() -> Init {
     Init::Uniform
+}
+
+/// A norm's options, where they were given.
+fn norm_options(eps: Option<f64>, momentum: Option<f64>, affine: Option<bool>) -> NormOptions {
+    let d = NormOptions::default();
+    NormOptions {
+        eps: eps.unwrap_or(d.eps),
+        momentum: momentum.unwrap_or(d.momentum),
+        affine: affine.unwrap_or(d.affine),
+        ..d
+    }
+}
+
+impl Row {
+    /// Batch normalisation with the usual options.
+    pub fn batch_norm() -> Row {
+        Row::BatchNorm { eps: None, momentum: None, affine: None }
+    }
 }
 
 /// A stack in the making: pushes a layer and follows the shape of one sample.
@@ -150,8 +179,8 @@ impl<'a> Stack<'a> {
                 let made = Linear::build(b, input, out.unwrap_or(classes), bias, init)?;
                 self.add(made);
             }
-            Row::BatchNorm {} => {
-                let made = BatchNorm::build(b, input)?;
+            Row::BatchNorm { eps, momentum, affine } => {
+                let made = BatchNorm::build_with(b, input, norm_options(eps, momentum, affine))?;
                 self.add(made);
             }
             Row::Relu {} => self.add((Activation::Relu, input)),

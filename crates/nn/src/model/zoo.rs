@@ -106,7 +106,7 @@ fn digits_cnn(dropout: f64) -> Vec<(String, Row)> {
     let mut rows = Vec::new();
     for (i, out) in [(1, 16), (2, 32), (3, 64)] {
         rows.push((format!("conv{i}"), conv(out, 3, 1, Init::HeNormal, false)));
-        rows.push((format!("bn{i}"), Row::BatchNorm {}));
+        rows.push((format!("bn{i}"), Row::batch_norm()));
         rows.push((format!("act{i}"), Row::Relu {}));
         if i > 1 {
             rows.push((format!("pool{i}"), pool()));

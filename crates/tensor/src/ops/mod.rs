@@ -18,7 +18,7 @@ mod walk;
 pub(crate) use elementwise::{broadcast, stretch};
 pub use index::{concat, stack};
 pub use loss::top_k_errors;
-pub use norm::BatchNorm;
+pub use norm::{BatchNorm, Fuse};
 
 /// Runs `$body` with the type alias `$t` for the compute type that `$dtype` names; other types are an
 /// error of operand 0 of `$op`.
