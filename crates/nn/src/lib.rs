@@ -26,6 +26,6 @@ pub use layer::{
 };
 pub use model::{ModelConfig, Row, build};
 pub use norm::{MOMENTUM, NormId, NormRecord, NormValues, Norms};
-pub use optim::{Optimizer, OptimizerConfig};
+pub use optim::{Ema, EmaConfig, Optimizer, OptimizerConfig, Update, clip_factor};
 pub use params::{Find, ParamId, ParamSpec, Params, Stored, Values};
 pub use schedule::{Plateau, PlateauState, ScheduleConfig, ScheduleName};
