@@ -23,7 +23,9 @@ pub use init::Init;
 pub use layer::{
     Activation, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer, Linear, MaxPool2d, Sequential,
 };
-pub use model::{ModelConfig, Row, build};
+pub use model::{
+    LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary, build, list as list_models, summarise,
+};
 pub use norm::{MOMENTUM, NormId, NormRecord, NormValues, Norms};
 pub use optim::{Optimizer, OptimizerConfig};
 pub use params::{Find, ParamId, ParamSpec, Params, Stored, Values};
