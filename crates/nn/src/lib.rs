@@ -24,7 +24,9 @@ pub use layer::{
     Activation, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer, Linear, MaxPool2d, NormOptions,
     Sequential,
 };
-pub use model::{ModelConfig, Row, build};
+pub use model::{
+    LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary, build, list as list_models, summarise,
+};
 pub use norm::{MOMENTUM, NormId, NormRecord, NormValues, Norms};
 pub use optim::{Ema, EmaConfig, Optimizer, OptimizerConfig, Update, clip_factor};
 pub use params::{Find, ParamId, ParamSpec, Params, Stored, Values};

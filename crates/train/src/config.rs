@@ -347,7 +347,7 @@ fn brief(value: Option<&toml::Value>) -> String {
 
 /// Applies one `table.key=value` setting. The value is read as TOML, or taken as a string where it is
 /// none.
-fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
+pub(crate) fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
     let wrong = |problem: String| Error::config(format!("--set {setting}"), problem);
     let (path, value) =
         setting.split_once('=').ok_or_else(|| wrong("must have the form table.key=value".into()))?;
@@ -376,7 +376,7 @@ fn line_of(text: &str, at: usize) -> usize {
 
 /// The parser's message on one line, in a user's words, with the key that it is about and the nearest
 /// known word where an unknown one was given.
-fn explain(e: &toml::de::Error) -> String {
+pub(crate) fn explain(e: &toml::de::Error) -> String {
     let message = e.message().trim().lines().collect::<Vec<_>>().join("; ");
     // Only a table without a text knows the key; the crate tells it on a line of its own.
     let shown = e.to_string();

@@ -16,6 +16,7 @@ pub mod evaluate;
 pub mod faults;
 pub mod fingerprint;
 pub mod ledger;
+pub mod model;
 #[cfg(feature = "mpi")]
 pub mod process;
 pub mod ranks;

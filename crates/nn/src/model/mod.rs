@@ -1,15 +1,16 @@
 //! Models: named ones in code, others as rows of a configuration.
 
+mod joint;
+mod stack;
+mod summary;
 mod zoo;
 
-use phalanx_tensor::Shape;
 use serde::{Deserialize, Serialize};
 
-use crate::layer::{
-    Activation, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer, Linear, MaxPool2d, NormOptions,
-    Sequential,
-};
-use crate::{Builder, Error, Init, Result, error};
+use self::stack::Stack;
+pub use self::summary::{LayerSummary, Listed, Listing, Memory, Summary, list, summarise};
+use crate::layer::{Activation, Layer, NormOptions};
+use crate::{Builder, Error, Init, Result};
 
 /// The `[model]` table: a name with its options, or rows of layers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -18,15 +19,30 @@ pub struct ModelConfig {
     /// A named model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Sizes of the hidden layers (`mlp`).
+    /// Sizes of the hidden layers (`mlp`; `alexnet*` and `vgg-*` have two).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden: Option<Vec<usize>>,
     /// The function between layers (`mlp`, `lenet5`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activation: Option<Activation>,
-    /// The probability of dropping before the last layer (`mlp`, `digits-cnn`).
+    /// The probability of dropping where the model drops.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f64>,
+    /// Whether each convolution is followed by a batch norm (`vgg-*`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_norm: Option<bool>,
+    /// Whether the last norm of each residual block begins with γ = 0 (`resnet*`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero_gamma: Option<bool>,
+    /// Whether there are auxiliary heads (`googlenet`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aux: Option<bool>,
+    /// The number of layers (`resnet-cifar`, `wide-resnet`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<usize>,
+    /// What the numbers of channels are multiplied by (`wide-resnet`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
     /// Layers, first to last, instead of a name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<Row>,
@@ -138,115 +154,51 @@ impl Row {
     }
 }
 
-/// A stack in the making: pushes a layer and follows the shape of one sample.
-pub(crate) struct Stack<'a> {
-    pub(crate) builder: &'a mut Builder,
-    pub(crate) shape: Shape,
-    layers: Sequential,
-}
-
-impl<'a> Stack<'a> {
-    pub(crate) fn new(builder: &'a mut Builder, input: Shape) -> Self {
-        Stack { builder, shape: input, layers: Sequential::new() }
-    }
-
-    pub(crate) fn finish(self) -> Box<dyn Layer> {
-        Box::new(self.layers)
-    }
-
-    fn add<L: Layer + 'static>(&mut self, (layer, shape): (L, Shape)) {
-        self.layers.push(layer);
-        self.shape = shape;
-    }
-
-    /// Adds a row's layer under `name`.
-    pub(crate) fn row(&mut self, name: &str, row: &Row, classes: usize) -> Result<()> {
-        let input = self.shape;
-        self.builder.path_push(name);
-        let result = self.build(row, input, classes);
-        self.builder.path_pop();
-        result
-    }
-
-    fn build(&mut self, row: &Row, input: Shape, classes: usize) -> Result<()> {
-        let b = &mut *self.builder;
-        match *row {
-            Row::Conv { out, kernel, stride, padding, bias, init } => {
-                let made = Conv2d::build(b, input, out, [kernel, stride, padding], bias, init)?;
-                self.add(made);
-            }
-            Row::Linear { out, bias, init } => {
-                let made = Linear::build(b, input, out.unwrap_or(classes), bias, init)?;
-                self.add(made);
-            }
-            Row::BatchNorm { eps, momentum, affine } => {
-                let made = BatchNorm::build_with(b, input, norm_options(eps, momentum, affine))?;
-                self.add(made);
-            }
-            Row::Relu {} => self.add((Activation::Relu, input)),
-            Row::Sigmoid {} => self.add((Activation::Sigmoid, input)),
-            Row::Tanh {} => self.add((Activation::Tanh, input)),
-            Row::MaxPool { kernel, stride, padding } => {
-                let made = MaxPool2d::build(b, input, [kernel, stride.unwrap_or(kernel), padding])?;
-                self.add(made);
-            }
-            Row::GlobalAvgPool {} => {
-                let made = GlobalAvgPool::build(b, input)?;
-                self.add(made);
-            }
-            Row::Dropout { p } => {
-                let made = Dropout::build(b, input, p)?;
-                self.add(made);
-            }
-            Row::Flatten {} => {
-                let made = Flatten::build(b, input);
-                self.add(made);
-            }
-        }
-        Ok(())
-    }
-}
-
 impl ModelConfig {
     /// The named model with its default options.
     pub fn named(name: &str) -> Self {
         ModelConfig { name: Some(name.to_owned()), ..ModelConfig::default() }
     }
 
+    /// All options of named models, and whether they are given.
+    fn given(&self) -> [(&'static str, bool); 8] {
+        [
+            ("hidden", self.hidden.is_some()),
+            ("activation", self.activation.is_some()),
+            ("dropout", self.dropout.is_some()),
+            ("batch_norm", self.batch_norm.is_some()),
+            ("zero_gamma", self.zero_gamma.is_some()),
+            ("aux", self.aux.is_some()),
+            ("depth", self.depth.is_some()),
+            ("width", self.width.is_some()),
+        ]
+    }
+
+    /// The hidden layers of a classifier that has two.
+    fn two_hidden(&self) -> Result<[usize; 2]> {
+        let sizes = self.hidden.as_deref().unwrap_or(&[4096, 4096]);
+        let problem = || format!("hidden is {sizes:?}, but its classifier has two hidden layers");
+        <[usize; 2]>::try_from(sizes).map_err(|_| Error::config("model", problem()))
+    }
+
     /// What can be checked without knowing the samples.
     pub fn check(&self) -> Result<()> {
         let fail = |problem: String| Err(Error::config("model", problem));
-        let names: Vec<&str> = zoo::NAMES.iter().map(|m| m.name).collect();
         let Some(name) = &self.name else {
-            let options = [self.hidden.is_some(), self.activation.is_some(), self.dropout.is_some()];
-            return match (self.layers.is_empty(), options.contains(&true)) {
+            let option = self.given().into_iter().find(|(_, given)| *given);
+            return match (self.layers.is_empty(), option) {
                 (true, _) => {
-                    fail(format!("it needs a name (one of {}) or rows [[model.layers]]", names.join(", ")))
+                    let names = zoo::names().collect::<Vec<_>>().join(", ");
+                    fail(format!("it needs a name (one of {names}) or rows [[model.layers]]"))
                 }
-                (false, true) => {
-                    fail("hidden, activation and dropout go with a name, not with layers".into())
-                }
-                (false, false) => Ok(()),
+                (false, Some((option, _))) => fail(format!("{option} goes with a name, not with layers")),
+                (false, None) => Ok(()),
             };
         };
         if !self.layers.is_empty() {
             return fail(format!("it has both the name {name:?} and layers; give one of the two"));
         }
-        let Some(entry) = zoo::NAMES.iter().find(|m| m.name == name) else {
-            return fail(format!(
-                "there is no model {name:?}; there are {}{}",
-                names.join(", "),
-                error::nearest(name, &names)
-            ));
-        };
-        let given = [
-            ("hidden", self.hidden.is_some()),
-            ("activation", self.activation.is_some()),
-            ("dropout", self.dropout.is_some()),
-        ];
-        if let Some((option, _)) = given.iter().find(|(o, given)| *given && !entry.options.contains(o)) {
-            return fail(format!("{name} has no option {option}; it has {:?}", entry.options));
-        }
+        zoo::resolve(name, self)?;
         if let Some(0) = self.hidden.iter().flatten().min() {
             return fail("a hidden layer has 0 outputs".into());
         }
@@ -268,7 +220,7 @@ pub fn build(
     if let Some(name) = &config.name {
         return zoo::build(name, config, input.into(), classes, b);
     }
-    let mut stack = Stack::new(b, input.into());
+    let mut stack = Stack::new(b, input.into(), Init::HeNormal);
     for (i, row) in config.layers.iter().enumerate() {
         stack.row(&format!("layers.{i}"), row, classes)?;
     }
