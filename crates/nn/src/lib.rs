@@ -21,7 +21,8 @@ pub use error::{Error, Result};
 pub use forward::Forward;
 pub use init::Init;
 pub use layer::{
-    Activation, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer, Linear, MaxPool2d, Sequential,
+    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer,
+    Linear, MaxPool2d, Pair, Sequential,
 };
 pub use model::{ModelConfig, Row, build};
 pub use norm::{MOMENTUM, NormId, NormRecord, NormValues, Norms};

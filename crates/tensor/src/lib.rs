@@ -21,7 +21,7 @@ mod view;
 pub use device::Device;
 pub use error::{Error, Result};
 pub use op::{Exec, Meta, Op, Plan, Saved, Spec};
-pub use ops::{BatchNorm, concat, stack, top_k_errors};
+pub use ops::{BatchNorm, Pool, concat, stack, top_k_errors};
 pub use phalanx_host::{DType, Element};
 pub use shape::{Layout, MAX_AXES, Shape};
 pub use sink::{GradSink, Gradients, LeafMemory, LeafSink, Slot};

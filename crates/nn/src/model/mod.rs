@@ -2,11 +2,12 @@
 
 mod zoo;
 
-use phalanx_tensor::Shape;
+use phalanx_tensor::{Pool, Shape};
 use serde::{Deserialize, Serialize};
 
 use crate::layer::{
-    Activation, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer, Linear, MaxPool2d, Sequential,
+    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer,
+    Linear, MaxPool2d, Pair, Sequential,
 };
 use crate::{Builder, Error, Init, Result, error};
 
@@ -76,14 +77,17 @@ pub enum Row {
     Tanh {},
     /// The largest value of each window.
     MaxPool {
-        /// The window's side.
-        kernel: usize,
-        /// Its step; the window's side when left out.
+        /// The window's side, or its height and width.
+        kernel: Pair,
+        /// Its step; the window's size when left out.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        stride: Option<usize>,
+        stride: Option<Pair>,
         /// −∞ around the image.
+        #[serde(default = "none")]
+        padding: Pair,
+        /// Whether a rest that fills no window makes one.
         #[serde(default)]
-        padding: usize,
+        ceil: bool,
     },
     /// The mean of each channel.
     GlobalAvgPool {},
@@ -94,10 +98,35 @@ pub enum Row {
     },
     /// A vector of each sample.
     Flatten {},
+    /// The mean of each window.
+    AvgPool {
+        /// The window's side, or its height and width.
+        kernel: Pair,
+        /// Its step; the window's size when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stride: Option<Pair>,
+        /// Zeros around the image.
+        #[serde(default = "none")]
+        padding: Pair,
+        /// Whether a rest that fills no window makes one.
+        #[serde(default)]
+        ceil: bool,
+        /// Whether the zeros count.
+        #[serde(default = "yes")]
+        count_include_pad: bool,
+    },
+    /// The means of windows that cover the image evenly.
+    AdaptiveAvgPool {
+        /// How many: rows and columns.
+        out: Pair,
+    },
 }
 
 fn one() -> usize {
     1
+}
+fn none() -> Pair {
+    0.into()
 }
 fn yes() -> bool {
     true
@@ -107,6 +136,11 @@ fn he() -> Init {
 }
 fn uniform() -> Init {
     Init::Uniform
+}
+
+/// The windows of a pooling row.
+fn windows(kernel: Pair, stride: Option<Pair>, padding: Pair) -> Pool {
+    Pool::new(&kernel.get()).stride(&stride.unwrap_or(kernel).get()).padding(&padding.get())
 }
 
 /// A stack in the making: pushes a layer and follows the shape of one sample.
@@ -157,8 +191,9 @@ impl<'a> Stack<'a> {
             Row::Relu {} => self.add((Activation::Relu, input)),
             Row::Sigmoid {} => self.add((Activation::Sigmoid, input)),
             Row::Tanh {} => self.add((Activation::Tanh, input)),
-            Row::MaxPool { kernel, stride, padding } => {
-                let made = MaxPool2d::build(b, input, [kernel, stride.unwrap_or(kernel), padding])?;
+            Row::MaxPool { kernel, stride, padding, ceil } => {
+                let pool = windows(kernel, stride, padding).ceil(ceil);
+                let made = MaxPool2d::build(b, input, pool)?;
                 self.add(made);
             }
             Row::GlobalAvgPool {} => {
@@ -171,6 +206,15 @@ impl<'a> Stack<'a> {
             }
             Row::Flatten {} => {
                 let made = Flatten::build(b, input);
+                self.add(made);
+            }
+            Row::AvgPool { kernel, stride, padding, ceil, count_include_pad } => {
+                let pool = windows(kernel, stride, padding).ceil(ceil).count_include_pad(count_include_pad);
+                let made = AvgPool2d::build(b, input, pool)?;
+                self.add(made);
+            }
+            Row::AdaptiveAvgPool { out } => {
+                let made = AdaptiveAvgPool2d::build(b, input, out.get())?;
                 self.add(made);
             }
         }
@@ -283,6 +327,19 @@ mod tests {
     }
 
     #[test]
+    fn pooling_rows_take_one_number_or_height_and_width() {
+        let b = built(
+            "layers = [{ type = \"max-pool\", kernel = 3, stride = 2, ceil = true },
+              { type = \"avg-pool\", kernel = [2, 1], padding = [1, 0], count_include_pad = false },
+              { type = \"adaptive-avg-pool\", out = [3, 2] }, { type = \"flatten\" }, { type = \"linear\" }]",
+            [10, 9, 2],
+        )
+        .unwrap();
+        let shapes: Vec<_> = b.description().iter().map(|d| d.output.to_vec()).collect();
+        assert_eq!(shapes, [vec![5, 4, 2], vec![3, 4, 2], vec![3, 2, 2], vec![12], vec![10]]);
+    }
+
+    #[test]
     fn wrong_models_name_the_layer_and_the_shapes() {
         for (text, say) in [
             ("", "needs a name"),
@@ -304,6 +361,10 @@ mod tests {
             ("layers = [{ type = \"conv\", out = 1, kernel = 3, padding = 4 }]", "wider than its kernel 3"),
             ("layers = [{ type = \"conv\", out = 9223372036854775807, kernel = 3 }]", "would have more than"),
             ("layers = [{ type = \"max-pool\", kernel = 2, padding = 2 }]", "more than half"),
+            ("layers = [{ type = \"max-pool\", kernel = [2, 9] }]", "larger than 8"),
+            ("layers = [{ type = \"avg-pool\", kernel = 3, stride = [1, 0] }]", "at least 1"),
+            ("layers = [{ type = \"adaptive-avg-pool\", out = [0, 2] }]", "cannot be cut into 0 by 2"),
+            ("layers = [{ type = \"flatten\" }, { type = \"adaptive-avg-pool\", out = 1 }]", "takes images"),
             ("layers = [{ type = \"dropout\", p = 1.5 }]", "probability"),
             ("layers = [{ type = \"flatten\" }, { type = \"linear\", out = 3 }]", "10 classes"),
         ] {
