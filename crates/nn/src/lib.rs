@@ -22,7 +22,7 @@ pub use forward::Forward;
 pub use init::Init;
 pub use layer::{
     Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer,
-    Linear, MaxPool2d, Pair, Sequential,
+    Linear, LocalResponseNorm, MaxPool2d, Pair, Sequential,
 };
 pub use model::{ModelConfig, Row, build};
 pub use norm::{MOMENTUM, NormId, NormRecord, NormValues, Norms};

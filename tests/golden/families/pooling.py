@@ -77,4 +77,19 @@ def pooling():
             yield case(op, {"out": out}, [shape], lambda x, o=out, g=of_rank: last(g[len(o)](first(x), o)))
 
 
-FAMILIES = [pooling]
+def response():
+    """Local response normalisation over the last axis: "size", "alpha" (divided by the size), "beta", "k"."""
+    for shape, size, alpha, beta, k in (
+        ([2, 3, 2, 9], 5, 1.5, 0.75, 2.0),
+        ([1, 4, 6], 4, 2.0, 0.5, 1.0),
+        ([2, 2, 3], 7, 1.0, 1.2, 0.5),
+    ):
+        params = {"size": size, "alpha": alpha, "beta": beta, "k": k}
+
+        def f(x, p=params):
+            return last(F.local_response_norm(first(x), **p))
+
+        yield case("local_response_norm", params, [shape], f)
+
+
+FAMILIES = [pooling, response]

@@ -12,7 +12,7 @@ pub use conv::Conv2d;
 pub use linear::Linear;
 pub use norm::BatchNorm;
 use phalanx_tensor::{Shape, Tensor};
-pub use pool::{AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool, MaxPool2d, Pair};
+pub use pool::{AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool, LocalResponseNorm, MaxPool2d, Pair};
 pub use simple::{Activation, Dropout, Flatten};
 
 use crate::{Error, Forward, Result};

@@ -1,4 +1,4 @@
-//! Pooling layers over samples [H, W, C].
+//! Pooling and local response normalisation over samples [H, W, C].
 
 use phalanx_tensor::{Pool, Shape, Tensor};
 use serde::{Deserialize, Serialize};
@@ -127,5 +127,41 @@ impl GlobalAvgPool {
 impl Layer for GlobalAvgPool {
     fn forward(&self, _: &Forward, x: &Tensor) -> Result<Tensor> {
         Ok(x.mean(&[1, 2], false)?)
+    }
+}
+
+/// Local response normalisation across channels (Krizhevsky, Sutskever and Hinton, 2012), as
+/// [`Tensor::local_response_norm`].
+#[derive(Debug)]
+pub struct LocalResponseNorm {
+    size: usize,
+    alpha: f64,
+    beta: f64,
+    k: f64,
+}
+
+impl LocalResponseNorm {
+    /// Takes samples with channels last. `alpha` is divided by `size`, the channels of a window.
+    pub fn build(
+        b: &mut Builder,
+        input: Shape,
+        size: usize,
+        [alpha, beta, k]: [f64; 3],
+    ) -> Result<(Self, Shape)> {
+        let most = input.last().map_or(0, |c| c.saturating_mul(2).max(64));
+        if size == 0 || size > most || !(k > 0.0 && alpha >= 0.0 && beta.is_finite()) {
+            let why = format!(
+                "its size must be at least 1 (at most {most}), k above 0, alpha not below 0, beta finite"
+            );
+            return Err(Error::Layer { layer: b.place("lrn"), input, why });
+        }
+        b.describe("lrn", input, b.next_param(), 0);
+        Ok((LocalResponseNorm { size, alpha, beta, k }, input))
+    }
+}
+
+impl Layer for LocalResponseNorm {
+    fn forward(&self, _: &Forward, x: &Tensor) -> Result<Tensor> {
+        Ok(x.local_response_norm(self.size, self.alpha, self.beta, self.k)?)
     }
 }

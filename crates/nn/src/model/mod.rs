@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::layer::{
     Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer,
-    Linear, MaxPool2d, Pair, Sequential,
+    Linear, LocalResponseNorm, MaxPool2d, Pair, Sequential,
 };
 use crate::{Builder, Error, Init, Result, error};
 
@@ -120,10 +120,37 @@ pub enum Row {
         /// How many: rows and columns.
         out: Pair,
     },
+    /// Local response normalisation across channels.
+    Lrn {
+        /// Channels of a window.
+        #[serde(default = "five")]
+        size: usize,
+        /// What the mean of the window's squares is multiplied with.
+        #[serde(default = "lrn_alpha")]
+        alpha: f64,
+        /// The power.
+        #[serde(default = "lrn_beta")]
+        beta: f64,
+        /// Added before the power is taken.
+        #[serde(default = "lrn_k")]
+        k: f64,
+    },
 }
 
 fn one() -> usize {
     1
+}
+fn five() -> usize {
+    5
+}
+fn lrn_alpha() -> f64 {
+    1e-4
+}
+fn lrn_beta() -> f64 {
+    0.75
+}
+fn lrn_k() -> f64 {
+    1.0
 }
 fn none() -> Pair {
     0.into()
@@ -215,6 +242,10 @@ impl<'a> Stack<'a> {
             }
             Row::AdaptiveAvgPool { out } => {
                 let made = AdaptiveAvgPool2d::build(b, input, out.get())?;
+                self.add(made);
+            }
+            Row::Lrn { size, alpha, beta, k } => {
+                let made = LocalResponseNorm::build(b, input, size, [alpha, beta, k])?;
                 self.add(made);
             }
         }
@@ -365,6 +396,7 @@ mod tests {
             ("layers = [{ type = \"avg-pool\", kernel = 3, stride = [1, 0] }]", "at least 1"),
             ("layers = [{ type = \"adaptive-avg-pool\", out = [0, 2] }]", "cannot be cut into 0 by 2"),
             ("layers = [{ type = \"flatten\" }, { type = \"adaptive-avg-pool\", out = 1 }]", "takes images"),
+            ("layers = [{ type = \"lrn\", size = 0 }]", "size must be at least 1"),
             ("layers = [{ type = \"dropout\", p = 1.5 }]", "probability"),
             ("layers = [{ type = \"flatten\" }, { type = \"linear\", out = 3 }]", "10 classes"),
         ] {

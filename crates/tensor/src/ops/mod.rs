@@ -13,6 +13,7 @@ mod matmul;
 mod norm;
 mod pool;
 pub mod reduce;
+mod response;
 pub mod shape;
 mod walk;
 

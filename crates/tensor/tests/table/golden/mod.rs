@@ -33,6 +33,7 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("loss", basic),
     ("shape", basic),
     ("pooling", pooling::fill),
+    ("response", pooling::fill),
 ];
 
 fn cases(family: &str) -> Vec<Value> {

@@ -1,4 +1,4 @@
-//! Pooling.
+//! Pooling and local response normalisation.
 
 use std::sync::Arc;
 
@@ -44,6 +44,13 @@ pub(super) fn fill(op: &str, p: &Value, row: &mut Row) {
         "adaptive_avg_pool" => {
             let names = ["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"];
             set(row, names, true, move |x| x.adaptive_avg_pool(&out));
+        }
+        "local_response_norm" => {
+            let [alpha, beta, k] = ["alpha", "beta", "k"].map(|key| p[key].as_f64().unwrap());
+            let size = p["size"].as_u64().unwrap() as usize;
+            runs!(row, "local_response_norm", second: false, |x| {
+                x[0].local_response_norm(size, alpha, beta, k)?
+            });
         }
         _ => {}
     }

@@ -1,4 +1,5 @@
-//! Pooling: what golden cases do not tell. Random grids of shapes are in pool_grid.rs.
+//! Pooling and local response normalisation: what golden cases do not tell. Random grids of shapes are in
+//! pool_grid.rs.
 
 use phalanx_tensor::Pool;
 
@@ -16,8 +17,40 @@ fn windows(x: &Array, kernel: [usize; 2], stride: [usize; 2], f: fn(&[f64]) -> f
     })
 }
 
+/// Local response normalisation by its definition.
+fn normalised(x: &Array, size: usize, [alpha, beta, k]: [f64; 3]) -> Array {
+    let channels = x.shape[x.shape.len() - 1];
+    Array::new(&x.shape, |i| {
+        let near = |d: usize| (i % channels + d).checked_sub(size / 2).filter(|&c| c < channels);
+        let squares = (0..size).filter_map(near).map(|c| x.data[i - i % channels + c].powi(2));
+        x.data[i] / (k + alpha / size as f64 * squares.sum::<f64>()).powf(beta)
+    })
+}
+
+fn response() -> Vec<Row> {
+    let cases = [
+        (vec![2, 5, 3, 37], 5, [1.5, 0.75, 2.0]),
+        (vec![3, 6], 4, [2.0, 0.5, 1.0]),
+        (vec![1, 40, 30, 16], 5, [0.7, 0.75, 1.0]),
+        (vec![2, 3], 9, [1.0, 1.2, 0.5]),
+        (vec![4, 2, 1], 1, [1.0, 0.75, 1.0]),
+    ];
+    let made = cases.map(|(shape, size, [alpha, beta, k])| {
+        let row = row(
+            "local_response_norm",
+            vec![input(&shape)],
+            move |x| x[0].local_response_norm(size, alpha, beta, k),
+            move |x| normalised(&x[0], size, [alpha, beta, k]),
+        );
+        let row = row.refuses(&[&[]]).bad(&[&[2, 3]], |x| x[0].local_response_norm(0, 1.0, 0.75, 1.0));
+        let row = row.bad(&[&[2, 3]], |x| x[0].local_response_norm(1000, 1.0, 0.75, 1.0));
+        row.bad(&[&[2, 3]], |x| x[0].local_response_norm(5, 1.0, 0.75, 0.0)).batch(&[0])
+    });
+    made.to_vec()
+}
+
 pub(super) fn all() -> Vec<Row> {
-    let mut rows = Vec::new();
+    let mut rows = response();
     // The first is large enough to be cut into tasks along its first axis, the second of a window with more than
     // 256 places.
     for (x, kernel, stride) in [
