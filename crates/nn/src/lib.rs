@@ -21,8 +21,8 @@ pub use error::{Error, Result};
 pub use forward::Forward;
 pub use init::Init;
 pub use layer::{
-    Activation, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer, Linear, MaxPool2d, NormOptions,
-    Sequential,
+    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer,
+    Linear, LocalResponseNorm, MaxPool2d, NormOptions, Pair, Sequential,
 };
 pub use model::{
     LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary, build, list as list_models, summarise,

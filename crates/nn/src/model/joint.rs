@@ -11,7 +11,7 @@ pub(super) struct NormRelu(pub(super) BatchNorm);
 
 impl Layer for NormRelu {
     fn forward(&self, cx: &Forward, x: &Tensor) -> Result<Tensor> {
-        Ok(self.0.forward(cx, x)?.relu()?)
+        self.0.forward_fused(cx, x, None, true)
     }
 }
 
@@ -53,7 +53,7 @@ impl Layer for Residual {
     fn forward(&self, cx: &Forward, x: &Tensor) -> Result<Tensor> {
         let main = self.main.forward(cx, x)?;
         let shortcut = self.shortcut.forward(cx, x)?;
-        Ok(self.norm.forward(cx, &main)?.add(&shortcut)?.relu()?)
+        self.norm.forward_fused(cx, &main, Some(&shortcut), true)
     }
 }
 

@@ -5,11 +5,12 @@ mod stack;
 mod summary;
 mod zoo;
 
+use phalanx_tensor::Pool;
 use serde::{Deserialize, Serialize};
 
 use self::stack::Stack;
 pub use self::summary::{LayerSummary, Listed, Listing, Memory, Summary, list, summarise};
-use crate::layer::{Activation, Layer, NormOptions};
+use crate::layer::{Activation, Layer, NormOptions, Pair};
 use crate::{Builder, Error, Init, Result};
 
 /// The `[model]` table: a name with its options, or rows of layers.
@@ -103,14 +104,17 @@ pub enum Row {
     Tanh {},
     /// The largest value of each window.
     MaxPool {
-        /// The window's side.
-        kernel: usize,
-        /// Its step; the window's side when left out.
+        /// The window's side, or its height and width.
+        kernel: Pair,
+        /// Its step; the window's size when left out.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        stride: Option<usize>,
+        stride: Option<Pair>,
         /// −∞ around the image.
+        #[serde(default = "none")]
+        padding: Pair,
+        /// Whether a rest that fills no window makes one.
         #[serde(default)]
-        padding: usize,
+        ceil: bool,
     },
     /// The mean of each channel.
     GlobalAvgPool {},
@@ -121,10 +125,62 @@ pub enum Row {
     },
     /// A vector of each sample.
     Flatten {},
+    /// The mean of each window.
+    AvgPool {
+        /// The window's side, or its height and width.
+        kernel: Pair,
+        /// Its step; the window's size when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stride: Option<Pair>,
+        /// Zeros around the image.
+        #[serde(default = "none")]
+        padding: Pair,
+        /// Whether a rest that fills no window makes one.
+        #[serde(default)]
+        ceil: bool,
+        /// Whether the zeros count.
+        #[serde(default = "yes")]
+        count_include_pad: bool,
+    },
+    /// The means of windows that cover the image evenly.
+    AdaptiveAvgPool {
+        /// How many: rows and columns.
+        out: Pair,
+    },
+    /// Local response normalisation across channels.
+    Lrn {
+        /// Channels of a window.
+        #[serde(default = "five")]
+        size: usize,
+        /// What the mean of the window's squares is multiplied with.
+        #[serde(default = "lrn_alpha")]
+        alpha: f64,
+        /// The power.
+        #[serde(default = "lrn_beta")]
+        beta: f64,
+        /// Added before the power is taken.
+        #[serde(default = "lrn_k")]
+        k: f64,
+    },
 }
 
 fn one() -> usize {
     1
+}
+fn five() -> usize {
+    5
+}
+fn lrn_alpha() -> f64 {
+    1e-4
+}
+fn lrn_beta() -> f64 {
+    0.75
+}
+fn lrn_k() -> f64 {
+    1.0
+}
+fn none() -> Pair {
+    0.into()
 }
 fn yes() -> bool {
     true
@@ -134,6 +190,11 @@ fn he() -> Init {
 }
 fn uniform() -> Init {
     Init::Uniform
+}
+
+/// The windows of a pooling row.
+fn windows(kernel: Pair, stride: Option<Pair>, padding: Pair) -> Pool {
+    Pool::new(&kernel.get()).stride(&stride.unwrap_or(kernel).get()).padding(&padding.get())
 }
 
 /// A norm's options, where they were given.
@@ -264,6 +325,19 @@ mod tests {
     }
 
     #[test]
+    fn pooling_rows_take_one_number_or_height_and_width() {
+        let b = built(
+            "layers = [{ type = \"max-pool\", kernel = 3, stride = 2, ceil = true },
+              { type = \"avg-pool\", kernel = [2, 1], padding = [1, 0], count_include_pad = false },
+              { type = \"adaptive-avg-pool\", out = [3, 2] }, { type = \"flatten\" }, { type = \"linear\" }]",
+            [10, 9, 2],
+        )
+        .unwrap();
+        let shapes: Vec<_> = b.description().iter().map(|d| d.output.to_vec()).collect();
+        assert_eq!(shapes, [vec![5, 4, 2], vec![3, 4, 2], vec![3, 2, 2], vec![12], vec![10]]);
+    }
+
+    #[test]
     fn wrong_models_name_the_layer_and_the_shapes() {
         for (text, say) in [
             ("", "needs a name"),
@@ -285,6 +359,11 @@ mod tests {
             ("layers = [{ type = \"conv\", out = 1, kernel = 3, padding = 4 }]", "wider than its kernel 3"),
             ("layers = [{ type = \"conv\", out = 9223372036854775807, kernel = 3 }]", "would have more than"),
             ("layers = [{ type = \"max-pool\", kernel = 2, padding = 2 }]", "more than half"),
+            ("layers = [{ type = \"max-pool\", kernel = [2, 9] }]", "larger than 8"),
+            ("layers = [{ type = \"avg-pool\", kernel = 3, stride = [1, 0] }]", "at least 1"),
+            ("layers = [{ type = \"adaptive-avg-pool\", out = [0, 2] }]", "cannot be cut into 0 by 2"),
+            ("layers = [{ type = \"flatten\" }, { type = \"adaptive-avg-pool\", out = 1 }]", "takes images"),
+            ("layers = [{ type = \"lrn\", size = 0 }]", "size must be at least 1"),
             ("layers = [{ type = \"dropout\", p = 1.5 }]", "probability"),
             ("layers = [{ type = \"flatten\" }, { type = \"linear\", out = 3 }]", "10 classes"),
         ] {

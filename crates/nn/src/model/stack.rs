@@ -1,9 +1,10 @@
-use phalanx_tensor::Shape;
+use phalanx_tensor::{Pool, Shape};
 
-use super::{Row, norm_options};
 use super::joint::{Auxiliary, Branches, NormRelu, Residual, Sum};
+use super::{Row, norm_options, windows};
 use crate::layer::{
-    Activation, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer, Linear, MaxPool2d, Sequential,
+    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer,
+    Linear, LocalResponseNorm, MaxPool2d, NormOptions, Sequential,
 };
 use crate::{Builder, Error, Init, Result};
 
@@ -14,13 +15,14 @@ pub(crate) struct Conv {
     kernel: usize,
     stride: usize,
     padding: usize,
+    groups: usize,
     bias: bool,
 }
 
 impl Conv {
     /// Of stride 1, without padding and bias.
     pub(crate) fn new(out: usize, kernel: usize) -> Self {
-        Conv { out, kernel, stride: 1, padding: 0, bias: false }
+        Conv { out, kernel, stride: 1, padding: 0, groups: 1, bias: false }
     }
 
     /// Of a window that fits its output to its input, as far as the stride goes.
@@ -40,9 +42,15 @@ impl Conv {
         Conv { bias: true, ..self }
     }
 
-    pub(crate) fn groups(self, _groups: usize) -> Self {
-        self
+    /// In so many parts, each over its share of the channels.
+    pub(crate) fn groups(self, groups: usize) -> Self {
+        Conv { groups, ..self }
     }
+}
+
+/// Square windows `[kernel, stride, padding]`.
+fn square([kernel, stride, padding]: [usize; 3]) -> Pool {
+    Pool::new(&[kernel; 2]).stride(&[stride; 2]).padding(&[padding; 2])
 }
 
 /// Layers one after another in the making: pushes a layer and follows the shape of one sample. How the
@@ -94,9 +102,10 @@ impl<'a> Stack<'a> {
     }
 
     pub(crate) fn conv(&mut self, name: &str, conv: Conv) -> Result<()> {
-        let Conv { out, kernel, stride, padding, bias } = conv;
+        let Conv { out, kernel, stride, padding, groups, bias } = conv;
         self.named(name, |s| {
-            let made = Conv2d::build(s.builder, s.shape, out, [kernel, stride, padding], bias, s.init)?;
+            let window = [kernel, stride, padding];
+            let made = Conv2d::build_grouped(s.builder, s.shape, out, window, groups, bias, s.init)?;
             s.push(made);
             Ok(())
         })
@@ -112,20 +121,25 @@ impl<'a> Stack<'a> {
 
     /// A batch norm that is not followed by a ReLU.
     pub(crate) fn norm(&mut self, name: &str) -> Result<()> {
-        let (norm, shape) = self.build_norm(name)?;
+        let (norm, shape) = self.build_norm(name, NormOptions::default())?;
         self.push((norm, shape));
         Ok(())
     }
 
     /// A batch norm and a ReLU.
     pub(crate) fn norm_relu(&mut self, name: &str) -> Result<()> {
-        let (norm, shape) = self.build_norm(name)?;
+        self.norm_relu_with(name, NormOptions::default())
+    }
+
+    /// As [`Stack::norm_relu`], with options.
+    pub(crate) fn norm_relu_with(&mut self, name: &str, options: NormOptions) -> Result<()> {
+        let (norm, shape) = self.build_norm(name, options)?;
         self.push((NormRelu(norm), shape));
         Ok(())
     }
 
-    fn build_norm(&mut self, name: &str) -> Result<(BatchNorm, Shape)> {
-        self.named(name, |s| BatchNorm::build(s.builder, s.shape))
+    fn build_norm(&mut self, name: &str, options: NormOptions) -> Result<(BatchNorm, Shape)> {
+        self.named(name, |s| BatchNorm::build_with(s.builder, s.shape, options))
     }
 
     pub(crate) fn relu(&mut self) {
@@ -140,9 +154,49 @@ impl<'a> Stack<'a> {
         })
     }
 
+    /// The largest of windows `[kernel, stride, padding]`.
     pub(crate) fn max_pool(&mut self, name: &str, window: [usize; 3]) -> Result<()> {
+        self.max_pool_by(name, square(window))
+    }
+
+    /// As [`Stack::max_pool`]; a rest that fills no window gets one.
+    pub(crate) fn max_pool_ceil(&mut self, name: &str, window: [usize; 3]) -> Result<()> {
+        self.max_pool_by(name, square(window).ceil(true))
+    }
+
+    fn max_pool_by(&mut self, name: &str, pool: Pool) -> Result<()> {
         self.named(name, |s| {
-            let made = MaxPool2d::build(s.builder, s.shape, window)?;
+            let made = MaxPool2d::build(s.builder, s.shape, pool)?;
+            s.push(made);
+            Ok(())
+        })
+    }
+
+    /// The mean of windows `[kernel, stride, padding]`.
+    pub(crate) fn avg_pool(&mut self, name: &str, window: [usize; 3]) -> Result<()> {
+        self.named(name, |s| {
+            let made = AvgPool2d::build(s.builder, s.shape, square(window))?;
+            s.push(made);
+            Ok(())
+        })
+    }
+
+    /// Means of `side` by `side` windows that cover any image evenly.
+    pub(crate) fn adaptive_avg_pool(&mut self, name: &str, side: usize) -> Result<()> {
+        self.named(name, |s| {
+            let made = AdaptiveAvgPool2d::build(s.builder, s.shape, [side; 2])?;
+            s.push(made);
+            Ok(())
+        })
+    }
+
+    /// Response normalisation with the constants of Krizhevsky et al., 2012: k = 2, n = 5, α = 1e-4, β = 0.75. Ours
+    /// divides α by n, theirs does not.
+    pub(crate) fn local_response_norm(&mut self, name: &str) -> Result<()> {
+        const CHANNELS: usize = 5;
+        self.named(name, |s| {
+            let constants = [1e-4 * CHANNELS as f64, 0.75, 2.0];
+            let made = LocalResponseNorm::build(s.builder, s.shape, CHANNELS, constants)?;
             s.push(made);
             Ok(())
         })
@@ -154,22 +208,6 @@ impl<'a> Stack<'a> {
             s.push(made);
             Ok(())
         })
-    }
-
-    pub(crate) fn max_pool_ceil(&mut self, name: &str, window: [usize; 3]) -> Result<()> {
-        self.max_pool(name, window)
-    }
-    pub(crate) fn avg_pool(&mut self, name: &str, window: [usize; 3]) -> Result<()> {
-        self.max_pool(name, window)
-    }
-    pub(crate) fn adaptive_avg_pool(&mut self, _name: &str, _side: usize) -> Result<()> {
-        Ok(())
-    }
-    pub(crate) fn local_response_norm(&mut self, _name: &str, _k: usize) -> Result<()> {
-        Ok(())
-    }
-    pub(crate) fn norm_relu_eps(&mut self, name: &str, _eps: f64) -> Result<()> {
-        self.norm_relu(name)
     }
 
     pub(crate) fn flatten(&mut self) {
@@ -283,8 +321,8 @@ impl<'a> Stack<'a> {
             Row::Relu {} => self.push((Activation::Relu, input)),
             Row::Sigmoid {} => self.push((Activation::Sigmoid, input)),
             Row::Tanh {} => self.push((Activation::Tanh, input)),
-            Row::MaxPool { kernel, stride, padding } => {
-                let made = MaxPool2d::build(b, input, [kernel, stride.unwrap_or(kernel), padding])?;
+            Row::MaxPool { kernel, stride, padding, ceil } => {
+                let made = MaxPool2d::build(b, input, windows(kernel, stride, padding).ceil(ceil))?;
                 self.push(made);
             }
             Row::GlobalAvgPool {} => {
@@ -297,6 +335,19 @@ impl<'a> Stack<'a> {
             }
             Row::Flatten {} => {
                 let made = Flatten::build(b, input);
+                self.push(made);
+            }
+            Row::AvgPool { kernel, stride, padding, ceil, count_include_pad } => {
+                let pool = windows(kernel, stride, padding).ceil(ceil).count_include_pad(count_include_pad);
+                let made = AvgPool2d::build(b, input, pool)?;
+                self.push(made);
+            }
+            Row::AdaptiveAvgPool { out } => {
+                let made = AdaptiveAvgPool2d::build(b, input, out.get())?;
+                self.push(made);
+            }
+            Row::Lrn { size, alpha, beta, k } => {
+                let made = LocalResponseNorm::build(b, input, size, [alpha, beta, k])?;
                 self.push(made);
             }
         }

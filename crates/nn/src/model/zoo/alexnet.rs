@@ -50,7 +50,7 @@ pub(super) fn two_devices(s: &mut Stack<'_>, config: &ModelConfig, classes: usiz
         s.builder.begin(from, ".bias", Init::Constant(bias));
         s.relu();
         if norm_and_pool[0] {
-            s.local_response_norm(&name.replace("conv", "norm"), 2)?;
+            s.local_response_norm(&name.replace("conv", "norm"))?;
         }
         if norm_and_pool[1] {
             s.max_pool(&name.replace("conv", "pool"), [3, 2, 0])?;

@@ -14,7 +14,7 @@ fn conv(out: usize, kernel: usize, padding: usize, init: Init, bias: bool) -> Ro
 }
 
 fn pool() -> Row {
-    Row::MaxPool { kernel: 2, stride: None, padding: 0 }
+    Row::MaxPool { kernel: 2.into(), stride: None, padding: 0.into(), ceil: false }
 }
 
 fn act(a: Activation) -> Row {

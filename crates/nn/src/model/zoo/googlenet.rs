@@ -3,7 +3,7 @@
 
 use crate::model::ModelConfig;
 use crate::model::stack::{Conv, Stack};
-use crate::{Init, Result};
+use crate::{Init, NormOptions, Result};
 
 pub(super) const INIT: Init = Init::Normal(0.01);
 
@@ -66,7 +66,7 @@ pub(super) fn build(s: &mut Stack<'_>, config: &ModelConfig, classes: usize) -> 
 fn conv(s: &mut Stack<'_>, name: &str, conv: Conv) -> Result<()> {
     s.scope(name, |s| {
         s.conv("conv", conv)?;
-        s.norm_relu_eps("bn", 1e-3)
+        s.norm_relu_with("bn", NormOptions { eps: 1e-3, ..NormOptions::default() })
     })
 }
 

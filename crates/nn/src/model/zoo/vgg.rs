@@ -35,7 +35,7 @@ impl Vgg {
                     }
                     next();
                     if self.lrn && block == 0 {
-                        s.local_response_norm(&next(), 1)?;
+                        s.local_response_norm(&next())?;
                     }
                 }
                 s.max_pool(&next(), [2, 2, 0])?;
