@@ -160,11 +160,12 @@ fn run_evaluate(args: &Evaluate) -> Result<u8> {
         return print_json(&eval);
     }
     print(&format!(
-        "loss {:.4}  error {:.2} %  top-5 error {:.2} %  ({} samples)",
+        "loss {:.4}  error {:.2} %  top-5 error {:.2} %  ({} samples{})",
         eval.loss,
         eval.top1_error * 100.0,
         eval.top5_error * 100.0,
-        eval.samples
+        eval.samples,
+        eval.of_what()
     ));
     Ok(0)
 }

@@ -53,7 +53,7 @@ pub(super) fn build(s: &mut Stack<'_>, config: &ModelConfig, classes: usize) -> 
                 _ => continue,
             };
             if config.aux.unwrap_or(true) {
-                s.auxiliary(head, AUXILIARY, |s| auxiliary(s, classes))?;
+                s.auxiliary(head, AUXILIARY, |s| auxiliary(s, config, classes))?;
             }
         }
     }
@@ -97,12 +97,12 @@ fn inception(s: &mut Stack<'_>, [c1, r3, c3, r5, c5, pool]: [usize; 6]) -> Resul
     s.branches(parts)
 }
 
-fn auxiliary(s: &mut Stack<'_>, classes: usize) -> Result<()> {
+fn auxiliary(s: &mut Stack<'_>, config: &ModelConfig, classes: usize) -> Result<()> {
     s.adaptive_avg_pool("avgpool", 4)?;
     conv(s, "conv", Conv::new(128, 1))?;
     s.flatten();
     linear(s, "fc1", 1024)?;
     s.relu();
-    s.dropout("dropout", 0.7)?;
+    s.dropout("dropout", config.dropout.unwrap_or(0.7))?;
     linear(s, "fc2", classes)
 }
