@@ -41,6 +41,9 @@ pub(crate) enum Command {
     /// Prove what a run consumed
     #[command(subcommand)]
     Ledger(LedgerCommand),
+    /// Look at the named models
+    #[command(subcommand)]
+    Model(ModelCommand),
     /// Measure this machine
     #[command(subcommand)]
     Bench(Bench),
@@ -223,6 +226,42 @@ pub(crate) enum LedgerCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// List the named models: parameters and multiply-adds at the input that each was made for
+    List {
+        /// Print the list as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a model's layers, and what they cost
+    Show {
+        /// The model's name
+        name: String,
+        /// Height, width and channels of a sample [default: what the model was made for]
+        #[arg(long, value_name = "HxWxC", value_parser = sizes)]
+        input: Option<[usize; 3]>,
+        /// Classes [default: what the model was made for]
+        #[arg(long, value_name = "K")]
+        classes: Option<usize>,
+        /// Samples computed at once
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        batch: u64,
+        /// Set an option of the model, as --set batch_norm=true; may be repeated
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        settings: Vec<String>,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Reads HxWxC.
+fn sizes(text: &str) -> Result<[usize; 3], String> {
+    let sizes: Result<Vec<usize>, _> = text.split('x').map(str::parse).collect();
+    sizes.ok().and_then(|s| s.try_into().ok()).ok_or_else(|| "the form is HxWxC, as 28x28x1".into())
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Check configurations without running them
     Check {
@@ -297,8 +336,8 @@ pub(crate) struct BenchStep {
     #[arg(long, default_value_t = 128)]
     pub batch: u64,
     /// Height, width and channels of a sample
-    #[arg(long, value_name = "HxWxC", default_value = "28x28x1")]
-    pub input: String,
+    #[arg(long, value_name = "HxWxC", default_value = "28x28x1", value_parser = sizes)]
+    pub input: [usize; 3],
     /// Classes
     #[arg(long, default_value_t = 10)]
     pub classes: usize,

@@ -15,7 +15,7 @@ use phalanx_train::{bench, evaluate, ledger};
 
 use crate::args::{
     Args, Bench, BenchCommon, BenchMode, BenchStep, Command, ConfigCommand, Data, Evaluate, Launch,
-    LedgerCommand, OnName, Train, WorldArgs,
+    LedgerCommand, ModelCommand, OnName, Train, WorldArgs,
 };
 use crate::world::{self, World};
 
@@ -60,6 +60,14 @@ pub(crate) fn run(args: Args) -> Result<u8> {
                 print(&format!("{}: ok", file.display()));
             }
             Ok(0)
+        }
+        Command::Model(ModelCommand::List { json }) => {
+            let list = phalanx_train::model::list()?;
+            if json { print_json(&list) } else { print_all(&list) }
+        }
+        Command::Model(ModelCommand::Show { name, input, classes, batch, settings, json }) => {
+            let summary = phalanx_train::model::show(&name, &settings, input, classes, batch)?;
+            if json { print_json(&summary) } else { print_all(&summary) }
         }
         Command::Bench(bench) => run_bench(bench),
     }
@@ -152,11 +160,12 @@ fn run_evaluate(args: &Evaluate) -> Result<u8> {
         return print_json(&eval);
     }
     print(&format!(
-        "loss {:.4}  error {:.2} %  top-5 error {:.2} %  ({} samples)",
+        "loss {:.4}  error {:.2} %  top-5 error {:.2} %  ({} samples{})",
         eval.loss,
         eval.top1_error * 100.0,
         eval.top5_error * 100.0,
-        eval.samples
+        eval.samples,
+        eval.of_what()
     ));
     Ok(0)
 }
@@ -266,12 +275,10 @@ fn run_tune(world: &WorldArgs, isa: &str, json: bool) -> Result<u8> {
 }
 
 fn run_bench_step(args: &BenchStep) -> Result<u8> {
-    let sizes: Vec<usize> = args.input.split('x').filter_map(|s| s.parse().ok()).collect();
-    let [h, w, c] = sizes[..] else { bail!("--input {}: the form is HxWxC, as 28x28x1", args.input) };
     let world = world::find(&args.world, 1)?;
     let request = |ranks: u32| bench::StepRequest {
         model: args.model.clone(),
-        input: [h, w, c],
+        input: args.input,
         classes: args.classes,
         batch: args.batch,
         ranks,
@@ -311,6 +318,11 @@ fn show(common: &BenchCommon, report: &impl serde::Serialize, text: &str) -> Res
 
 fn print_json(value: &impl serde::Serialize) -> Result<u8> {
     print(&serde_json::to_string(value)?);
+    Ok(0)
+}
+
+fn print_all(what: &impl std::fmt::Display) -> Result<u8> {
+    print(what.to_string().trim_end());
     Ok(0)
 }
 

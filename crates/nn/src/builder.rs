@@ -8,10 +8,16 @@ use crate::{Init, Result};
 /// A layer of a built model, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Described {
-    /// Its name and kind, as `conv1 (conv)`.
-    pub layer: String,
+    /// Its path in the model, as `layer1.0.conv2`.
+    pub path: String,
+    /// Its kind, as `conv`.
+    pub kind: String,
     /// The shape of one sample after it.
     pub output: Shape,
+    /// Whether its output, after the function that may follow, waits for the backward pass.
+    pub kept: bool,
+    /// Whether it is computed in training only.
+    pub training_only: bool,
     /// Its trainable elements.
     pub parameters: usize,
     /// Multiply-adds of one sample.
@@ -76,9 +82,9 @@ impl Builder {
         id
     }
 
-    /// Registers the running statistics of a norm.
-    pub fn norm(&mut self, channels: usize) -> NormId {
-        self.norms.register(self.name(""), channels)
+    /// Registers the running statistics of a norm; `momentum` is a batch's share in the new ones.
+    pub fn norm(&mut self, channels: usize, momentum: f64) -> NormId {
+        self.norms.register(self.name(""), channels, momentum)
     }
 
     /// The next parameter's index: where a part of a model (a phase's) begins or ends.
@@ -89,8 +95,29 @@ impl Builder {
     /// Notes a layer for [`Builder::description`]. `from` is [`Builder::next_param`] before it.
     pub fn describe(&mut self, kind: &str, output: Shape, from: u32, multiply_adds: u64) {
         let parameters = self.specs[from as usize..].iter().map(|s| s.shape.numel()).sum();
-        let layer = self.place(kind);
-        self.described.push(Described { layer, output, parameters, multiply_adds });
+        let (path, kind) = (self.name(""), kind.to_owned());
+        let made =
+            Described { path, kind, output, kept: true, training_only: false, parameters, multiply_adds };
+        self.described.push(made);
+    }
+
+    /// Notes that nothing keeps the output of the last described layer for the backward pass.
+    pub(crate) fn describe_unkept(&mut self) {
+        if let Some(last) = self.described.last_mut() {
+            last.kept = false;
+        }
+    }
+
+    /// Notes that the layers described from index `from` on are computed in training only.
+    pub(crate) fn describe_training_only(&mut self, from: usize) {
+        self.described[from..].iter_mut().for_each(|d| d.training_only = true);
+    }
+
+    /// Changes how those parameters begin that were registered from index `from` on under a name that
+    /// ends with `name`.
+    pub(crate) fn begin(&mut self, from: u32, name: &str, init: Init) {
+        let ours = self.specs[from as usize..].iter_mut().filter(|s| s.name.ends_with(name));
+        ours.for_each(|s| s.init = init);
     }
 
     /// The layers, in order.
@@ -98,16 +125,16 @@ impl Builder {
         &self.described
     }
 
-    /// Multiply-adds of one sample's forward pass in linear and convolution layers.
+    /// Multiply-adds of one sample's forward pass in linear and convolution layers, as in evaluation.
     pub fn multiply_adds(&self) -> u64 {
-        self.described.iter().map(|d| d.multiply_adds).sum()
+        self.described.iter().filter(|d| !d.training_only).map(|d| d.multiply_adds).sum()
     }
 
     /// Multiply-adds of one sample's training step: each layer once forward and twice backward, but for
     /// the first one, whose input needs no gradient.
     pub fn training_multiply_adds(&self) -> u64 {
-        let first = self.described.iter().map(|d| d.multiply_adds).find(|m| *m > 0);
-        3 * self.multiply_adds() - first.unwrap_or(0)
+        let each = || self.described.iter().map(|d| d.multiply_adds);
+        3 * each().sum::<u64>() - each().find(|m| *m > 0).unwrap_or(0)
     }
 
     /// Lays everything out; `alloc` gives the parameters' arena. They hold zeros until

@@ -22,6 +22,7 @@ pub struct Forward<'a> {
     drawn: Cell<u64>,
     handed: RefCell<HashMap<ParamId, Tensor>>,
     records: RefCell<Vec<NormRecord>>,
+    auxiliary: RefCell<Vec<(f64, Tensor)>>,
 }
 
 impl<'a> Forward<'a> {
@@ -45,6 +46,7 @@ impl<'a> Forward<'a> {
             drawn: Cell::new(0),
             handed: RefCell::default(),
             records: RefCell::default(),
+            auxiliary: RefCell::default(),
         }
     }
 
@@ -98,5 +100,16 @@ impl<'a> Forward<'a> {
     /// What norms saw since the last call.
     pub fn take_statistics(&self) -> Vec<NormRecord> {
         self.records.take()
+    }
+
+    /// Hands on further logits of the network, which the loss counts with `weight` times its own: the
+    /// auxiliary heads of GoogLeNet.
+    pub fn add_auxiliary(&self, weight: f64, logits: Tensor) {
+        self.auxiliary.borrow_mut().push((weight, logits));
+    }
+
+    /// The auxiliary logits since the last call, with their weights.
+    pub fn take_auxiliary(&self) -> Vec<(f64, Tensor)> {
+        self.auxiliary.take()
     }
 }

@@ -13,8 +13,13 @@ pub enum Init {
     Ones,
     /// All the given value.
     Constant(f32),
+    /// Normal with the given deviation.
+    Normal(f32),
     /// Normal with deviation √(2 / fan-in) (He et al., 2015), for ReLU.
     HeNormal,
+    /// Normal with deviation √(2 / fan-out): He's rule for the backward pass, torchvision's for
+    /// residual networks.
+    HeNormalOut,
     /// Uniform with the same deviation.
     HeUniform,
     /// Normal with deviation √(2 / (fan-in + fan-out)) (Glorot and Bengio, 2010), for tanh.
@@ -40,7 +45,9 @@ impl Init {
                 Init::Zeros => 0.0,
                 Init::Ones => 1.0,
                 Init::Constant(value) => value,
+                Init::Normal(deviation) => normal(stream, f64::from(deviation)),
                 Init::HeNormal => normal(stream, he),
+                Init::HeNormalOut => normal(stream, (2.0 / fan_out).sqrt()),
                 Init::HeUniform => uniform(stream, he * 3f64.sqrt()),
                 Init::GlorotNormal => normal(stream, glorot),
                 Init::GlorotUniform => uniform(stream, glorot * 3f64.sqrt()),
@@ -62,7 +69,9 @@ mod tests {
         let fans = [50, 30];
         for (init, want) in [
             (Init::Zeros, 0.0),
+            (Init::Normal(0.25), 0.25),
             (Init::HeNormal, (2.0f64 / 50.0).sqrt()),
+            (Init::HeNormalOut, (2.0f64 / 30.0).sqrt()),
             (Init::HeUniform, (2.0f64 / 50.0).sqrt()),
             (Init::GlorotNormal, (2.0f64 / 80.0).sqrt()),
             (Init::GlorotUniform, (2.0f64 / 80.0).sqrt()),

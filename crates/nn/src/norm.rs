@@ -14,7 +14,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NormId(pub u32);
 
-/// How a norm's running statistics follow the batches: PyTorch's momentum.
+/// How a norm's running statistics follow the batches unless it says otherwise: PyTorch's momentum.
 pub const MOMENTUM: f64 = 0.1;
 
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ struct Norm {
     mean: Vec<f32>,
     variance: Vec<f32>,
     batches: i64,
+    /// The batch's share in the new running statistics.
+    momentum: f64,
     /// Where its sums begin in the flat vector.
     offset: usize,
 }
@@ -58,13 +60,14 @@ pub struct Norms {
 
 impl Norms {
     /// Registers a norm of `channels` channels: mean 0, variance 1, no batches.
-    pub(crate) fn register(&mut self, name: String, channels: usize) -> NormId {
+    pub(crate) fn register(&mut self, name: String, channels: usize, momentum: f64) -> NormId {
         let id = NormId(self.norms.len() as u32);
         let norm = Norm {
             name,
             mean: vec![0.0; channels],
             variance: vec![1.0; channels],
             batches: 0,
+            momentum,
             offset: self.len,
         };
         self.norms.push(norm);
@@ -126,7 +129,8 @@ impl Norms {
             norm.batches += 1;
             // As PyTorch: the running variance follows the unbiased one.
             let unbias = if n > 1.0 { n / (n - 1.0) } else { 1.0 };
-            let follow = |old: f32, new: f64| ((1.0 - MOMENTUM) * f64::from(old) + MOMENTUM * new) as f32;
+            let m = norm.momentum;
+            let follow = |old: f32, new: f64| ((1.0 - m) * f64::from(old) + m * new) as f32;
             for c in 0..channels {
                 let mean = sums[1 + c] / n;
                 let variance = (sums[1 + channels + c] / n - mean * mean).max(0.0) * unbias;
@@ -193,8 +197,8 @@ mod tests {
         let mut results = Vec::new();
         for cut in [&[7usize][..], &[3, 4], &[1, 1, 5]] {
             let mut norms = Norms::default();
-            let id = norms.register("bn".into(), 1);
-            let unused = norms.register("other".into(), 2);
+            let id = norms.register("bn".into(), 1, MOMENTUM);
+            let unused = norms.register("other".into(), 2, MOMENTUM);
             let mut sums = vec![0.0; norms.statistics_len()];
             let mut at = 0;
             for &n in cut {
@@ -219,11 +223,11 @@ mod tests {
     #[test]
     fn statistics_travel_by_name() {
         let mut a = Norms::default();
-        a.register("bn".into(), 2);
+        a.register("bn".into(), 2, MOMENTUM);
         a.fold(&[4.0, 1.0, 2.0, 3.0, 8.0]).unwrap();
         let stored = a.export();
         let mut b = Norms::default();
-        b.register("bn".into(), 2);
+        b.register("bn".into(), 2, MOMENTUM);
         let mut find = |name: &str| {
             let (_, shape, values) = stored.iter().find(|(n, ..)| n == name)?;
             Some((
@@ -236,7 +240,7 @@ mod tests {
         };
         b.import(&mut find).unwrap();
         assert_eq!(b.export(), stored);
-        b.register("more".into(), 1);
+        b.register("more".into(), 1, MOMENTUM);
         assert!(matches!(b.import(&mut find), Err(Error::Missing { name }) if name == "more.running_mean"));
     }
 }

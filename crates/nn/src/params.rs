@@ -199,6 +199,14 @@ impl Params {
         Ok(())
     }
 
+    /// The same parameters with the same values in an arena of their own.
+    pub fn twin(&self) -> Result<Params> {
+        let twin = Params::new(self.specs.clone(), &mut Arena::zeroed)?;
+        let all = 0..self.elements * size_of::<f32>();
+        twin.arena.write(all.clone())?.bytes_mut().copy_from_slice(self.arena.read(all)?.bytes());
+        Ok(twin)
+    }
+
     /// Copies the values of parameters onto as many others of the same shapes, pair by pair: a target
     /// network. Fails before anything is copied when there are not as many.
     pub fn copy(&self, from: Range<u32>, to: Range<u32>) -> Result<()> {

@@ -4,11 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// The `[schedule]` table.
+/// The `[schedule]` table. One cycle (Smith and Topin, 2018) is a warm-up from `warmup_start` and a cosine or linear
+/// fall to a small `floor`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScheduleConfig {
-    /// `constant`, `step`, `cosine` or `plateau`.
+    /// `constant`, `step`, `cosine`, `linear`, `polynomial` or `plateau`.
     pub name: ScheduleName,
     /// Epochs in which the rate rises linearly to its full value.
     pub warmup_epochs: f64,
@@ -22,8 +23,11 @@ pub struct ScheduleConfig {
     pub milestones: Vec<f64>,
     /// `step` and `plateau`: the factor of each division.
     pub gamma: f64,
-    /// `cosine` and `plateau`: the fraction of the full rate that is never gone below.
+    /// All but `constant` and `step`: the fraction of the full rate that is never gone below.
     pub floor: f64,
+    /// `polynomial`: the power that the fraction of the way still to go is raised to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub power: Option<f64>,
     /// `plateau`: evaluations without a better loss before a division.
     pub patience: u64,
 }
@@ -39,6 +43,10 @@ pub enum ScheduleName {
     Step,
     /// Half a cosine down to the floor (Loshchilov and Hutter, 2017).
     Cosine,
+    /// A straight line down to the floor.
+    Linear,
+    /// A power of the way still to go, down to the floor; LARS's recipes take the power 2.
+    Polynomial,
     /// Multiplied by `gamma` when the evaluation's loss stops falling.
     Plateau,
 }
@@ -53,6 +61,7 @@ impl Default for ScheduleConfig {
             milestones: Vec::new(),
             gamma: 0.1,
             floor: 0.0,
+            power: None,
             patience: 5,
         }
     }
@@ -76,6 +85,12 @@ impl ScheduleConfig {
         if !self.every_epochs.iter().chain(&self.milestones).all(above_0) {
             return fail("every_epochs and milestones must be above 0");
         }
+        match (self.name == ScheduleName::Polynomial, self.power) {
+            (true, None) => return fail("polynomial needs a power"),
+            (true, Some(p)) if !(p > 0.0 && p.is_finite()) => return fail("power must be above 0"),
+            (false, Some(_)) => return fail("power goes with the name polynomial"),
+            _ => {}
+        }
         let steps = self.every_epochs.is_some() || !self.milestones.is_empty();
         match (self.name == ScheduleName::Step, steps) {
             (true, false) => fail("step needs every_epochs or milestones"),
@@ -92,6 +107,9 @@ impl ScheduleConfig {
         if epoch < self.warmup_epochs {
             return self.warmup_start + (1.0 - self.warmup_start) * epoch / self.warmup_epochs;
         }
+        let span = (total - self.warmup_epochs).max(f64::MIN_POSITIVE);
+        let done = ((epoch - self.warmup_epochs) / span).clamp(0.0, 1.0);
+        let above_floor = |x: f64| self.floor + (1.0 - self.floor) * x;
         match self.name {
             ScheduleName::Constant | ScheduleName::Plateau => 1.0,
             ScheduleName::Step => {
@@ -101,11 +119,9 @@ impl ScheduleConfig {
                 };
                 self.gamma.powf(passed)
             }
-            ScheduleName::Cosine => {
-                let span = (total - self.warmup_epochs).max(f64::MIN_POSITIVE);
-                let done = ((epoch - self.warmup_epochs) / span).clamp(0.0, 1.0);
-                self.floor + (1.0 - self.floor) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
-            }
+            ScheduleName::Cosine => above_floor(0.5 * (1.0 + (std::f64::consts::PI * done).cos())),
+            ScheduleName::Linear => above_floor(1.0 - done),
+            ScheduleName::Polynomial => above_floor((1.0 - done).powf(self.power.unwrap_or(1.0))),
         }
     }
 
@@ -191,6 +207,14 @@ mod tests {
         let s = read("name = \"step\"\nevery_epochs = 4");
         assert!((s.factor(8.5, 20.0) - 0.01).abs() < 1e-15);
         assert_eq!(read("").factor(5.0, 9.0), 1.0);
+        let l = read("name = \"linear\"\nwarmup_epochs = 5\nwarmup_start = 0.25\nfloor = 0.2");
+        let got = [0.0, 4.0, 5.0, 10.0, 15.0, 16.0].map(|e| l.factor(e, 15.0));
+        let want = [0.25, 0.85, 1.0, 0.6, 0.2, 0.2];
+        assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-12), "{got:?}");
+        let p = read("name = \"polynomial\"\npower = 2\nwarmup_epochs = 2\nfloor = 0.2");
+        let got = [1.0, 2.0, 6.0, 8.0, 10.0].map(|e| p.factor(e, 10.0));
+        let want = [0.5, 1.0, 0.4, 0.25, 0.2];
+        assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-12), "{got:?}");
     }
 
     #[test]
@@ -209,7 +233,16 @@ mod tests {
 
     #[test]
     fn impossible_tables_are_refused() {
-        for text in ["name = \"step\"", "gamma = 0", "floor = 2", "warmup_epochs = -1", "milestones = [1]"] {
+        for text in [
+            "name = \"step\"",
+            "gamma = 0",
+            "floor = 2",
+            "warmup_epochs = -1",
+            "milestones = [1]",
+            "name = \"polynomial\"",
+            "name = \"polynomial\"\npower = 0",
+            "power = 2",
+        ] {
             let c: ScheduleConfig = toml::from_str(text).unwrap();
             assert!(c.check().is_err(), "{text}");
         }
@@ -219,9 +252,11 @@ mod tests {
     proptest! {
         #[test]
         fn factors_stay_between_0_and_1(epoch in 0.0f64..200.0, total in 1.0f64..200.0, warm in 0.0f64..10.0) {
-            for name in [ScheduleName::Constant, ScheduleName::Cosine, ScheduleName::Step] {
-                let every_epochs = (name == ScheduleName::Step).then_some(7.0);
-                let c = ScheduleConfig { name, warmup_epochs: warm, every_epochs, ..ScheduleConfig::default() };
+            use ScheduleName::{Constant, Cosine, Linear, Polynomial, Step};
+            for name in [Constant, Cosine, Step, Linear, Polynomial] {
+                let every_epochs = (name == Step).then_some(7.0);
+                let power = (name == Polynomial).then_some(1.5);
+                let c = ScheduleConfig { name, warmup_epochs: warm, every_epochs, power, ..ScheduleConfig::default() };
                 prop_assert!((0.0..=1.0).contains(&c.factor(epoch, total)));
             }
         }

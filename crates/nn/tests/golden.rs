@@ -10,7 +10,7 @@ use phalanx_host::Arena;
 use phalanx_host::rng::Key;
 use phalanx_nn::{
     Builder, Forward, Init, ModelConfig, Optimizer, OptimizerConfig, ParamId, ParamSpec, Params, Stored,
-    build,
+    build, clip_factor,
 };
 use phalanx_tensor::Tensor;
 
@@ -85,31 +85,67 @@ fn seven() -> Params {
     params
 }
 
+/// Takes the five steps of a golden case: the gradient of step t is half the parameter plus value(t, .).
+fn follow(case: &serde_json::Value, config: &OptimizerConfig, mut step: impl FnMut(&Params, &Arena)) {
+    let params = seven();
+    for t in 1..=5 {
+        let (_, p) = params.export(ParamId(0)).unwrap();
+        let gradients = Arena::zeroed(params.elements() * 4).unwrap();
+        // Sums over a weight of 4.
+        let mut write = gradients.write(0..28).unwrap();
+        for (i, g) in write.as_mut_slice::<f32>().unwrap().iter_mut().enumerate() {
+            *g = 4.0 * (0.5 * f64::from(p[i]) + value(t, i)) as f32;
+        }
+        drop(write);
+        step(&params, &gradients);
+        let (_, got) = params.export(ParamId(0)).unwrap();
+        for (g, w) in got.iter().zip(numbers(&case["outputs"][t - 1])) {
+            assert!((f64::from(*g) - w).abs() < 2e-6, "{config:?}, step {t}: {g}, not {w}");
+        }
+    }
+}
+
 #[test]
 fn optimizers_take_the_steps_of_pytorch() {
-    let cases = cases("optimizer");
-    assert_eq!(cases.len(), 8);
-    for case in cases {
+    let all = [cases("optimizer"), cases("optimizers")].concat();
+    assert_eq!(all.len(), 8 + 18);
+    for case in all {
         let mut settings = case["params"].clone();
         settings["name"] = case["op"].clone();
         let config: OptimizerConfig = serde_json::from_value(settings).unwrap();
-        let params = seven();
-        let mut optimizer = Optimizer::new(&config, &params, 0..1).unwrap();
-        for t in 1..=5 {
-            let (_, p) = params.export(ParamId(0)).unwrap();
-            let gradients = Arena::zeroed(params.elements() * 4).unwrap();
-            // Sums over a weight of 4.
-            let mut write = gradients.write(0..28).unwrap();
-            for (i, g) in write.as_mut_slice::<f32>().unwrap().iter_mut().enumerate() {
-                *g = 4.0 * (0.5 * f64::from(p[i]) + value(t, i)) as f32;
-            }
-            drop(write);
-            optimizer.step(&cpu(1), &params, &gradients, 0.25, config.lr()).unwrap();
-            let (_, got) = params.export(ParamId(0)).unwrap();
-            for (g, w) in got.iter().zip(numbers(&case["outputs"][t - 1])) {
-                assert!((f64::from(*g) - w).abs() < 2e-6, "{config:?}, step {t}: {g}, not {w}");
-            }
-        }
+        let mut optimizer = Optimizer::new(&config, &seven(), 0..1).unwrap();
+        follow(&case, &config, |params, gradients| {
+            optimizer.step(&cpu(1), params, gradients, 0.25, config.lr()).unwrap();
+        });
         assert_eq!(optimizer.steps(), 5);
+    }
+}
+
+#[test]
+fn gradients_are_clipped_as_pytorch_clips_them() {
+    let cases = cases("clipping");
+    assert_eq!(cases.len(), 3);
+    for case in cases {
+        let get = |key: &str| case["params"][key].as_f64();
+        let config = OptimizerConfig::sgd(0.1, get("momentum").unwrap(), get("weight_decay").unwrap());
+        let mut optimizer = Optimizer::new(&config, &seven(), 0..1).unwrap();
+        if let Some(bound) = get("clip_value") {
+            optimizer.clip_values(bound);
+        }
+        let mut clipped = 0;
+        follow(&case, &config, |params, gradients| {
+            let mut scale = 0.25;
+            if let Some(most) = get("clip_norm") {
+                let norm = optimizer.gradient_norm(&cpu(1), gradients, scale).unwrap();
+                scale *= clip_factor(norm, most);
+                clipped += usize::from(scale < 0.25);
+            }
+            optimizer.step(&cpu(1), params, gradients, scale, 0.1).unwrap();
+        });
+        match get("clip_norm") {
+            Some(most) if most > 1.0 => assert_eq!(clipped, 2),
+            Some(_) => assert_eq!(clipped, 5),
+            None => assert_eq!(clipped, 0),
+        }
     }
 }

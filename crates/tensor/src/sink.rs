@@ -193,11 +193,14 @@ impl GradSink<'_> {
         // Make the sum so far exclusively ours: a tensor that was handed over may have other readers.
         *place = Some(match place.take() {
             Some(Grad::Owned(b, d, s)) => Grad::Owned(b, d, s),
-            Some(Grad::Shared(t)) => {
-                let mut own = device.alloc(shape.numel() * dtype.size())?;
-                ops::shape::copy_into(&Exec::new(device), &t, own.bytes_mut())?;
-                Grad::Owned(own, dtype, shape)
-            }
+            Some(Grad::Shared(t)) => match t.into_sole_buffer() {
+                Ok(own) => Grad::Owned(own, dtype, shape),
+                Err(t) => {
+                    let mut own = device.alloc(shape.numel() * dtype.size())?;
+                    ops::shape::copy_into(&Exec::new(device), &t, own.bytes_mut())?;
+                    Grad::Owned(own, dtype, shape)
+                }
+            },
             None => Grad::Owned(device.alloc(shape.numel() * dtype.size())?, dtype, shape),
         });
         match place {

@@ -71,6 +71,18 @@ impl Tensor {
         Ok(Tensor::new(Storage::Host(buffer), Layout::contiguous(shape), dtype, device))
     }
 
+    /// The tensor's memory, when nobody else can read it and it holds the elements row-major; else the tensor.
+    pub(crate) fn into_sole_buffer(self) -> std::result::Result<Buffer, Tensor> {
+        let whole = self.layout.is_contiguous() && self.layout.offset == 0;
+        let bytes = self.shape().numel() * self.dtype.size();
+        match self.storage {
+            Storage::Host(b) if whole && b.len() == bytes => {
+                Arc::try_unwrap(b).map_err(|b| Tensor { storage: Storage::Host(b), ..self })
+            }
+            storage => Err(Tensor { storage, ..self }),
+        }
+    }
+
     /// A tensor over elements `start..start + shape.numel()` (in units of `dtype`) of an arena.
     pub fn from_arena(arena: &Arena, start: usize, dtype: DType, shape: Shape, device: &Device) -> Self {
         let size = dtype.size();

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use phalanx_host::{Arena, Cpu, Isa, PoolStats};
-use phalanx_tensor::{DType, Device, LeafId, LeafMemory, LeafSink, Result, Tensor};
+use phalanx_tensor::{DType, Device, Fuse, LeafId, LeafMemory, LeafSink, Result, Tensor};
 
 fn device() -> (Device, Arc<Cpu>) {
     let cpu = Arc::new(Cpu::new(Isa::detect(), 1).unwrap());
@@ -99,4 +99,44 @@ fn backward_frees_what_the_forward_pass_saved_as_it_goes() {
     // What is left: the input, its gradient, the loss.
     assert!(after.live <= 3 * bytes, "{} bytes live", after.live);
     assert!(gradients.get(&x).is_some());
+}
+
+#[test]
+fn a_fused_norm_gives_the_bits_of_its_parts_and_makes_one_result_instead_of_three() {
+    let [n, c] = [4096usize, 64];
+    let step = |fused: bool| {
+        let (device, cpu) = device();
+        let make = |k: f32, shape: &[usize]| {
+            let data: Vec<f32> = (0..shape.iter().product()).map(|i| (k * i as f32).sin()).collect();
+            Tensor::from_slice(&data, shape, &device).unwrap().leaf()
+        };
+        let (gamma, beta) = (make(0.7, &[c]), make(0.3, &[c]));
+        let leaves = [make(0.11, &[n, c]), make(0.13, &[n, c])];
+        let norm = |x: &Tensor, residual: Option<&Tensor>| {
+            if fused {
+                let fuse = Fuse { residual, relu: true };
+                return x.batch_norm_train_with(&gamma, &beta, 1e-5, fuse).unwrap().y;
+            }
+            let y = x.batch_norm_train(&gamma, &beta, 1e-5).unwrap().y;
+            residual.map_or(y.clone(), |r| y.add(r).unwrap()).relu().unwrap()
+        };
+        let before = cpu.pool.stats().live;
+        let y = norm(&leaves[0], Some(&leaves[1]));
+        let forward = cpu.pool.stats().peak - before;
+        let values = y.to_vec::<f32>().unwrap();
+        // Its own input is the residual, too, as in a block without a projection.
+        let y = norm(&norm(&y, None), Some(&y));
+        let loss = y.square().unwrap().sum_all().unwrap();
+        drop(y);
+        let gradients = loss.gradients().unwrap();
+        let of = |t: &Tensor| gradients.get(t).unwrap().to_vec::<f32>().unwrap();
+        let numbers = [values, of(&leaves[0]), of(&leaves[1]), of(&gamma), of(&beta)];
+        (forward, cpu.pool.stats().peak, numbers)
+    };
+    let (fused, apart) = (step(true), step(false));
+    assert!(fused.2 == apart.2, "a bit differs");
+    // One result instead of three.
+    assert!(fused.0 < n * c * 4 * 5 / 4 && apart.0 >= n * c * 4 * 3, "{} of {}", fused.0, apart.0);
+    // What both keep for the backward pass is the same: the input and the output, which the next layer keeps anyway.
+    assert!(fused.1 <= apart.1 + 4096, "{} of {}", fused.1, apart.1);
 }

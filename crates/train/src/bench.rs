@@ -12,7 +12,7 @@ use phalanx_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::config::WireType;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Clip, Engine, EngineOptions};
 use crate::faults::Faults;
 use crate::report::{peak_rss_bytes, quantile};
 use crate::share::from_rank_0;
@@ -253,6 +253,9 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
         bucket_bytes: tuning::bucket_bytes(request.bucket_mb, &**comm)?.0,
         wire: request.wire.wire(request.batch * u64::from(comm.world())),
         deadline: DEADLINE,
+        clip: Clip::default(),
+        ema: None,
+        evaluate_ema: false,
         faults: Faults::default(),
     };
     let mut engine = Engine::new(comm.clone(), &device, task, params, norms, options)?;

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use phalanx_comm::Wire;
 use phalanx_data::{DataConfig, LoaderConfig};
-use phalanx_nn::{ModelConfig, OptimizerConfig, ScheduleConfig};
+use phalanx_nn::{EmaConfig, ModelConfig, OptimizerConfig, ScheduleConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::engine::Clip;
 use crate::{Error, Result};
 
 /// A run's configuration. Each component's table is that component's own type.
@@ -29,6 +30,9 @@ pub struct Config {
     /// How the learning rate runs.
     #[serde(default)]
     pub schedule: ScheduleConfig,
+    /// The moving average of the weights that is kept, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<EmaConfig>,
     /// How long, and in which steps.
     pub train: TrainConfig,
     /// How the work is spread.
@@ -62,6 +66,19 @@ pub struct TrainConfig {
     /// The type of activations; parameters and gradients are always f32.
     #[serde(default)]
     pub precision: Precision,
+    /// The largest norm of the averaged gradients of all parameters together; larger ones are scaled down to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+    /// The largest magnitude of an averaged gradient; larger ones are cut to it, after `clip_norm` where both are
+    /// given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_value: Option<f64>,
+}
+
+impl TrainConfig {
+    pub(crate) fn clip(&self) -> Clip {
+        Clip { norm: self.clip_norm, value: self.clip_value }
+    }
 }
 
 /// The types that activations can have.
@@ -187,11 +204,14 @@ pub struct EvalConfig {
     pub every_epochs: u64,
     /// Samples computed at once. The result depends on it no more than by rounding.
     pub batch: u64,
+    /// Whether the averaged weights are evaluated: as long as there are any, when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_ema: Option<bool>,
 }
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        EvalConfig { every_epochs: 1, batch: 250 }
+        EvalConfig { every_epochs: 1, batch: 250, use_ema: None }
     }
 }
 
@@ -257,10 +277,16 @@ impl Config {
         };
         positive("train.global_batch", self.train.global_batch as f64)?;
         positive("train.epochs", self.train.epochs as f64)?;
+        positive("train.clip_norm", self.train.clip_norm.unwrap_or(1.0))?;
+        positive("train.clip_value", self.train.clip_value.unwrap_or(1.0))?;
         positive("distributed.bucket_mb", self.distributed.bucket_mb.unwrap_or(1.0))?;
         positive("distributed.deadline_s", self.distributed.deadline_s)?;
         positive("checkpoint.keep", self.checkpoint.keep as f64)?;
         positive("eval.batch", self.eval.batch as f64)?;
+        if self.eval.use_ema == Some(true) && self.ema.is_none() {
+            let problem = "eval.use_ema is true, but there is no [ema] table: no average is kept";
+            return Err(Error::config(place, problem));
+        }
         if let Some(v) = self.distributed.virtual_shards {
             positive("distributed.virtual_shards", f64::from(v))?;
         }
@@ -277,6 +303,11 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// Whether evaluations use the averaged weights.
+    pub fn evaluates_ema(&self) -> bool {
+        self.ema.is_some() && self.eval.use_ema != Some(false)
     }
 
     /// The part that fixes a run's numbers, as text: two configurations with equal identities are the
@@ -347,7 +378,7 @@ fn brief(value: Option<&toml::Value>) -> String {
 
 /// Applies one `table.key=value` setting. The value is read as TOML, or taken as a string where it is
 /// none.
-fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
+pub(crate) fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
     let wrong = |problem: String| Error::config(format!("--set {setting}"), problem);
     let (path, value) =
         setting.split_once('=').ok_or_else(|| wrong("must have the form table.key=value".into()))?;
@@ -376,7 +407,7 @@ fn line_of(text: &str, at: usize) -> usize {
 
 /// The parser's message on one line, in a user's words, with the key that it is about and the nearest
 /// known word where an unknown one was given.
-fn explain(e: &toml::de::Error) -> String {
+pub(crate) fn explain(e: &toml::de::Error) -> String {
     let message = e.message().trim().lines().collect::<Vec<_>>().join("; ");
     // Only a table without a text knows the key; the crate tells it on a line of its own.
     let shown = e.to_string();

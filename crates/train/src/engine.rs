@@ -7,13 +7,13 @@ use std::time::Duration;
 use phalanx_comm::{Activity, Communicator, Deadline, Tree, Wire};
 use phalanx_host::rng::Key;
 use phalanx_host::{Arena, Cpu, DType};
-use phalanx_nn::{Forward, Norms, Optimizer, Params};
+use phalanx_nn::{Ema, EmaConfig, Forward, Norms, Optimizer, Params, clip_factor};
 use phalanx_tensor::Device;
 
 use crate::faults::{Fault, Faults};
 use crate::reducer::{Reducer, ShardSink, Slots};
 use crate::share::check_same_table;
-use crate::task::{Batch, Loss, Phase, ShardCx, StepCx, Task};
+use crate::task::{Batch, Loss, Phase, PhaseId, ShardCx, StepCx, Task};
 use crate::timeline::Timeline;
 use crate::{Error, Result};
 
@@ -35,8 +35,24 @@ pub struct EngineOptions {
     pub wire: Wire,
     /// What any wait on another rank may take.
     pub deadline: Duration,
+    /// How averaged gradients are clipped, each phase's by themselves.
+    pub clip: Clip,
+    /// The average of the weights that is kept beside them.
+    pub ema: Option<EmaConfig>,
+    /// Whether evaluations use that average.
+    pub evaluate_ema: bool,
     /// Planted failures.
     pub faults: Faults,
+}
+
+/// How averaged gradients are clipped before an optimizer sees them: by their norm first, then value by value.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Clip {
+    /// The largest Euclidean norm of all of a phase's gradients together, as `torch.nn.utils.clip_grad_norm_` has
+    /// it. No parameter is updated before the last gradient's sum is there.
+    pub norm: Option<f64>,
+    /// The largest magnitude of a gradient.
+    pub value: Option<f64>,
 }
 
 /// What one phase of a step came to, over all shards.
@@ -48,6 +64,8 @@ pub struct PhaseReport {
     pub weight: f64,
     /// The task's own sums.
     pub statistics: Vec<f64>,
+    /// The Euclidean norm of the averaged gradients before clipping, where clipping needs it.
+    pub grad_norm: Option<f64>,
 }
 
 /// What a step came to: the same on every rank.
@@ -68,6 +86,7 @@ pub struct Engine {
     pub(crate) params: Params,
     pub(crate) norms: Norms,
     pub(crate) optimizers: Vec<Optimizer>,
+    pub(crate) ema: Option<Ema>,
     pub(crate) options: EngineOptions,
     pub(crate) tree: Tree,
     pub(crate) timeline: Timeline,
@@ -114,12 +133,17 @@ impl Engine {
                 options.bucket_bytes,
                 options.wire,
             )?);
-            optimizers.push(Optimizer::new(&phase.optimizer, &params, ids)?);
+            let mut optimizer = Optimizer::new(&phase.optimizer, &params, ids)?;
+            if let Some(bound) = options.clip.value {
+                optimizer.clip_values(bound);
+            }
+            optimizers.push(optimizer);
         }
         check_same_table(&*comm, "the plan of buckets", || {
             let phases = task.phases().iter().map(|p| p.name.clone());
             Ok(phases.zip(reducers.iter().map(|r| r.plan().into())).collect())
         })?;
+        let ema = options.ema.as_ref().map(|config| Ema::new(config, &params)).transpose()?;
         let cpu = cpu.clone();
         Ok(Engine {
             timeline: Timeline::new(comm.clone()),
@@ -130,6 +154,7 @@ impl Engine {
             params,
             norms,
             optimizers,
+            ema,
             options,
             tree,
             reducers,
@@ -151,10 +176,17 @@ impl Engine {
         Ok(self.tree.shards_of(self.comm.rank(), self.comm.world())?)
     }
 
-    /// A context for evaluation: nothing is recorded, norms use their running statistics.
+    /// The averaged weights, where evaluations use them.
+    pub(crate) fn evaluated_average(&self) -> Option<&Params> {
+        self.ema.as_ref().filter(|_| self.options.evaluate_ema).map(Ema::average)
+    }
+
+    /// A context for evaluation: nothing is recorded, norms use their running statistics, weights are the averaged
+    /// ones when the options say so.
     pub fn inference(&self) -> ShardCx<'_> {
         let key = Key::new(self.options.seed);
-        let forward = Forward::new(&self.params, &self.norms, &self.device, false, 0..0, key);
+        let params = self.evaluated_average().unwrap_or(&self.params);
+        let forward = Forward::new(params, &self.norms, &self.device, false, 0..0, key);
         ShardCx { forward, device: &self.device, step: 0, shard: 0 }
     }
 
@@ -162,7 +194,7 @@ impl Engine {
     /// `factor` scales the phases' learning rates; `stop` asks all ranks to stop after this step.
     ///
     /// Every rank gets the same report or, when a loss is not finite, the same [`Error::NonFinite`],
-    /// before any parameter has changed.
+    /// before any parameter has changed; likewise [`Error::NonFiniteGradient`] where gradients' norms are clipped.
     pub fn step(
         &mut self,
         step: u64,
@@ -197,22 +229,7 @@ impl Engine {
             let total = self.reducers[phase].total(deadline)?;
             self.check_finite(phase, step, total[LOSS], &losses)?;
             let lr = self.task.phases()[phase].optimizer.lr() * factor;
-            let weight = total[WEIGHT];
-            let update = (weight > 0.0).then(|| self.optimizers[phase].begin(1.0 / weight, lr));
-            let mut corrupt = self.faulty(step, Fault::CorruptGradient);
-            // What has come is used while the rest is on its way.
-            while let Some(elements) = self.reducers[phase].next_sum(deadline)? {
-                self.timeline.enter(Activity::Optimizer);
-                let gradients = self.reducers[phase].gradients();
-                if std::mem::take(&mut corrupt) {
-                    corrupt_gradient(gradients, &elements)?;
-                }
-                if let Some(update) = update {
-                    self.optimizers[phase].update(&self.cpu, &self.params, gradients, update, elements)?;
-                }
-                self.timeline.enter(Activity::Reduce);
-            }
-            self.timeline.enter(Activity::Optimizer);
+            let grad_norm = self.optimize(phase, step, total[WEIGHT], lr, deadline)?;
             let own = OWN + self.task.statistics().len();
             self.norms.fold(&total[own..])?;
             let mut cx = StepCx { params: &self.params, device: &self.device, step, shards: mine.clone() };
@@ -222,10 +239,53 @@ impl Engine {
                 loss_sum: total[LOSS],
                 weight: total[WEIGHT],
                 statistics: total[OWN..own].to_vec(),
+                grad_norm,
             });
+        }
+        if let Some(ema) = &mut self.ema {
+            ema.update(&self.cpu, &self.params, step + 1)?;
         }
         self.timeline.rest();
         Ok(report)
+    }
+
+    /// Takes the sums of a phase's gradients as they come and updates its parameters. Returns the averaged
+    /// gradients' norm where it is clipped: on every rank from the same sums, in one order, so with the same bits.
+    fn optimize(
+        &mut self,
+        phase: PhaseId,
+        step: u64,
+        weight: f64,
+        lr: f64,
+        deadline: Deadline,
+    ) -> Result<Option<f64>> {
+        // Without a sample there is nothing to average.
+        let scale = (weight > 0.0).then(|| 1.0 / weight);
+        let (optimizer, reducer) = (&mut self.optimizers[phase], &mut self.reducers[phase]);
+        let clipped = self.options.clip.norm;
+        let update = scale.filter(|_| clipped.is_none()).map(|scale| optimizer.begin(scale, lr));
+        let mut corrupt = self.options.faults.hits(self.comm.rank(), step, Fault::CorruptGradient);
+        // What has come is used while the rest is on its way.
+        while let Some(elements) = reducer.next_sum(deadline)? {
+            self.timeline.enter(Activity::Optimizer);
+            if std::mem::take(&mut corrupt) {
+                corrupt_gradient(reducer.gradients(), &elements)?;
+            }
+            if let Some(update) = update {
+                optimizer.update(&self.cpu, &self.params, reducer.gradients(), update, elements)?;
+            }
+            self.timeline.enter(Activity::Reduce);
+        }
+        self.timeline.enter(Activity::Optimizer);
+        let (Some(scale), Some(most)) = (scale, clipped) else { return Ok(None) };
+        let norm = optimizer.gradient_norm(&self.cpu, reducer.gradients(), scale)?;
+        if !norm.is_finite() {
+            let phase = self.task.phases()[phase].name.clone();
+            return Err(Error::NonFiniteGradient { norm, step, phase });
+        }
+        let scale = scale * clip_factor(norm, most);
+        optimizer.step(&self.cpu, &self.params, reducer.gradients(), scale, lr)?;
+        Ok(Some(norm))
     }
 
     fn faulty(&self, step: u64, fault: Fault) -> bool {

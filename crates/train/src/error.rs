@@ -54,6 +54,19 @@ pub enum Error {
         /// The task's phase.
         phase: String,
     },
+    /// Gradients whose norm is not finite.
+    #[error(
+        "the norm of the gradients is not finite ({norm}) at step {step}, phase {phase:?}; the last checkpoint is from \
+         before it: lower the learning rate or look at the data"
+    )]
+    NonFiniteGradient {
+        /// The norm.
+        norm: f64,
+        /// The step.
+        step: u64,
+        /// The task's phase.
+        phase: String,
+    },
     /// A parameter that is not finite; it is not written to a checkpoint.
     #[error(
         "parameter {name} is not finite after {step} steps; no checkpoint of it is kept: the last one is from before"
@@ -154,7 +167,9 @@ impl Error {
                 phalanx_data::Kind::Usage => AbortKind::Usage,
                 phalanx_data::Kind::Data => AbortKind::Data,
             },
-            Error::NonFinite { .. } | Error::NonFiniteModel { .. } => AbortKind::Numerics,
+            Error::NonFinite { .. } | Error::NonFiniteGradient { .. } | Error::NonFiniteModel { .. } => {
+                AbortKind::Numerics
+            }
             Error::Diverged { .. } => AbortKind::Communication,
             Error::Panic { .. } => AbortKind::Panic,
             Error::Comm(e) => e.kind(),

@@ -12,7 +12,7 @@ use phalanx_host::Isa;
 
 use crate::checkpoint::{self, Progress};
 use crate::config::{Config, first_difference};
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Clip, Engine, EngineOptions};
 use crate::faults::Faults;
 use crate::share::check_same_table;
 use crate::snapshot::Snapshot;
@@ -31,6 +31,16 @@ pub struct Evaluation {
     pub top5_error: f64,
     /// Samples evaluated.
     pub samples: u64,
+    /// Whether the weights were their moving average.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ema: bool,
+}
+
+impl Evaluation {
+    /// What was evaluated, as the end of a remark, where it is not the weights themselves.
+    pub fn of_what(&self) -> &'static str {
+        if self.ema { ", averaged weights" } else { "" }
+    }
 }
 
 /// Steps between votes on whether to stop.
@@ -89,6 +99,7 @@ pub fn evaluate(
         top1_error: mean(top1),
         top5_error: mean(top5),
         samples: source.len(),
+        ema: engine.evaluated_average().is_some(),
     }))
 }
 
@@ -137,6 +148,9 @@ fn on_rank(
         bucket_bytes: usize::MAX,
         wire: Wire::F32,
         deadline,
+        clip: Clip::default(),
+        ema: config.ema.clone().filter(|_| config.evaluates_ema()),
+        evaluate_ema: true,
         faults: Faults::default(),
     };
     let mut engine = Engine::new(comm, &device, model.task, model.params, model.norms, options)?;

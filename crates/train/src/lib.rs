@@ -16,6 +16,7 @@ pub mod evaluate;
 pub mod faults;
 pub mod fingerprint;
 pub mod ledger;
+pub mod model;
 #[cfg(feature = "mpi")]
 pub mod process;
 pub mod ranks;
@@ -36,6 +37,6 @@ pub use phalanx_comm::mpi::library as mpi_library;
 /// What ranks work together through.
 pub use phalanx_comm::{AbortKind, Communicator};
 
-pub use engine::{Engine, EngineOptions, PhaseReport, StepReport};
+pub use engine::{Clip, Engine, EngineOptions, PhaseReport, StepReport};
 pub use error::{Error, Result};
 pub use snapshot::{ModelHash, Snapshot};

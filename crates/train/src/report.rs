@@ -46,6 +46,9 @@ pub enum Event {
         /// Samples a second since the line before.
         #[serde(deserialize_with = "or_nan")]
         samples_per_second: f64,
+        /// The norm of the averaged gradients before clipping, where it is clipped.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        grad_norm: Option<f64>,
         /// The phases' own statistics, by name.
         #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
         statistics: serde_json::Map<String, serde_json::Value>,
@@ -97,12 +100,14 @@ impl Event {
     /// What of it TensorBoard draws.
     fn scalars(&self) -> Vec<(&'static str, f64)> {
         match self {
-            Event::Step { loss, lr, samples_per_second, .. } => {
-                vec![
+            Event::Step { loss, lr, samples_per_second, grad_norm, .. } => {
+                let mut scalars = vec![
                     ("train/loss", *loss),
                     ("train/lr", *lr),
                     ("train/samples_per_second", *samples_per_second),
-                ]
+                ];
+                scalars.extend(grad_norm.map(|norm| ("train/grad_norm", norm)));
+                scalars
             }
             Event::Epoch { train_loss, .. } => vec![("train/epoch_loss", *train_loss)],
             Event::Eval { eval, .. } => vec![
@@ -147,6 +152,9 @@ pub struct Summary {
     pub params_hash: String,
     /// BLAKE3 of the norms' running statistics, likewise.
     pub buffers_hash: String,
+    /// BLAKE3 of the averaged parameters, likewise, when an average is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema_hash: Option<String>,
     /// The most memory that the process had at once.
     pub peak_rss_bytes: u64,
     /// What the ranks have spent their time on in this start.
@@ -292,11 +300,12 @@ impl Reporter {
                 format!("epoch {:>3}  training loss {train_loss:.4}", epoch + 1)
             }
             Event::Eval { epoch, eval, .. } => format!(
-                "epoch {:>3}  evaluation loss {:.4}  error {:.2} %  ({} samples)",
+                "epoch {:>3}  evaluation loss {:.4}  error {:.2} %  ({} samples{})",
                 epoch + 1,
                 eval.loss,
                 eval.top1_error * 100.0,
-                eval.samples
+                eval.samples,
+                eval.of_what()
             ),
             Event::Warning { message } => format!("warning: {message}"),
         };
@@ -339,10 +348,11 @@ pub(crate) fn show_summary(dir: &RunDir, style: Style, summary: &Summary) {
         Style::Human => {
             let eval = summary.eval.as_ref().map_or(String::new(), |e| {
                 format!(
-                    "\n  error        {:.2} % of {} samples (top 5: {:.2} %)",
+                    "\n  error        {:.2} % of {} samples (top 5: {:.2} %{})",
                     e.top1_error * 100.0,
                     e.samples,
-                    e.top5_error * 100.0
+                    e.top5_error * 100.0,
+                    e.of_what()
                 )
             });
             let speed = match summary.step_ms_p50 > 0.0 {
@@ -394,7 +404,8 @@ mod tests {
         let dir = RunDir::new(tmp.path());
         let line = |step| Event::Epoch { step, epoch: 0, train_loss: 1.0 };
         let eval = |step| {
-            let eval = Evaluation { loss: f64::NAN, top1_error: 0.5, top5_error: 0.0, samples: 2 };
+            let eval =
+                Evaluation { loss: f64::NAN, top1_error: 0.5, top5_error: 0.0, samples: 2, ema: false };
             Event::Eval { step, epoch: 0, eval }
         };
         let steps = || {

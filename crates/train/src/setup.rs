@@ -5,7 +5,7 @@ use std::sync::Arc;
 use phalanx_comm::Communicator;
 use phalanx_data::{Role, Source};
 use phalanx_host::{Arena, Cpu, Isa};
-use phalanx_nn::{Builder, Norms, Params};
+use phalanx_nn::{Builder, EmaConfig, Norms, Params};
 use phalanx_tensor::Device;
 
 use crate::config::Config;
@@ -86,6 +86,7 @@ pub fn check(config: &Config) -> Result<()> {
     Isa::choose(&config.compute.isa)?;
     config.optimizer.check()?;
     config.schedule.check()?;
+    config.ema.as_ref().map_or(Ok(()), EmaConfig::check)?;
     config.model.check()?;
     match phalanx_data::open(&config.data.train, phalanx_data::Split::Train) {
         Ok(source) => {

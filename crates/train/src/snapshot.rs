@@ -2,6 +2,7 @@
 
 use phalanx_comm::Deadline;
 use phalanx_host::DType;
+use phalanx_nn::{Ema, Params};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{from_safetensors, to_safetensors};
@@ -15,6 +16,8 @@ use crate::{Error, Result};
 pub struct Snapshot {
     /// Parameters and norms' running statistics, under torchvision's names and layouts.
     pub model: Arrays,
+    /// The averaged parameters, under the same names; none unless an average is kept.
+    pub ema: Arrays,
     /// The optimizers' state: `phase/state.parameter`.
     pub optimizer: Arrays,
     /// The task's state.
@@ -31,6 +34,9 @@ pub struct ModelHash {
     pub params: String,
     /// Of the norms' running statistics.
     pub buffers: String,
+    /// Of the averaged parameters, when an average is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<String>,
 }
 
 impl Snapshot {
@@ -50,6 +56,8 @@ impl Engine {
         let mut snapshot = Snapshot::default();
         if keep {
             snapshot.model = self.model_arrays()?;
+            snapshot.ema =
+                self.ema.as_ref().map(|e| param_arrays(e.average())).transpose()?.unwrap_or_default();
         }
         let optimizers = self.optimizers.iter().filter(|_| keep);
         for (phase, optimizer) in self.task.phases().iter().zip(optimizers) {
@@ -87,6 +95,13 @@ impl Engine {
     /// Puts a snapshot back. Fails, naming the array, when the model or the optimizer is another one.
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
         self.restore_model(&snapshot.model)?;
+        if let Some(ema) = &self.ema {
+            if snapshot.ema.is_empty() {
+                let problem = "the checkpoint has no averaged weights: it is of a run without this table";
+                return Err(Error::config("ema", problem));
+            }
+            restore_params(ema.average(), &snapshot.ema)?;
+        }
         let phases = self.task.phases().iter().zip(&mut self.optimizers).zip(&snapshot.optimizer_steps);
         for ((phase, optimizer), &steps) in phases {
             optimizer.import(&self.params, steps, &mut |name| {
@@ -100,11 +115,7 @@ impl Engine {
     }
 
     fn restore_model(&mut self, model: &Arrays) -> Result<()> {
-        for id in self.params.ids() {
-            let name = self.params.spec(id).name.clone();
-            let array = find(model, &name)?;
-            self.params.import(id, &array.shape, &array.to_vec::<f32>()?)?;
-        }
+        restore_params(&self.params, model)?;
         self.norms.import(&mut |name| {
             let array = model.get(name)?;
             Some((array.shape.clone(), widen(array)?))
@@ -119,16 +130,17 @@ impl Engine {
         }
         let mine = if self.comm.rank() == 0 { Some(to_safetensors(&self.model_arrays()?)?) } else { None };
         let model = bytes_from_rank_0(&*self.comm, mine.as_deref())?;
-        if mine.is_none() { self.restore_model(&from_safetensors(&model)?) } else { Ok(()) }
+        if mine.is_none() {
+            self.restore_model(&from_safetensors(&model)?)?;
+        }
+        // The average begins with what the model begins with.
+        self.ema = self.options.ema.as_ref().map(|config| Ema::new(config, &self.params)).transpose()?;
+        Ok(())
     }
 
     /// Parameters and norms under their checkpoint names.
     fn model_arrays(&self) -> Result<Arrays> {
-        let mut arrays = Arrays::new();
-        for id in self.params.ids() {
-            let (shape, values) = self.params.export(id)?;
-            arrays.insert(self.params.spec(id).name.clone(), Array::new(&shape, &values));
-        }
+        let mut arrays = param_arrays(&self.params)?;
         for (name, shape, values) in self.norms.export() {
             let array = match values {
                 phalanx_nn::NormValues::Float(v) => Array::new(&shape, &v),
@@ -147,8 +159,32 @@ impl Engine {
             hashers[usize::from(!is_param(name))].update(&array.bytes);
         }
         let [params, buffers] = hashers.map(|h| h.finalize().to_hex().to_string());
-        Ok(ModelHash { params, buffers })
+        let ema = self.ema.as_ref().map(|e| param_arrays(e.average())).transpose()?.map(|arrays| {
+            let mut hasher = blake3::Hasher::new();
+            arrays.values().for_each(|a| {
+                hasher.update(&a.bytes);
+            });
+            hasher.finalize().to_hex().to_string()
+        });
+        Ok(ModelHash { params, buffers, ema })
     }
+}
+
+/// Parameters under their checkpoint names.
+fn param_arrays(params: &Params) -> Result<Arrays> {
+    let arrays = params.ids().map(|id| {
+        let (shape, values) = params.export(id)?;
+        Ok((params.spec(id).name.clone(), Array::new(&shape, &values)))
+    });
+    arrays.collect()
+}
+
+fn restore_params(params: &Params, arrays: &Arrays) -> Result<()> {
+    for id in params.ids() {
+        let array = find(arrays, &params.spec(id).name)?;
+        params.import(id, &array.shape, &array.to_vec::<f32>()?)?;
+    }
+    Ok(())
 }
 
 fn find<'a>(arrays: &'a Arrays, name: &str) -> Result<&'a Array> {

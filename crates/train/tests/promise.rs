@@ -8,7 +8,9 @@ mod common;
 
 use common::{hashes, request, run};
 use phalanx_host::rng::Key;
+use phalanx_train::config::Config;
 use phalanx_train::faults::Faults;
+use phalanx_train::report::Summary;
 use phalanx_train::run::TrainRequest;
 use phalanx_train::{Error, ledger};
 
@@ -67,6 +69,77 @@ fn interruptions_and_resizes_change_nothing() {
         assert_eq!((proof.whole_epochs, proof.samples), (2, 2 * 1442));
         assert!(proof.attempts > 1);
     }
+}
+
+/// The averaged weights belong to what must be the same.
+fn with_average(s: &Summary) -> (String, String, String, Option<String>) {
+    let (params, buffers, eval) = hashes(s);
+    (params, buffers, eval, s.ema_hash.clone())
+}
+
+#[test]
+fn clipping_averages_and_optimizers_that_need_whole_parameters_keep_it() {
+    let tmp = tempfile::tempdir().unwrap();
+    let averaged = ["train.clip_norm=0.5", "ema.decay=0.9", "ema.warmup=true"];
+    let recipes: [(&str, &str, &[&str]); 4] = [
+        ("adamw", "name = \"adamw\"\nlr = 0.005\nweight_decay = 0.05", &averaged),
+        (
+            "lars",
+            "name = \"lars\"\nlr = 10.0\nmomentum = 0.9\nweight_decay = 1e-4",
+            &["ema.decay=0.5", "ema.every_steps=3"],
+        ),
+        ("lamb", "name = \"lamb\"\nlr = 0.02\nweight_decay = 0.01", &[]),
+        ("rmsprop", "name = \"rmsprop\"\nlr = 0.001", &["train.clip_value=0.01"]),
+    ];
+    for (name, optimizer, settings) in recipes {
+        // Small buckets, so that parameters are cut where a bucket ends.
+        let settings = [settings, &["distributed.bucket_mb=0.01"]].concat();
+        let start = |dir: &str, world: u32| {
+            let mut request = request(&tmp.path().join(format!("{name}-{dir}")), world, &settings);
+            request.config.optimizer = toml::from_str(optimizer).unwrap();
+            request
+        };
+        let whole = run(&start("1", 1)).unwrap();
+        let eval = whole.eval.as_ref().unwrap();
+        assert!(eval.top1_error < 0.5, "{name}: {}", eval.top1_error);
+        let average = settings.iter().any(|s| s.starts_with("ema."));
+        assert_eq!((whole.ema_hash.is_some(), eval.ema), (average, average), "{name}");
+        assert_ne!(whole.ema_hash.as_ref(), Some(&whole.params_hash), "{name}");
+        for world in [2, 3] {
+            let mut request = start(&world.to_string(), world);
+            request.config.compute.threads = world as usize;
+            let got = run(&request).unwrap();
+            assert_eq!(with_average(&got), with_average(&whole), "{name} on {world} ranks");
+        }
+        let mut cut = start("cut", 3);
+        for (world, steps) in [(3, Some(7)), (2, Some(19)), (4, None)] {
+            (cut.ranks, cut.max_steps) = (world, steps);
+            let got = run(&cut).unwrap();
+            if steps.is_none() {
+                assert_eq!(with_average(&got), with_average(&whole), "{name} cut and resized");
+            }
+        }
+        let metrics = std::fs::read_to_string(cut.out.join("metrics.jsonl")).unwrap();
+        let clipped = settings.iter().any(|s| s.contains("clip_norm"));
+        assert_eq!(metrics.contains("\"grad_norm\":"), clipped, "{name}: {metrics}");
+    }
+}
+
+#[test]
+fn wrong_clipping_and_averages_are_refused() {
+    let text = include_str!("../../../configs/digits.toml");
+    for (setting, say) in [
+        ("train.clip_norm=0", "clip_norm"),
+        ("train.clip_value=-1", "clip_value"),
+        ("eval.use_ema=true", "[ema]"),
+        ("ema.decays=0.9", "decay"),
+    ] {
+        let e = Config::parse(text, "digits.toml", &[setting.to_owned()]).unwrap_err();
+        assert!(e.to_string().contains(say) && e.exit_code() == 2, "{setting}: {e}");
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    let e = run(&request(tmp.path(), 1, &["ema.decay=1.5"])).unwrap_err();
+    assert!(e.to_string().contains("decay is 1.5") && e.exit_code() == 2, "{e}");
 }
 
 #[test]

@@ -15,6 +15,8 @@ const WRITTEN: &[&str] = &[
     "state.json",
     "dataset.json",
     "model.safetensors",
+    "ema.safetensors",
+    "failure.txt",
     "task.safetensors",
     "optimizer.safetensors",
 ];

@@ -3,15 +3,17 @@
 mod conv;
 mod linear;
 mod norm;
+mod pool;
 mod simple;
 
 use std::fmt::Debug;
 
 pub use conv::Conv2d;
 pub use linear::Linear;
-pub use norm::BatchNorm;
+pub use norm::{BatchNorm, NormOptions};
 use phalanx_tensor::{Shape, Tensor};
-pub use simple::{Activation, Dropout, Flatten, GlobalAvgPool, MaxPool2d};
+pub use pool::{AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool, LocalResponseNorm, MaxPool2d, Pair};
+pub use simple::{Activation, Dropout, Flatten};
 
 use crate::{Error, Forward, Result};
 

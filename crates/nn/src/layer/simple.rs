@@ -3,7 +3,7 @@
 use phalanx_tensor::{Shape, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Layer, image, slide};
+use super::Layer;
 use crate::{Builder, Error, Forward, Result};
 
 /// A function of each element.
@@ -26,59 +26,6 @@ impl Layer for Activation {
             Activation::Sigmoid => x.sigmoid()?,
             Activation::Tanh => x.tanh()?,
         })
-    }
-}
-
-/// The largest value of each window, by channel.
-#[derive(Debug)]
-pub struct MaxPool2d {
-    kernel: usize,
-    stride: usize,
-    padding: usize,
-}
-
-impl MaxPool2d {
-    /// Square windows over samples [H, W, C].
-    pub fn build(
-        b: &mut Builder,
-        input: Shape,
-        [kernel, stride, padding]: [usize; 3],
-    ) -> Result<(Self, Shape)> {
-        let name = b.place("max-pool");
-        let [h, w, c] = image(&name, input)?;
-        if padding > kernel / 2 {
-            let why = format!("its padding {padding} is more than half of its kernel {kernel}");
-            return Err(Error::Layer { layer: name, input, why });
-        }
-        let size = |n| slide(&name, input, n, kernel, stride, padding);
-        let shape = [size(h)?, size(w)?, c].into();
-        b.describe("max-pool", shape, b.next_param(), 0);
-        Ok((MaxPool2d { kernel, stride, padding }, shape))
-    }
-}
-
-impl Layer for MaxPool2d {
-    fn forward(&self, _: &Forward, x: &Tensor) -> Result<Tensor> {
-        Ok(x.max_pool2d([self.kernel; 2], [self.stride; 2], [self.padding; 2])?)
-    }
-}
-
-/// The mean of each channel over the whole image.
-#[derive(Debug)]
-pub struct GlobalAvgPool;
-
-impl GlobalAvgPool {
-    /// Takes samples [H, W, C], gives vectors [C].
-    pub fn build(b: &mut Builder, input: Shape) -> Result<(Self, Shape)> {
-        let [_, _, c] = image(&b.place("global-avg-pool"), input)?;
-        b.describe("global-avg-pool", [c].into(), b.next_param(), 0);
-        Ok((GlobalAvgPool, [c].into()))
-    }
-}
-
-impl Layer for GlobalAvgPool {
-    fn forward(&self, _: &Forward, x: &Tensor) -> Result<Tensor> {
-        Ok(x.mean(&[1, 2], false)?)
     }
 }
 

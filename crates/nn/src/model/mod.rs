@@ -1,14 +1,17 @@
 //! Models: named ones in code, others as rows of a configuration.
 
+mod joint;
+mod stack;
+mod summary;
 mod zoo;
 
-use phalanx_tensor::Shape;
+use phalanx_tensor::Pool;
 use serde::{Deserialize, Serialize};
 
-use crate::layer::{
-    Activation, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer, Linear, MaxPool2d, Sequential,
-};
-use crate::{Builder, Error, Init, Result, error};
+use self::stack::Stack;
+pub use self::summary::{LayerSummary, Listed, Listing, Memory, Summary, list, summarise};
+use crate::layer::{Activation, Layer, NormOptions, Pair};
+use crate::{Builder, Error, Init, Result};
 
 /// The `[model]` table: a name with its options, or rows of layers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -17,15 +20,30 @@ pub struct ModelConfig {
     /// A named model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Sizes of the hidden layers (`mlp`).
+    /// Sizes of the hidden layers (`mlp`; `alexnet*` and `vgg-*` have two).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden: Option<Vec<usize>>,
     /// The function between layers (`mlp`, `lenet5`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activation: Option<Activation>,
-    /// The probability of dropping before the last layer (`mlp`, `digits-cnn`).
+    /// The probability of dropping where the model drops.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f64>,
+    /// Whether each convolution is followed by a batch norm (`vgg-*`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_norm: Option<bool>,
+    /// Whether the last norm of each residual block begins with γ = 0 (`resnet*`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero_gamma: Option<bool>,
+    /// Whether there are auxiliary heads (`googlenet`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aux: Option<bool>,
+    /// The number of layers (`resnet-cifar`, `wide-resnet`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<usize>,
+    /// What the numbers of channels are multiplied by (`wide-resnet`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
     /// Layers, first to last, instead of a name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<Row>,
@@ -67,7 +85,17 @@ pub enum Row {
         init: Init,
     },
     /// Batch normalisation by channel.
-    BatchNorm {},
+    BatchNorm {
+        /// Added to variances; 1e-5 when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        eps: Option<f64>,
+        /// A batch's share in the new running statistics; 0.1 when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        momentum: Option<f64>,
+        /// Whether there is a scale and a shift for each channel; yes when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        affine: Option<bool>,
+    },
     /// max(x, 0)
     Relu {},
     /// 1 / (1 + e^−x)
@@ -76,14 +104,17 @@ pub enum Row {
     Tanh {},
     /// The largest value of each window.
     MaxPool {
-        /// The window's side.
-        kernel: usize,
-        /// Its step; the window's side when left out.
+        /// The window's side, or its height and width.
+        kernel: Pair,
+        /// Its step; the window's size when left out.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        stride: Option<usize>,
+        stride: Option<Pair>,
         /// −∞ around the image.
+        #[serde(default = "none")]
+        padding: Pair,
+        /// Whether a rest that fills no window makes one.
         #[serde(default)]
-        padding: usize,
+        ceil: bool,
     },
     /// The mean of each channel.
     GlobalAvgPool {},
@@ -94,10 +125,62 @@ pub enum Row {
     },
     /// A vector of each sample.
     Flatten {},
+    /// The mean of each window.
+    AvgPool {
+        /// The window's side, or its height and width.
+        kernel: Pair,
+        /// Its step; the window's size when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stride: Option<Pair>,
+        /// Zeros around the image.
+        #[serde(default = "none")]
+        padding: Pair,
+        /// Whether a rest that fills no window makes one.
+        #[serde(default)]
+        ceil: bool,
+        /// Whether the zeros count.
+        #[serde(default = "yes")]
+        count_include_pad: bool,
+    },
+    /// The means of windows that cover the image evenly.
+    AdaptiveAvgPool {
+        /// How many: rows and columns.
+        out: Pair,
+    },
+    /// Local response normalisation across channels.
+    Lrn {
+        /// Channels of a window.
+        #[serde(default = "five")]
+        size: usize,
+        /// What the mean of the window's squares is multiplied with.
+        #[serde(default = "lrn_alpha")]
+        alpha: f64,
+        /// The power.
+        #[serde(default = "lrn_beta")]
+        beta: f64,
+        /// Added before the power is taken.
+        #[serde(default = "lrn_k")]
+        k: f64,
+    },
 }
 
 fn one() -> usize {
     1
+}
+fn five() -> usize {
+    5
+}
+fn lrn_alpha() -> f64 {
+    1e-4
+}
+fn lrn_beta() -> f64 {
+    0.75
+}
+fn lrn_k() -> f64 {
+    1.0
+}
+fn none() -> Pair {
+    0.into()
 }
 fn yes() -> bool {
     true
@@ -109,72 +192,26 @@ fn uniform() -> Init {
     Init::Uniform
 }
 
-/// A stack in the making: pushes a layer and follows the shape of one sample.
-pub(crate) struct Stack<'a> {
-    pub(crate) builder: &'a mut Builder,
-    pub(crate) shape: Shape,
-    layers: Sequential,
+/// The windows of a pooling row.
+fn windows(kernel: Pair, stride: Option<Pair>, padding: Pair) -> Pool {
+    Pool::new(&kernel.get()).stride(&stride.unwrap_or(kernel).get()).padding(&padding.get())
 }
 
-impl<'a> Stack<'a> {
-    pub(crate) fn new(builder: &'a mut Builder, input: Shape) -> Self {
-        Stack { builder, shape: input, layers: Sequential::new() }
+/// A norm's options, where they were given.
+fn norm_options(eps: Option<f64>, momentum: Option<f64>, affine: Option<bool>) -> NormOptions {
+    let d = NormOptions::default();
+    NormOptions {
+        eps: eps.unwrap_or(d.eps),
+        momentum: momentum.unwrap_or(d.momentum),
+        affine: affine.unwrap_or(d.affine),
+        ..d
     }
+}
 
-    pub(crate) fn finish(self) -> Box<dyn Layer> {
-        Box::new(self.layers)
-    }
-
-    fn add<L: Layer + 'static>(&mut self, (layer, shape): (L, Shape)) {
-        self.layers.push(layer);
-        self.shape = shape;
-    }
-
-    /// Adds a row's layer under `name`.
-    pub(crate) fn row(&mut self, name: &str, row: &Row, classes: usize) -> Result<()> {
-        let input = self.shape;
-        self.builder.path_push(name);
-        let result = self.build(row, input, classes);
-        self.builder.path_pop();
-        result
-    }
-
-    fn build(&mut self, row: &Row, input: Shape, classes: usize) -> Result<()> {
-        let b = &mut *self.builder;
-        match *row {
-            Row::Conv { out, kernel, stride, padding, bias, init } => {
-                let made = Conv2d::build(b, input, out, [kernel, stride, padding], bias, init)?;
-                self.add(made);
-            }
-            Row::Linear { out, bias, init } => {
-                let made = Linear::build(b, input, out.unwrap_or(classes), bias, init)?;
-                self.add(made);
-            }
-            Row::BatchNorm {} => {
-                let made = BatchNorm::build(b, input)?;
-                self.add(made);
-            }
-            Row::Relu {} => self.add((Activation::Relu, input)),
-            Row::Sigmoid {} => self.add((Activation::Sigmoid, input)),
-            Row::Tanh {} => self.add((Activation::Tanh, input)),
-            Row::MaxPool { kernel, stride, padding } => {
-                let made = MaxPool2d::build(b, input, [kernel, stride.unwrap_or(kernel), padding])?;
-                self.add(made);
-            }
-            Row::GlobalAvgPool {} => {
-                let made = GlobalAvgPool::build(b, input)?;
-                self.add(made);
-            }
-            Row::Dropout { p } => {
-                let made = Dropout::build(b, input, p)?;
-                self.add(made);
-            }
-            Row::Flatten {} => {
-                let made = Flatten::build(b, input);
-                self.add(made);
-            }
-        }
-        Ok(())
+impl Row {
+    /// Batch normalisation with the usual options.
+    pub fn batch_norm() -> Row {
+        Row::BatchNorm { eps: None, momentum: None, affine: None }
     }
 }
 
@@ -184,40 +221,45 @@ impl ModelConfig {
         ModelConfig { name: Some(name.to_owned()), ..ModelConfig::default() }
     }
 
+    /// All options of named models, and whether they are given.
+    fn given(&self) -> [(&'static str, bool); 8] {
+        [
+            ("hidden", self.hidden.is_some()),
+            ("activation", self.activation.is_some()),
+            ("dropout", self.dropout.is_some()),
+            ("batch_norm", self.batch_norm.is_some()),
+            ("zero_gamma", self.zero_gamma.is_some()),
+            ("aux", self.aux.is_some()),
+            ("depth", self.depth.is_some()),
+            ("width", self.width.is_some()),
+        ]
+    }
+
+    /// The hidden layers of a classifier that has two.
+    fn two_hidden(&self) -> Result<[usize; 2]> {
+        let sizes = self.hidden.as_deref().unwrap_or(&[4096, 4096]);
+        let problem = || format!("hidden is {sizes:?}, but its classifier has two hidden layers");
+        <[usize; 2]>::try_from(sizes).map_err(|_| Error::config("model", problem()))
+    }
+
     /// What can be checked without knowing the samples.
     pub fn check(&self) -> Result<()> {
         let fail = |problem: String| Err(Error::config("model", problem));
-        let names: Vec<&str> = zoo::NAMES.iter().map(|m| m.name).collect();
         let Some(name) = &self.name else {
-            let options = [self.hidden.is_some(), self.activation.is_some(), self.dropout.is_some()];
-            return match (self.layers.is_empty(), options.contains(&true)) {
+            let option = self.given().into_iter().find(|(_, given)| *given);
+            return match (self.layers.is_empty(), option) {
                 (true, _) => {
-                    fail(format!("it needs a name (one of {}) or rows [[model.layers]]", names.join(", ")))
+                    let names = zoo::names().collect::<Vec<_>>().join(", ");
+                    fail(format!("it needs a name (one of {names}) or rows [[model.layers]]"))
                 }
-                (false, true) => {
-                    fail("hidden, activation and dropout go with a name, not with layers".into())
-                }
-                (false, false) => Ok(()),
+                (false, Some((option, _))) => fail(format!("{option} goes with a name, not with layers")),
+                (false, None) => Ok(()),
             };
         };
         if !self.layers.is_empty() {
             return fail(format!("it has both the name {name:?} and layers; give one of the two"));
         }
-        let Some(entry) = zoo::NAMES.iter().find(|m| m.name == name) else {
-            return fail(format!(
-                "there is no model {name:?}; there are {}{}",
-                names.join(", "),
-                error::nearest(name, &names)
-            ));
-        };
-        let given = [
-            ("hidden", self.hidden.is_some()),
-            ("activation", self.activation.is_some()),
-            ("dropout", self.dropout.is_some()),
-        ];
-        if let Some((option, _)) = given.iter().find(|(o, given)| *given && !entry.options.contains(o)) {
-            return fail(format!("{name} has no option {option}; it has {:?}", entry.options));
-        }
+        zoo::resolve(name, self)?;
         if let Some(0) = self.hidden.iter().flatten().min() {
             return fail("a hidden layer has 0 outputs".into());
         }
@@ -239,7 +281,7 @@ pub fn build(
     if let Some(name) = &config.name {
         return zoo::build(name, config, input.into(), classes, b);
     }
-    let mut stack = Stack::new(b, input.into());
+    let mut stack = Stack::new(b, input.into(), Init::HeNormal);
     for (i, row) in config.layers.iter().enumerate() {
         stack.row(&format!("layers.{i}"), row, classes)?;
     }
@@ -283,6 +325,19 @@ mod tests {
     }
 
     #[test]
+    fn pooling_rows_take_one_number_or_height_and_width() {
+        let b = built(
+            "layers = [{ type = \"max-pool\", kernel = 3, stride = 2, ceil = true },
+              { type = \"avg-pool\", kernel = [2, 1], padding = [1, 0], count_include_pad = false },
+              { type = \"adaptive-avg-pool\", out = [3, 2] }, { type = \"flatten\" }, { type = \"linear\" }]",
+            [10, 9, 2],
+        )
+        .unwrap();
+        let shapes: Vec<_> = b.description().iter().map(|d| d.output.to_vec()).collect();
+        assert_eq!(shapes, [vec![5, 4, 2], vec![3, 4, 2], vec![3, 2, 2], vec![12], vec![10]]);
+    }
+
+    #[test]
     fn wrong_models_name_the_layer_and_the_shapes() {
         for (text, say) in [
             ("", "needs a name"),
@@ -304,6 +359,11 @@ mod tests {
             ("layers = [{ type = \"conv\", out = 1, kernel = 3, padding = 4 }]", "wider than its kernel 3"),
             ("layers = [{ type = \"conv\", out = 9223372036854775807, kernel = 3 }]", "would have more than"),
             ("layers = [{ type = \"max-pool\", kernel = 2, padding = 2 }]", "more than half"),
+            ("layers = [{ type = \"max-pool\", kernel = [2, 9] }]", "larger than 8"),
+            ("layers = [{ type = \"avg-pool\", kernel = 3, stride = [1, 0] }]", "at least 1"),
+            ("layers = [{ type = \"adaptive-avg-pool\", out = [0, 2] }]", "cannot be cut into 0 by 2"),
+            ("layers = [{ type = \"flatten\" }, { type = \"adaptive-avg-pool\", out = 1 }]", "takes images"),
+            ("layers = [{ type = \"lrn\", size = 0 }]", "size must be at least 1"),
             ("layers = [{ type = \"dropout\", p = 1.5 }]", "probability"),
             ("layers = [{ type = \"flatten\" }, { type = \"linear\", out = 3 }]", "10 classes"),
         ] {

@@ -1,139 +1,37 @@
 //! Optimizers: one pass over the flat arena, state beside it.
 
+mod config;
 mod cpu;
+mod ema;
+mod norms;
+mod rules;
 
 use std::ops::Range;
 
+pub use config::OptimizerConfig;
+pub use ema::{Ema, EmaConfig};
+pub use norms::clip_factor;
 use phalanx_host::{Arena, Cpu};
-use serde::{Deserialize, Serialize};
 
 use crate::params::{Find, ParamId, Params, Values};
 use crate::{Error, Result};
 
-/// The `[optimizer]` table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "lowercase", deny_unknown_fields)]
-pub enum OptimizerConfig {
-    /// Stochastic gradient descent, with momentum as PyTorch defines it: `v ← μ v + g`, `w ← w − η v`.
-    Sgd {
-        /// Learning rate η.
-        lr: f64,
-        /// μ
-        #[serde(default)]
-        momentum: f64,
-        /// Nesterov's look-ahead: the step is `g + μ v`.
-        #[serde(default)]
-        nesterov: bool,
-        /// λ in `g ← g + λ w`, for weights but not for norms and biases.
-        #[serde(default)]
-        weight_decay: f64,
-    },
-    /// Adam (Kingma and Ba, 2015) with bias correction.
-    Adam {
-        /// Learning rate.
-        #[serde(default = "adam_lr")]
-        lr: f64,
-        /// Decay of the mean.
-        #[serde(default = "adam_beta1")]
-        beta1: f64,
-        /// Decay of the mean square.
-        #[serde(default = "adam_beta2")]
-        beta2: f64,
-        /// Added to the root.
-        #[serde(default = "adam_eps")]
-        eps: f64,
-        /// λ in `g ← g + λ w`, for weights but not for norms and biases.
-        #[serde(default)]
-        weight_decay: f64,
-    },
-}
-
-fn adam_lr() -> f64 {
-    1e-3
-}
-fn adam_beta1() -> f64 {
-    0.9
-}
-fn adam_beta2() -> f64 {
-    0.999
-}
-fn adam_eps() -> f64 {
-    1e-8
-}
-
-impl OptimizerConfig {
-    /// SGD with momentum.
-    pub fn sgd(lr: f64, momentum: f64, weight_decay: f64) -> Self {
-        OptimizerConfig::Sgd { lr, momentum, nesterov: false, weight_decay }
-    }
-
-    /// Adam with the paper's constants.
-    pub fn adam(lr: f64) -> Self {
-        OptimizerConfig::Adam {
-            lr,
-            beta1: adam_beta1(),
-            beta2: adam_beta2(),
-            eps: adam_eps(),
-            weight_decay: 0.0,
-        }
-    }
-
-    /// The learning rate before any schedule.
-    pub fn lr(&self) -> f64 {
-        match self {
-            OptimizerConfig::Sgd { lr, .. } | OptimizerConfig::Adam { lr, .. } => *lr,
-        }
-    }
-
-    /// Checks the values.
-    pub fn check(&self) -> Result<()> {
-        let want = |key: &str, value: f64, ok: bool, rule: &str| match ok {
-            true => Ok(()),
-            false => Err(Error::config("optimizer", format!("{key} is {value}; {rule}"))),
-        };
-        let lr = self.lr();
-        want("lr", lr, lr > 0.0 && lr.is_finite(), "it must be above 0")?;
-        let fraction = |key, x: f64| want(key, x, (0.0..1.0).contains(&x), "it must lie in 0..1");
-        let decay = |x: f64| want("weight_decay", x, x >= 0.0 && x.is_finite(), "it must not be negative");
-        match *self {
-            OptimizerConfig::Sgd { momentum, nesterov, weight_decay, .. } => {
-                fraction("momentum", momentum)?;
-                want("momentum", momentum, !nesterov || momentum > 0.0, "nesterov needs it above 0")?;
-                decay(weight_decay)
-            }
-            OptimizerConfig::Adam { beta1, beta2, eps, weight_decay, .. } => {
-                fraction("beta1", beta1)?;
-                fraction("beta2", beta2)?;
-                want("eps", eps, eps > 0.0, "it must be above 0")?;
-                decay(weight_decay)
-            }
-        }
-    }
-
-    /// Names of the state arrays.
-    fn state_names(&self) -> &'static [&'static str] {
-        match self {
-            OptimizerConfig::Sgd { momentum, .. } if *momentum == 0.0 => &[],
-            OptimizerConfig::Sgd { .. } => &["momentum"],
-            OptimizerConfig::Adam { .. } => &["exp_avg", "exp_avg_sq"],
-        }
-    }
-
-    fn weight_decay(&self) -> f64 {
-        match *self {
-            OptimizerConfig::Sgd { weight_decay, .. } | OptimizerConfig::Adam { weight_decay, .. } => {
-                weight_decay
-            }
-        }
-    }
-}
-
 /// The constants of one update.
 #[derive(Debug, Clone, Copy)]
-pub struct Update(cpu::Step);
+pub struct Update {
+    step: cpu::Step,
+    scaling: cpu::Scaling,
+    decay: f32,
+}
 
-/// The most elements that one task updates.
-const PIECE: usize = 1 << 16;
+/// Neighbouring elements that are updated alike.
+#[derive(Debug)]
+struct Segment {
+    /// From the first parameter's start to the next segment's, or to the last parameter's end.
+    elements: Range<usize>,
+    /// Whether weight decay and trust ratios apply: not to norms and biases.
+    decays: bool,
+}
 
 /// An optimizer of some neighbouring parameters of a model.
 #[derive(Debug)]
@@ -142,10 +40,12 @@ pub struct Optimizer {
     ids: Range<u32>,
     /// The parameters' place in the arena, from the first one's start to the last one's end.
     elements: Range<usize>,
-    /// Neighbours with one rule of weight decay, from the place's start to its end, and whether they decay.
-    segments: Vec<(Range<usize>, bool)>,
-    /// The state, by kind, laid out like the parameters.
-    state: Vec<Vec<f32>>,
+    /// They fill the place from its start to its end. A rule that needs norms has one for each parameter.
+    segments: Vec<Segment>,
+    /// The state, by kind, laid out like the parameters; empty where the rule has none of the kind.
+    state: [Vec<f32>; 3],
+    /// What averaged gradients are cut to.
+    bound: f32,
     steps: u64,
 }
 
@@ -157,31 +57,47 @@ impl Optimizer {
             let problem = format!("parameters {ids:?} are not among the model's {}", params.len());
             return Err(Error::config("optimizer", problem));
         }
-        let mut segments: Vec<(Range<usize>, bool)> = Vec::new();
+        let (trusts, decaying) = (config.trusts(), config.weight_decay() != 0.0);
+        let mut segments: Vec<Segment> = Vec::new();
         for id in ids.clone().map(ParamId) {
-            let (range, decay) = (params.range(id), params.spec(id).decay && config.weight_decay() != 0.0);
+            let (range, decays) = (params.range(id), params.spec(id).decay && (decaying || trusts));
             match segments.last_mut() {
-                Some(last) if last.1 == decay => last.0.end = range.end,
-                // What lies between two parameters is padding: zero in parameters, gradients and state,
-                // so it stays zero whatever rule it falls under.
-                Some(last) => {
-                    last.0.end = range.start;
-                    segments.push((range, decay));
+                Some(last) if last.decays == decays && !trusts => last.elements.end = range.end,
+                // What lies between two parameters is padding: zero in parameters and gradients, so it stays
+                // zero whatever rule it falls under.
+                last => {
+                    if let Some(last) = last {
+                        last.elements.end = range.start;
+                    }
+                    segments.push(Segment { elements: range, decays });
                 }
-                None => segments.push((range, decay)),
             }
         }
         let elements = match (segments.first(), segments.last()) {
-            (Some(a), Some(b)) => a.0.start..b.0.end,
+            (Some(a), Some(b)) => a.elements.start..b.elements.end,
             _ => 0..0,
         };
-        let state = config.state_names().iter().map(|_| vec![0.0; elements.len()]).collect();
-        Ok(Optimizer { config: config.clone(), ids, elements, segments, state, steps: 0 })
+        let first = |name: Option<_>| name.map_or(Vec::new(), |_| vec![config.first_state(); elements.len()]);
+        let state = config.state_names().map(first);
+        let (config, bound) = (config.clone(), f32::INFINITY);
+        Ok(Optimizer { config, ids, elements, segments, state, bound, steps: 0 })
+    }
+
+    /// Cuts every averaged gradient to `-bound..=bound` from now on, before weight decay, as
+    /// `torch.nn.utils.clip_grad_value_` does.
+    pub fn clip_values(&mut self, bound: f64) {
+        self.bound = bound as f32;
     }
 
     /// Updates made so far.
     pub fn steps(&self) -> u64 {
         self.steps
+    }
+
+    /// The Euclidean norm of the averaged gradients of all parameters together: of `gradients` times `scale`.
+    pub fn gradient_norm(&self, cpu: &Cpu, gradients: &Arena, scale: f64) -> Result<f64> {
+        let gradients = gradients.read(bytes(&self.elements))?;
+        Ok(norms::norm(cpu, gradients.as_slice()?) * scale)
     }
 
     /// Makes one update from gradient sums laid out like the parameters. They are multiplied by `scale`
@@ -192,24 +108,45 @@ impl Optimizer {
     }
 
     /// Begins an update that is made part by part; `scale` and `lr` as in [`Optimizer::step`]. Every element of this
-    /// optimizer's parameters is to be in one part: all rules go element by element, so how the parts are cut
-    /// changes no bit.
+    /// optimizer's parameters is to be in one part, and no part may end inside a parameter: rules go by element, or
+    /// by parameter, so how the parts are cut changes no bit.
     pub fn begin(&mut self, scale: f64, lr: f64) -> Update {
         self.steps += 1;
-        Update(match self.config {
-            OptimizerConfig::Sgd { momentum: 0.0, .. } => {
-                cpu::Step::Plain(cpu::Plain { scale: scale as f32, lr: lr as f32 })
+        let moments = |beta, eps| rules::Moments::new(beta, eps, self.steps);
+        let (rate, decay) = (lr as f32, self.config.weight_decay());
+        let step = match self.config {
+            OptimizerConfig::Sgd { momentum: 0.0, .. } => cpu::Step::Plain(rules::Plain { lr: rate }),
+            OptimizerConfig::Sgd { momentum, nesterov, .. } => {
+                cpu::Step::Momentum(rules::Momentum { lr: rate, momentum: momentum as f32, nesterov })
             }
-            OptimizerConfig::Sgd { momentum, nesterov, .. } => cpu::Step::Momentum(cpu::Momentum {
-                scale: scale as f32,
-                lr: lr as f32,
-                momentum: momentum as f32,
-                nesterov,
-            }),
-            OptimizerConfig::Adam { beta1, beta2, eps, .. } => {
-                cpu::Step::Adam(cpu::Adam::new(scale, lr, [beta1, beta2], eps, self.steps))
+            OptimizerConfig::Adam { beta1, beta2, eps, amsgrad, .. } => {
+                cpu::Step::Adam(rules::Adam::new(lr, moments([beta1, beta2], eps), amsgrad))
             }
-        })
+            OptimizerConfig::AdamW { beta1, beta2, eps, amsgrad, .. } => {
+                cpu::Step::AdamW(rules::Adam::new(lr, moments([beta1, beta2], eps), amsgrad))
+            }
+            OptimizerConfig::RmsProp { alpha, eps, momentum, centered, .. } => {
+                cpu::Step::RmsProp(rules::RmsProp::new(lr, alpha, eps, momentum, centered))
+            }
+            OptimizerConfig::Adagrad { lr_decay, eps, .. } => {
+                let lr = lr / (1.0 + (self.steps - 1) as f64 * lr_decay);
+                cpu::Step::Adagrad(rules::Adagrad { lr: lr as f32, eps: eps as f32 })
+            }
+            OptimizerConfig::Lars { momentum, trust_coefficient, weight_decay, .. } => {
+                let (momentum, trust) = (momentum as f32, trust_coefficient);
+                cpu::Step::Lars(rules::Lars { lr, momentum, trust, weight_decay })
+            }
+            OptimizerConfig::Lamb { beta1, beta2, eps, .. } => {
+                let moments = moments([beta1, beta2], eps);
+                cpu::Step::Lamb(rules::LambMoments(moments), rules::Lamb { lr, moments })
+            }
+        };
+        let decoupled = matches!(self.config, OptimizerConfig::AdamW { .. });
+        Update {
+            step,
+            scaling: cpu::Scaling { scale: scale as f32, bound: self.bound },
+            decay: if decoupled { lr * decay } else { decay } as f32,
+        }
     }
 
     /// Updates `elements` of the arena. The rest of the gradients may still be on their way.
@@ -221,31 +158,51 @@ impl Optimizer {
         update: Update,
         elements: Range<usize>,
     ) -> Result<()> {
-        let bytes = elements.start * size_of::<f32>()..elements.end * size_of::<f32>();
-        let mut weights = params.arena().write(bytes.clone())?;
-        let gradients = gradients.read(bytes)?;
+        if self.config.trusts() {
+            self.check_whole(params, &elements)?;
+        }
+        let mut weights = params.arena().write(bytes(&elements))?;
+        let gradients = gradients.read(bytes(&elements))?;
         let (mut w, mut g) = (weights.as_mut_slice::<f32>()?, gradients.as_slice::<f32>()?);
         let own = elements.start - self.elements.start..elements.end - self.elements.start;
-        let mut state = self.state.iter_mut().map(|s| &mut s[own.clone()]);
-        let mut state = [(); 2].map(|()| state.next().unwrap_or_default());
-        let decay = self.config.weight_decay() as f32;
+        let mut state = self.state.each_mut().map(|s| s.get_mut(own.clone()).unwrap_or_default());
         let mut pieces = Vec::new();
-        for (range, decays) in &self.segments {
+        for (segment, Segment { elements: range, decays }) in self.segments.iter().enumerate() {
             let mut left = range.end.min(elements.end).saturating_sub(range.start.max(elements.start));
             while left > 0 {
-                let len = left.min(PIECE);
+                let len = left.min(cpu::PIECE);
                 pieces.push(cpu::Piece {
                     weights: split(&mut w, len),
                     gradients: &g[..len],
                     state: state.each_mut().map(|s| split(s, len)),
-                    decay: if *decays { decay } else { 0.0 },
+                    decay: if *decays { update.decay } else { 0.0 },
+                    segment,
+                    adapts: *decays && self.config.trusts(),
+                    squares: [0.0; 2],
+                    rate: 0.0,
                 });
                 g = &g[len..];
                 left -= len;
             }
         }
-        update.0.run(cpu, &mut pieces);
+        update.step.run(cpu, update.scaling, &mut pieces);
         Ok(())
+    }
+
+    /// Checks that no parameter is cut by the bounds of `elements`.
+    fn check_whole(&self, params: &Params, elements: &Range<usize>) -> Result<()> {
+        let cuts = |id: &ParamId| {
+            let range = params.range(*id);
+            [elements.start, elements.end].iter().any(|&at| range.start < at && at < range.end)
+        };
+        match self.ids.clone().map(ParamId).find(cuts) {
+            None => Ok(()),
+            Some(id) => {
+                let name = &params.spec(id).name;
+                let problem = format!("the part {elements:?} cuts {name}, whose norms need all of it");
+                Err(Error::config("optimizer", problem))
+            }
+        }
     }
 
     fn part(&self, params: &Params, id: ParamId) -> Range<usize> {
@@ -253,10 +210,16 @@ impl Optimizer {
         r.start - self.elements.start..r.end - self.elements.start
     }
 
+    /// The kinds of state that there are, and their places.
+    fn kinds(&self) -> impl Iterator<Item = (&'static str, usize)> + use<> {
+        self.config.state_names().into_iter().zip(0..).filter_map(|(kind, at)| Some((kind?, at)))
+    }
+
     /// Names (`momentum.conv1.weight`), stored shapes and values of the state.
     pub fn export(&self, params: &Params) -> Result<Vec<(String, Values<f32>)>> {
         let mut out = Vec::new();
-        for (kind, state) in self.config.state_names().iter().zip(&self.state) {
+        for (kind, state) in self.kinds() {
+            let state = &self.state[state];
             for id in self.ids.clone().map(ParamId) {
                 let values = params.to_stored(id, &state[self.part(params, id)]);
                 let name = format!("{kind}.{}", params.spec(id).name);
@@ -268,7 +231,7 @@ impl Optimizer {
 
     /// Sets the state from what `find` gives for its names.
     pub fn import(&mut self, params: &Params, steps: u64, find: &mut Find<f32>) -> Result<()> {
-        for (k, kind) in self.config.state_names().iter().enumerate() {
+        for (kind, k) in self.kinds() {
             for id in self.ids.clone().map(ParamId) {
                 let name = format!("{kind}.{}", params.spec(id).name);
                 let (shape, stored) = find(&name).ok_or_else(|| Error::Missing { name: name.clone() })?;
@@ -280,6 +243,11 @@ impl Optimizer {
         self.steps = steps;
         Ok(())
     }
+}
+
+/// Where elements are in an arena.
+fn bytes(elements: &Range<usize>) -> Range<usize> {
+    elements.start * size_of::<f32>()..elements.end * size_of::<f32>()
 }
 
 /// Takes the first `n` elements (or all, when there are fewer) off a slice.

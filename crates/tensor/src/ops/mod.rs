@@ -1,6 +1,7 @@
 //! The op table: one folder a family, each with its shape rules and gradients (`mod.rs`), its CPU
 //! kernels (`cpu.rs`) and, on machines that have one, its CUDA kernels.
 
+mod boxes;
 mod cast;
 mod columns;
 mod conv;
@@ -12,13 +13,15 @@ mod matmul;
 mod norm;
 mod pool;
 pub mod reduce;
+mod response;
 pub mod shape;
 mod walk;
 
 pub(crate) use elementwise::{broadcast, stretch};
 pub use index::{concat, stack};
 pub use loss::top_k_errors;
-pub use norm::BatchNorm;
+pub use norm::{BatchNorm, Fuse};
+pub use pool::Pool;
 
 /// Runs `$body` with the type alias `$t` for the compute type that `$dtype` names; other types are an
 /// error of operand 0 of `$op`.

@@ -59,6 +59,14 @@ pub(crate) fn reduce(a: &Array, axes: &[usize], keep: bool, f: impl Fn(&[f64]) -
     Array { shape, data: groups.iter().map(|g| f(g)).collect() }
 }
 
+/// Axis `axis` cut into rows of `size`.
+pub(crate) fn split(a: &Array, axis: usize, size: usize) -> Array {
+    let mut shape = a.shape.clone();
+    shape[axis] /= size;
+    shape.insert(axis + 1, size);
+    Array { shape, data: a.data.clone() }
+}
+
 pub(crate) fn sum(x: &[f64]) -> f64 {
     x.iter().sum()
 }

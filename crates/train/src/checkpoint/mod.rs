@@ -1,4 +1,4 @@
-//! Checkpoints on disk: `checkpoints/step-00000120/{model,optimizer,task}.safetensors`, `state.json`,
+//! Checkpoints on disk: `checkpoints/step-00000120/{model,ema,optimizer,task}.safetensors`, `state.json`,
 //! `COMPLETE`.
 //!
 //! A checkpoint is written under a temporary name, each file synced; `COMPLETE` comes last and holds
@@ -19,10 +19,11 @@ pub use writer::Writer;
 
 use crate::evaluate::Evaluation;
 use crate::snapshot::Snapshot;
-use crate::task::StateMap;
+use crate::task::{Arrays, StateMap};
 use crate::{Error, Result, share};
 
 const MODEL: &str = "model.safetensors";
+const EMA: &str = "ema.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const TASK: &str = "task.safetensors";
 const STATE: &str = "state.json";
@@ -173,6 +174,9 @@ fn to_files(snapshot: &Snapshot, progress: &Progress) -> Result<Vec<(&'static st
         (OPTIMIZER, to_safetensors(&snapshot.optimizer)?),
         (STATE, state),
     ];
+    if !snapshot.ema.is_empty() {
+        files.push((EMA, to_safetensors(&snapshot.ema)?));
+    }
     if !task.is_empty() {
         files.push((TASK, to_safetensors(&task)?));
     }
@@ -186,6 +190,7 @@ fn from_files(files: &BTreeMap<String, Vec<u8>>) -> std::result::Result<(Snapsho
     let progress: Progress = serde_json::from_slice(file(STATE)?).map_err(|e| format!("{STATE}: {e}"))?;
     let mut snapshot = Snapshot {
         model: arrays(file(MODEL)?)?,
+        ema: files.get(EMA).map_or(Ok(Arrays::new()), |bytes| arrays(bytes))?,
         optimizer: arrays(file(OPTIMIZER)?)?,
         task: StateMap::default(),
         optimizer_steps: progress.optimizer_steps.clone(),
@@ -302,7 +307,7 @@ fn prune(dir: &Path, keep: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::{Array, Arrays};
+    use crate::task::Array;
 
     fn sample(step: u64) -> (Snapshot, Progress) {
         let mut model = Arrays::new();
@@ -315,7 +320,10 @@ mod tests {
             let arrays = task.shards.entry(shard).or_default();
             arrays.insert("replay/state".into(), Array::new(&[2], &[shard as u8, 9]));
         }
-        let snapshot = Snapshot { model, optimizer: Arrays::new(), task, optimizer_steps: vec![step, 2] };
+        let ema =
+            Arrays::from([("fc.weight".into(), Array::new(&[2, 2], &[0.5f32, -2.0, 0.0, step as f32]))]);
+        let snapshot =
+            Snapshot { model, ema, optimizer: Arrays::new(), task, optimizer_steps: vec![step, 2] };
         let progress = Progress {
             step,
             epoch_loss_bits: 0.1f64.to_bits(),

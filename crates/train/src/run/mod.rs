@@ -8,6 +8,7 @@ use std::time::Duration;
 use phalanx_comm::Communicator;
 use phalanx_data::Source;
 use phalanx_host::Isa;
+use phalanx_nn::EmaConfig;
 
 use crate::config::Config;
 use crate::faults::Faults;
@@ -96,6 +97,7 @@ fn check(request: &TrainRequest, world: u32) -> Result<Isa> {
     shards(config, None, world)?;
     config.optimizer.check()?;
     config.schedule.check()?;
+    config.ema.as_ref().map_or(Ok(()), EmaConfig::check)?;
     config.model.check()?;
     Ok(Isa::choose(&config.compute.isa)?)
 }

@@ -191,6 +191,7 @@ impl<'a> Session<'a> {
                 lr: self.engine.task().phases()[0].optimizer.lr() * factor,
                 samples_per_second: (self.progress.samples_seen - seen) as f64
                     / since.elapsed().as_secs_f64(),
+                grad_norm: first.grad_norm,
                 statistics: statistics.collect(),
                 time,
             })?;
@@ -316,6 +317,7 @@ impl<'a> Session<'a> {
             eval: p.evaluation.clone(),
             params_hash: hash.params,
             buffers_hash: hash.buffers,
+            ema_hash: hash.ema,
             peak_rss_bytes: peak_rss_bytes(),
             time: spent,
             wall_s: self.wall_before + self.started.elapsed().as_secs_f64(),

@@ -96,6 +96,9 @@ pub(super) fn open<'a>(
         bucket_bytes,
         wire: config.distributed.wire.wire(config.train.global_batch),
         deadline: allowed,
+        clip: config.train.clip(),
+        ema: config.ema.clone(),
+        evaluate_ema: config.evaluates_ema(),
         faults: request.faults.clone(),
     };
     let mut engine = Engine::new(comm.clone(), &device, model.task, model.params, model.norms, options)?;

@@ -6,7 +6,8 @@ use phalanx_tensor::{Tensor, top_k_errors};
 use super::{Batch, Loss, Phase, PhaseId, ShardCx, Task};
 use crate::Result;
 
-/// A network whose outputs are the logits of classes.
+/// A network whose outputs are the logits of classes. Auxiliary logits, where it hands on some, add their
+/// weighted losses in training.
 #[derive(Debug)]
 pub struct Classification {
     model: Box<dyn Layer>,
@@ -43,8 +44,11 @@ impl Task for Classification {
     }
 
     fn loss(&self, _: PhaseId, batch: &Batch, cx: &ShardCx) -> Result<Loss> {
-        let weights = batch.weights_on(cx.device)?;
-        let sum = self.logits(batch, cx)?.cross_entropy(batch.field(&self.label)?, weights.as_ref())?;
+        let (labels, weights) = (batch.field(&self.label)?, batch.weights_on(cx.device)?);
+        let mut sum = self.logits(batch, cx)?.cross_entropy(labels, weights.as_ref())?;
+        for (weight, logits) in cx.take_auxiliary() {
+            sum = sum.add(&logits.cross_entropy(labels, weights.as_ref())?.scale(weight)?)?;
+        }
         Ok(Loss { sum, weight: batch.weight(), statistics: Vec::new() })
     }
 

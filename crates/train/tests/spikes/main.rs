@@ -25,7 +25,7 @@ use phalanx_train::checkpoint::{self, Progress};
 use phalanx_train::faults::Faults;
 use phalanx_train::ranks::run_threads;
 use phalanx_train::task::{Batch, Task};
-use phalanx_train::{Engine, EngineOptions, ModelHash, Result, Snapshot};
+use phalanx_train::{Clip, Engine, EngineOptions, ModelHash, Result, Snapshot};
 
 /// V in all spikes.
 pub(crate) const SHARDS: u32 = 4;
@@ -64,6 +64,9 @@ pub(crate) fn try_run(spike: &dyn Spike, world: u32, steps: Range<u64>, from: Op
             bucket_bytes,
             wire: Wire::F32,
             deadline: DEADLINE,
+            clip: Clip::default(),
+            ema: None,
+            evaluate_ema: false,
             faults: Faults::default(),
         };
         let mut engine = Engine::new(comm, &device, task, params, norms, options)?;

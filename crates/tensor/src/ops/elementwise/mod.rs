@@ -319,6 +319,18 @@ unary! {
     }
 }
 
+/// The gradient `g` behind a ReLU with output `y`, for ops that one is fused into; both are contiguous.
+pub(crate) fn relu_gradient(cx: &Exec, y: &Tensor, g: &Tensor) -> Result<Tensor> {
+    let cpu = cx.cpu()?;
+    let (read_y, read_g) = (y.read()?, g.read()?);
+    cx.make(g.dtype(), g.shape(), |mut out| {
+        ops::real!(Relu::NAME, g.dtype(), T => {
+            cpu::map_gradient::<T, Relu>(cpu, Relu, read_y.slice()?, read_g.slice()?, out.slice()?, false);
+            Ok(())
+        })
+    })
+}
+
 /// `x · factor + offset` with constants.
 #[derive(Debug, Clone, Copy)]
 struct Affine {

@@ -1,4 +1,4 @@
-//! Batch normalisation on the CPU, in an order fixed by the shape.
+//! Batch normalisation on the CPU, in an order fixed by the shape, and what can be fused with it.
 
 use phalanx_host::Cpu;
 use phalanx_host::simd::{Kernel, Real, Simd};
@@ -60,6 +60,7 @@ const ROWS: usize = 128;
 struct Normalise<'a, E> {
     x: &'a [E],
     y: &'a mut [E],
+    fuse: Fused<'a, E>,
     width: usize,
     mean: &'a [E],
     scale: &'a [E],
@@ -70,20 +71,35 @@ impl<E: Real> Kernel<E> for Normalise<'_, E> {
     type Out = ();
     #[inline(always)]
     fn run<V: Simd<E>>(self) {
-        for (x, y) in self.x.chunks(self.width).zip(self.y.chunks_mut(self.width)) {
+        for (r, y) in self.y.chunks_mut(self.width).enumerate() {
+            let start = r * self.width;
             let mut j = 0;
-            while j < x.len() {
-                let w = (x.len() - j).min(V::LANES);
-                let d = load::<E, V>(x, j, w).sub(load(self.mean, j, w));
-                store(d.mul_add(load(self.scale, j, w), load(self.beta, j, w)), y, j, w);
+            while j < y.len() {
+                let w = (y.len() - j).min(V::LANES);
+                let d = load::<E, V>(self.x, start + j, w).sub(load(self.mean, j, w));
+                let mut v = d.mul_add(load(self.scale, j, w), load(self.beta, j, w));
+                if let Some(residual) = self.fuse.residual {
+                    v = v.add(load(residual, start + j, w));
+                }
+                if self.fuse.relu {
+                    v = V::splat(E::ZERO).max(v);
+                }
+                store(v, y, j, w);
                 j += w;
             }
         }
     }
 }
 
-/// `y = (x − mean) · inverse · gamma + beta`.
-pub(super) fn normalise<E: Real>(cpu: &Cpu, x: &[E], of: Channels<E>, y: &mut [E]) {
+/// What follows the normalisation in the same pass.
+#[derive(Clone, Copy)]
+pub(super) struct Fused<'a, E> {
+    pub(super) residual: Option<&'a [E]>,
+    pub(super) relu: bool,
+}
+
+/// `y = (x − mean) · inverse · gamma + beta`, plus the residual, cut off at 0, as `fuse` says.
+pub(super) fn normalise<E: Real>(cpu: &Cpu, x: &[E], of: Channels<E>, fuse: Fused<E>, y: &mut [E]) {
     if y.is_empty() {
         return;
     }
@@ -92,16 +108,39 @@ pub(super) fn normalise<E: Real>(cpu: &Cpu, x: &[E], of: Channels<E>, y: &mut [E
     let [mean, scale, beta] = [of.mean, &scale, of.beta].map(|v| fold.tile(v));
     let piece = ROWS * fold.width;
     cpu.workers.chunks(y, piece, |i, y| {
-        let x = &x[i * piece..i * piece + y.len()];
-        let kernel = Normalise { x, y, width: fold.width, mean: &mean, scale: &scale, beta: &beta };
+        let at = i * piece..i * piece + y.len();
+        let fuse = Fused { residual: fuse.residual.map(|r| &r[at.clone()]), ..fuse };
+        let kernel =
+            Normalise { x: &x[at], y, fuse, width: fold.width, mean: &mean, scale: &scale, beta: &beta };
         E::dispatch(cpu.isa, kernel);
     });
+}
+
+/// The gradient of what a fused ReLU was given: that of its output where the output is positive.
+#[derive(Clone, Copy)]
+pub(super) struct Masked<'a, E> {
+    pub(super) g: &'a [E],
+    /// The output, when there is a ReLU.
+    pub(super) y: Option<&'a [E]>,
+}
+
+impl<E: Real> Masked<'_, E> {
+    #[inline(always)]
+    fn at<V: Simd<E>>(self, i: usize, w: usize) -> V {
+        let g: V = load(self.g, i, w);
+        let zero = V::splat(E::ZERO);
+        self.y.map_or(g, |y| load::<E, V>(y, i, w).if_gt(zero, g, zero))
+    }
+
+    fn part(self, at: std::ops::Range<usize>) -> Self {
+        Masked { g: &self.g[at.clone()], y: self.y.map(|y| &y[at]) }
+    }
 }
 
 /// g, and g times the normalised input.
 #[derive(Clone, Copy)]
 struct Products<'a, E> {
-    g: &'a [E],
+    g: Masked<'a, E>,
     x: &'a [E],
     mean: &'a [E],
     inverse: &'a [E],
@@ -110,7 +149,7 @@ struct Products<'a, E> {
 impl<E: Real> Terms<E, 2> for Products<'_, E> {
     #[inline(always)]
     fn at<V: Simd<E>>(self, i: usize, col: usize, w: usize) -> [V; 2] {
-        let g: V = load(self.g, i, w);
+        let g: V = self.g.at(i, w);
         let d = load::<E, V>(self.x, i, w).sub(load(self.mean, col, w));
         [g, g.mul(d.mul(load(self.inverse, col, w)))]
     }
@@ -120,7 +159,7 @@ impl<E: Real> Terms<E, 2> for Products<'_, E> {
 pub(super) fn gradient_sums<E: Real>(
     cpu: &Cpu,
     rows: usize,
-    g: &[E],
+    g: Masked<E>,
     x: &[E],
     mean: &[E],
     inverse: &[E],
@@ -166,7 +205,7 @@ pub(super) fn frozen_rule<E: Real>(inverse: &[E], gamma: &[E]) -> InputRule<E> {
 }
 
 struct InputGradient<'a, E> {
-    g: &'a [E],
+    g: Masked<'a, E>,
     x: &'a [E],
     dx: &'a mut [E],
     rule: &'a InputRule<E>,
@@ -179,15 +218,16 @@ impl<E: Real> Kernel<E> for InputGradient<'_, E> {
     fn run<V: Simd<E>>(self) {
         let r = self.rule;
         let width = r.scale.len();
-        let rows = self.g.chunks(width).zip(self.x.chunks(width));
-        for (dx, (g, x)) in self.dx.chunks_mut(width).zip(rows) {
+        for (row, dx) in self.dx.chunks_mut(width).enumerate() {
+            let start = row * width;
             let mut j = 0;
             while j < dx.len() {
                 let w = (dx.len() - j).min(V::LANES);
-                let d = load::<E, V>(x, j, w).sub(load(&r.mean, j, w));
+                let d = load::<E, V>(self.x, start + j, w).sub(load(&r.mean, j, w));
                 let base = d.mul_add(load(&r.slope, j, w), load(&r.shift, j, w));
                 let base = if self.accumulate { base.add(load(dx, j, w)) } else { base };
-                store(load::<E, V>(g, j, w).mul_add(load(&r.scale, j, w), base), dx, j, w);
+                let g: V = self.g.at(start + j, w);
+                store(g.mul_add(load(&r.scale, j, w), base), dx, j, w);
                 j += w;
             }
         }
@@ -197,7 +237,7 @@ impl<E: Real> Kernel<E> for InputGradient<'_, E> {
 /// `dx (+)=` the rule's gradient.
 pub(super) fn input_gradient<E: Real>(
     cpu: &Cpu,
-    g: &[E],
+    g: Masked<E>,
     x: &[E],
     rule: &InputRule<E>,
     dx: &mut [E],
@@ -217,7 +257,7 @@ pub(super) fn input_gradient<E: Real>(
     let piece = ROWS * fold.width;
     cpu.workers.chunks(dx, piece, |i, dx| {
         let at = i * piece..i * piece + dx.len();
-        let kernel = InputGradient { g: &g[at.clone()], x: &x[at], dx, rule: &rule, accumulate };
+        let kernel = InputGradient { g: g.part(at.clone()), x: &x[at], dx, rule: &rule, accumulate };
         E::dispatch(cpu.isa, kernel);
     });
 }

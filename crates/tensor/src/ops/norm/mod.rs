@@ -1,4 +1,5 @@
-//! Batch normalisation (Ioffe and Szegedy, "Batch Normalization", 2015) over all axes but the last.
+//! Batch normalisation (Ioffe and Szegedy, "Batch Normalization", 2015) over all axes but the last, alone or fused
+//! with the addition and the ReLU that end a residual block.
 
 mod cpu;
 
@@ -22,8 +23,18 @@ pub struct BatchNorm {
     pub count: usize,
 }
 
-/// Checks that operands from 1 on are one number a channel, and gives the channels' shape.
-fn per_channel(op: &'static str, inputs: &[Meta]) -> Result<Shape> {
+/// What is computed in the same pass after the normalisation, so that neither its result nor the sum is kept.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fuse<'a> {
+    /// Added to the normalised batch, whose shape it has.
+    pub residual: Option<&'a Tensor>,
+    /// Whether max(·, 0) is taken at last. Its gradient is told from the output, which the next layer keeps anyway.
+    pub relu: bool,
+}
+
+/// Checks that the operands from 1 up to `channels` are one number a channel and that one after them has x's shape,
+/// and gives the channels' shape.
+fn per_channel(op: &'static str, inputs: &[Meta], channels: usize) -> Result<Shape> {
     ops::want_real(op, inputs, 0)?;
     let shape = inputs[0].shape();
     let Some(&c) = shape.last().filter(|_| shape.len() >= 2) else {
@@ -32,6 +43,10 @@ fn per_channel(op: &'static str, inputs: &[Meta]) -> Result<Shape> {
     };
     for i in 1..inputs.len() {
         ops::want_same(op, inputs, i)?;
+        if i > channels {
+            ops::want_shape(op, inputs, i, shape, "the residual must have the batch's shape")?;
+            continue;
+        }
         ops::want_shape(op, inputs, i, [c].into(), "it must be [C], one number for each of the last axis")?;
     }
     Ok([c].into())
@@ -49,10 +64,11 @@ fn rows(shape: Shape) -> usize {
     shape[..shape.len() - 1].iter().product()
 }
 
-/// Inputs x, gamma, beta; outputs y, mean, biased variance; saved 1/√(variance + eps).
+/// Inputs x, gamma, beta, perhaps a residual; outputs y, mean, biased variance; saved 1/√(variance + eps).
 #[derive(Debug)]
 struct Train {
     eps: f64,
+    relu: bool,
 }
 
 impl Op for Train {
@@ -61,10 +77,11 @@ impl Op for Train {
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
-        let channels = per_channel(self.name(), inputs)?;
+        let channels = per_channel(self.name(), inputs, 2)?;
         check_eps(self.name(), inputs[0].shape(), self.eps)?;
         let (dtype, of) = (inputs[0].dtype, inputs[0].shape());
-        let mut plan = Plan::one(dtype, of).saving_inputs(0b11).saving_outputs(0b10).dense(7);
+        let outputs = 0b10 | u32::from(self.relu);
+        let mut plan = Plan::one(dtype, of).saving_inputs(0b11).saving_outputs(outputs).dense(0b1111);
         plan.outputs.extend([crate::Spec::new(dtype, channels); 2]);
         Ok(plan.saving(dtype, channels))
     }
@@ -80,7 +97,8 @@ impl Op for Train {
             let (mean, variance, inverse) = (mean.slice::<T>()?, variance.slice()?, saved[0].slice()?);
             cpu::moments(cpu, rows, x, mean, variance);
             cpu::inverse_deviation(variance, self.eps, inverse);
-            cpu::normalise(cpu, x, cpu::Channels { mean, inverse, gamma, beta }, y.slice()?);
+            let fuse = fused(ins.get(3), self.relu)?;
+            cpu::normalise(cpu, x, cpu::Channels { mean, inverse, gamma, beta }, fuse, y.slice()?);
             Ok(())
         })
     }
@@ -94,12 +112,16 @@ impl Op for Train {
     ) -> Result<()> {
         let Some(g) = &grads[0] else { return Ok(()) };
         let cpu = cx.cpu()?;
+        let y = if self.relu { Some(saved.output(0)?) } else { None };
         let (x, gamma, mean) = (saved.input(0)?, saved.input(1)?, saved.output(1)?);
-        let (rows, g) = (rows(x.shape()), g.contiguous()?);
+        let rows = rows(x.shape());
+        let (g, y) = through_residual(cx, sink, 3, g.contiguous()?, y)?;
         ops::real!(self.name(), g.dtype(), T => {
             let (g, x, gamma) = (g.read()?, x.read()?, gamma.read()?);
             let (mean, inverse) = (mean.read()?, saved.extra[0].read()?);
-            let (g, x, mean, inverse) = (g.slice::<T>()?, x.slice()?, mean.slice()?, inverse.slice()?);
+            let (x, mean, inverse) = (x.slice()?, mean.slice()?, inverse.slice()?);
+            let y = y.as_ref().map(Tensor::read).transpose()?;
+            let g = cpu::Masked { g: g.slice::<T>()?, y: y.as_ref().map(|y| y.slice()).transpose()? };
             let sums = cpu::gradient_sums(cpu, rows, g, x, mean, inverse);
             parameter_gradients(sink, &sums)?;
             if let Some(mut slot) = sink.slot(0)? {
@@ -110,6 +132,32 @@ impl Op for Train {
             Ok(())
         })
     }
+}
+
+/// The residual, if there is one, and what follows it.
+fn fused<'a, T: Real>(residual: Option<&View<'a>>, relu: bool) -> Result<cpu::Fused<'a, T>> {
+    Ok(cpu::Fused { residual: residual.map(View::slice).transpose()?, relu })
+}
+
+/// Gives the residual, input `i` if there is one, its gradient: what a ReLU let through of the output's. Returns
+/// the gradient that is left to go on with, and the output where its mask is still to be taken.
+fn through_residual(
+    cx: &Exec,
+    sink: &mut GradSink,
+    i: usize,
+    g: Tensor,
+    y: Option<Tensor>,
+) -> Result<(Tensor, Option<Tensor>)> {
+    if !sink.wants(i) {
+        return Ok((g, y));
+    }
+    let g = match y {
+        // Both go on with it, and the output's memory is free before the input's gradient needs its own.
+        Some(y) => ops::elementwise::relu_gradient(cx, &y, &g)?,
+        None => g,
+    };
+    sink.pass(i, g.clone())?;
+    Ok((g, None))
 }
 
 /// Gradients of gamma and beta from the sums over the rows of g and of g times the normalised input.
@@ -128,10 +176,11 @@ fn parameter_gradients<T: Real>(sink: &mut GradSink, sums: &[T]) -> Result<()> {
     Ok(())
 }
 
-/// Inputs x, gamma, beta, mean, variance; the statistics are constants.
+/// Inputs x, gamma, beta, mean, variance, perhaps a residual; the statistics are constants.
 #[derive(Debug)]
 struct Eval {
     eps: f64,
+    relu: bool,
 }
 
 impl Op for Eval {
@@ -140,9 +189,10 @@ impl Op for Eval {
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
-        per_channel(self.name(), inputs)?;
+        per_channel(self.name(), inputs, 4)?;
         check_eps(self.name(), inputs[0].shape(), self.eps)?;
-        Ok(Plan::one(inputs[0].dtype, inputs[0].shape()).saving_inputs(0b11011).dense(31))
+        let plan = Plan::one(inputs[0].dtype, inputs[0].shape()).saving_outputs(u32::from(self.relu));
+        Ok(plan.saving_inputs(0b11011).dense(0b11_1111))
     }
 
     fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], _: &mut [ViewMut]) -> Result<()> {
@@ -152,7 +202,7 @@ impl Op for Eval {
             let mut inverse = part(4)?.to_vec();
             cpu::inverse_deviation(part(4)?, self.eps, &mut inverse);
             let of = cpu::Channels { gamma: part(1)?, beta: part(2)?, mean: part(3)?, inverse: &inverse };
-            cpu::normalise(cpu, part(0)?, of, outs[0].slice()?);
+            cpu::normalise(cpu, part(0)?, of, fused(ins.get(5), self.relu)?, outs[0].slice()?);
             Ok(())
         })
     }
@@ -166,20 +216,20 @@ impl Op for Eval {
     ) -> Result<()> {
         let Some(g) = &grads[0] else { return Ok(()) };
         let cpu = cx.cpu()?;
+        let y = if self.relu { Some(saved.output(0)?) } else { None };
         let (x, gamma) = (saved.input(0)?, saved.input(1)?);
         let (mean, variance) = (saved.input(3)?, saved.input(4)?);
-        let (rows, g) = (rows(x.shape()), g.contiguous()?);
+        let rows = rows(x.shape());
+        let (g, y) = through_residual(cx, sink, 5, g.contiguous()?, y)?;
         ops::real!(self.name(), g.dtype(), T => {
-            let (g, x, gamma) = (g.read()?, x.read()?, gamma.read()?);
-            let (g, x, mean) = (g.slice::<T>()?, x.slice()?, mean.read()?);
+            let (g, x, gamma, mean) = (g.read()?, x.read()?, gamma.read()?, mean.read()?);
+            let (x, y) = (x.slice()?, y.as_ref().map(Tensor::read).transpose()?);
+            let g = cpu::Masked { g: g.slice::<T>()?, y: y.as_ref().map(|y| y.slice()).transpose()? };
             let mut inverse = variance.to_vec::<T>()?;
             cpu::inverse_deviation(&inverse.clone(), self.eps, &mut inverse);
-            if sink.wants(1) {
+            if sink.wants(1) || sink.wants(2) {
                 let sums = cpu::gradient_sums(cpu, rows, g, x, mean.slice()?, &inverse);
                 parameter_gradients(sink, &sums)?;
-            } else if let Some(mut slot) = sink.slot(2)? {
-                let accumulate = slot.accumulate();
-                ops::columns::add_column_sums(cpu, g, slot.slice()?, accumulate);
             }
             if let Some(mut slot) = sink.slot(0)? {
                 let accumulate = slot.accumulate();
@@ -199,7 +249,19 @@ impl Tensor {
     /// statistics of 0 with a count of 0: a virtual shard may hold one sample or none, and its
     /// statistics are weighted with the count.
     pub fn batch_norm_train(&self, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<BatchNorm> {
-        let mut outs = apply(Train { eps }, &[self, gamma, beta])?.into_iter();
+        self.batch_norm_train_with(gamma, beta, eps, Fuse::default())
+    }
+
+    /// As [`Tensor::batch_norm_train`], with what `fuse` says in the same pass: relu(norm + residual).
+    pub fn batch_norm_train_with(
+        &self,
+        gamma: &Tensor,
+        beta: &Tensor,
+        eps: f64,
+        fuse: Fuse,
+    ) -> Result<BatchNorm> {
+        let inputs: Vec<&Tensor> = [self, gamma, beta].into_iter().chain(fuse.residual).collect();
+        let mut outs = apply(Train { eps, relu: fuse.relu }, &inputs)?.into_iter();
         let (Some(y), Some(mean), Some(variance)) = (outs.next(), outs.next(), outs.next()) else {
             return Err(Error::Backward { why: "batch_norm_train has three outputs".into() });
         };
@@ -216,6 +278,21 @@ impl Tensor {
         variance: &Tensor,
         eps: f64,
     ) -> Result<Tensor> {
-        apply_one(Eval { eps }, &[self, gamma, beta, &mean.detach(), &variance.detach()])
+        self.batch_norm_eval_with([gamma, beta], [mean, variance], eps, Fuse::default())
+    }
+
+    /// As [`Tensor::batch_norm_eval`] with `[gamma, beta]` and `[mean, variance]`, with what `fuse` says in the same
+    /// pass: relu(norm + residual).
+    pub fn batch_norm_eval_with(
+        &self,
+        [gamma, beta]: [&Tensor; 2],
+        [mean, variance]: [&Tensor; 2],
+        eps: f64,
+        fuse: Fuse,
+    ) -> Result<Tensor> {
+        let (mean, variance) = (mean.detach(), variance.detach());
+        let inputs: Vec<&Tensor> =
+            [self, gamma, beta, &mean, &variance].into_iter().chain(fuse.residual).collect();
+        apply_one(Eval { eps, relu: fuse.relu }, &inputs)
     }
 }

@@ -1,19 +1,18 @@
-//! Pooling on the CPU: vectors run over the channels of one window.
+//! Largest numbers of windows on the CPU: vectors run over the channels of one window.
+
+use std::ops::Range;
 
 use phalanx_host::simd::{Kernel, Real, Simd};
 use phalanx_host::{Cpu, Element};
 
+use super::windows::Axis;
 use crate::ops::columns::{load, store};
 
-/// Where the windows of one image lie.
-#[derive(Debug, Clone, Copy)]
+/// The windows over samples of so many channels. Axes that are not pooled over stand in front.
+#[derive(Debug)]
 pub(super) struct Windows {
-    pub(super) image: [usize; 2],
+    pub(super) axes: [Axis; 3],
     pub(super) channels: usize,
-    pub(super) out: [usize; 2],
-    pub(super) kernel: [usize; 2],
-    pub(super) stride: [usize; 2],
-    pub(super) padding: [usize; 2],
 }
 
 /// A place in a window, counted row by row.
@@ -45,95 +44,86 @@ impl Place for i64 {
 }
 
 impl Windows {
-    fn image_len(&self) -> usize {
-        self.image[0] * self.image[1] * self.channels
+    /// Places of the largest window.
+    pub(super) fn places(&self) -> usize {
+        self.axes.iter().map(|a| a.kernel).product()
+    }
+
+    fn sample_len(&self) -> usize {
+        self.axes.iter().map(|a| a.size).product::<usize>() * self.channels
     }
 
     fn row_len(&self) -> usize {
-        self.out[1] * self.channels
+        self.axes[2].spans.len() * self.channels
     }
 
     fn out_len(&self) -> usize {
-        self.out[0] * self.row_len()
+        self.axes[0].spans.len() * self.axes[1].spans.len() * self.row_len()
     }
 
-    /// The part of window `at` along `axis` that lies inside the image, and the window's start, which
-    /// may lie before it.
-    #[inline(always)]
-    fn inside(&self, axis: usize, at: usize) -> (std::ops::Range<usize>, isize) {
-        let start = (at * self.stride[axis]) as isize - self.padding[axis] as isize;
-        let first = (-start).max(0) as usize;
-        let end = (self.image[axis] as isize - start).clamp(0, self.kernel[axis] as isize) as usize;
-        (first..end, start)
+    /// The lines of a sample that the row of windows `at` reads, in order: the number of the first place
+    /// of a window on it, and the line.
+    fn lines(&self, at: [usize; 2], lines: &mut Vec<(usize, usize)>) {
+        let [outer, middle, inner] = &self.axes;
+        let (a, b) = (&outer.spans[at[0]], &middle.spans[at[1]]);
+        lines.clear();
+        for i in a.inside.clone() {
+            lines.extend(b.inside.clone().map(|j| {
+                let place = (i * middle.kernel + j) * inner.kernel;
+                (place, outer.at(a, i) * middle.size + middle.at(b, j))
+            }));
+        }
     }
 }
 
-/// One row of windows.
-struct Row<'a, E, P> {
+/// One row of windows of one sample.
+struct Row<'a, E> {
     w: &'a Windows,
-    /// The image.
-    x: &'a [E],
-    /// Which row.
-    at: usize,
-    y: &'a mut [E],
-    places: &'a mut [P],
-}
-
-/// What a row is computed in: its largest numbers and their places, each with room for a vector past
-/// its end.
-struct Scratch<E> {
-    best: Vec<E>,
-    places: Vec<E>,
     /// The places of a window as numbers of the computed type.
-    numbers: Vec<E>,
+    numbers: &'a [E],
+    /// The sample.
+    x: &'a [E],
+    /// See [`Windows::lines`].
+    lines: &'a [(usize, usize)],
+    y: &'a mut [E],
+    /// The places of the largest numbers, which are among `numbers`.
+    places: &'a mut [E],
 }
 
-impl<E: Real> Scratch<E> {
-    fn new(w: &Windows, lanes: usize) -> Self {
-        let row = vec![E::ZERO; w.row_len() + lanes];
-        let numbers = (0..w.kernel[0] * w.kernel[1]).map(|i| E::from_f64(i as f64)).collect();
-        Scratch { best: row.clone(), places: row, numbers }
-    }
-}
-
-impl<E: Real, P: Place> Row<'_, E, P> {
+impl<E: Real> Kernel<E> for Row<'_, E> {
     /// Whether every number was finite; otherwise nothing can be said of the row.
-    ///
+    type Out = bool;
+
     /// Vectors are whole also where a pixel has fewer channels: what they hold of the next pixel is
     /// overwritten by it.
     #[inline(always)]
-    fn finite<V: Simd<E>>(&mut self, scratch: &mut Scratch<E>) -> bool {
-        let (w, x) = (self.w, self.x);
+    fn run<V: Simd<E>>(self) -> bool {
+        let Row { w, numbers, x, lines, y, places } = self;
         let c = w.channels;
-        let (rows, top) = w.inside(0, self.at);
+        let inner = &w.axes[2];
         let zero = V::splat(E::ZERO);
         let mut odd = zero;
-        for ox in 0..w.out[1] {
-            let (cols, left) = w.inside(1, ox);
-            let first = rows.start * w.kernel[1] + cols.start;
+        for (ox, span) in inner.spans.iter().enumerate() {
+            let start = inner.at(span, span.inside.start);
             for from in (0..c).step_by(V::LANES) {
                 let mut best = V::splat(E::NEG_INFINITY);
-                let mut place = V::splat(scratch.numbers[first]);
-                for ky in rows.clone() {
-                    let line = (top + ky as isize) as usize * w.image[1];
-                    for kx in cols.clone() {
-                        let i = (line + (left + kx as isize) as usize) * c + from;
+                let mut place = zero;
+                for &(number, line) in lines {
+                    let mut i = (line * inner.size + start) * c + from;
+                    for number in &numbers[number..][span.inside.clone()] {
                         let v: V = load(x, i, V::LANES.min(x.len() - i));
                         // Infinite or not a number times zero is not a number.
                         odd = v.mul_add(zero, odd);
-                        place = v.if_gt(best, V::splat(scratch.numbers[ky * w.kernel[1] + kx]), place);
+                        place = v.if_gt(best, V::splat(*number), place);
                         best = v.max(best);
+                        i += inner.step * c;
                     }
                 }
-                store(best, &mut scratch.best, ox * c + from, V::LANES);
-                store(place, &mut scratch.places, ox * c + from, V::LANES);
+                let to = ox * c + from;
+                let width = V::LANES.min(y.len() - to);
+                store(best, y, to, width);
+                store(place, places, to, width);
             }
-        }
-        self.y.copy_from_slice(&scratch.best[..self.y.len()]);
-        for (p, number) in self.places.iter_mut().zip(&scratch.places) {
-            // SAFETY: it is one of `numbers`, which are whole and far below 2³¹: the vector was made of
-            // them. A checked conversion would not become a vector's.
-            *p = P::of(unsafe { number.to_f64().to_int_unchecked::<i32>() });
         }
         odd.sum() == E::ZERO
     }
@@ -144,69 +134,91 @@ fn nan<E: Real>(x: E) -> bool {
     x.to_f64().is_nan()
 }
 
-/// One row of windows by the book: not a number wins over all, the first of equals over the others.
-fn row_of_any<E: Real, P: Place>(row: Row<'_, E, P>) {
-    let Row { w, x, at, y, places } = row;
-    let (rows, top) = w.inside(0, at);
+/// Follows the largest of numbers by the book: not a number wins over all, the first of equals over the others.
+pub(super) struct Best<E>(Option<(E, usize)>);
+
+impl<E: Real> Best<E> {
+    pub(super) fn none() -> Self {
+        Best(None)
+    }
+
+    pub(super) fn see(&mut self, v: E, place: usize) {
+        if self.0.is_none_or(|(best, _)| v > best || (nan(v) && !nan(best))) {
+            self.0 = Some((v, place));
+        }
+    }
+
+    pub(super) fn put<P: Place>(self, y: &mut E, place: &mut P) {
+        if let Some((v, p)) = self.0 {
+            (*y, *place) = (v, P::of(p as i32));
+        }
+    }
+}
+
+/// One row of windows, number by number.
+fn row_of_any<E: Real, P: Place>(
+    w: &Windows,
+    x: &[E],
+    lines: &[(usize, usize)],
+    y: &mut [E],
+    places: &mut [P],
+) {
+    let (inner, c) = (&w.axes[2], w.channels);
     for (i, (y, p)) in y.iter_mut().zip(places).enumerate() {
-        let (ox, c) = (i / w.channels, i % w.channels);
-        let (cols, left) = w.inside(1, ox);
-        let mut best: Option<(E, usize)> = None;
-        for ky in rows.clone() {
-            for kx in cols.clone() {
-                let pixel = (top + ky as isize) as usize * w.image[1] + (left + kx as isize) as usize;
-                let v = x[pixel * w.channels + c];
-                if best.is_none_or(|(b, _)| v > b || (nan(v) && !nan(b))) {
-                    best = Some((v, ky * w.kernel[1] + kx));
-                }
+        let span = &inner.spans[i / c];
+        let mut best = Best::none();
+        for &(place, line) in lines {
+            for k in span.inside.clone() {
+                best.see(x[(line * inner.size + inner.at(span, k)) * c + i % c], place + k);
             }
         }
-        if let Some((v, place)) = best {
-            (*y, *p) = (v, P::of(place as i32));
-        }
+        best.put(y, p);
     }
 }
 
-/// All windows of one image.
-struct Image<'a, E, P> {
-    w: &'a Windows,
-    x: &'a [E],
-    y: &'a mut [E],
-    places: &'a mut [P],
-}
-
-impl<E: Real, P: Place> Kernel<E> for Image<'_, E, P> {
-    type Out = ();
-    #[inline(always)]
-    fn run<V: Simd<E>>(self) {
-        let Image { w, x, y, places } = self;
-        let rows = y.chunks_exact_mut(w.row_len()).zip(places.chunks_exact_mut(w.row_len()));
-        let mut scratch = Scratch::new(w, V::LANES);
-        for (at, (y, places)) in rows.enumerate() {
-            let mut row = Row { w, x, at, y, places };
-            if !row.finite::<V>(&mut scratch) {
-                row_of_any(row);
-            }
-        }
-    }
-}
+/// Elements that one task computes at least.
+const PIECE: usize = 16 * 1024;
 
 /// `y` = the largest of each window of `x`, `places` where it was.
 pub(super) fn max<E: Real, P: Place>(cpu: &Cpu, w: &Windows, x: &[E], y: &mut [E], places: &mut [P]) {
     if y.is_empty() {
         return;
     }
-    let mut images: Vec<(&mut [E], &mut [P])> =
-        y.chunks_exact_mut(w.out_len()).zip(places.chunks_exact_mut(w.out_len())).collect();
-    cpu.workers.chunks(&mut images, 1, |n, image| {
-        let x = &x[n * w.image_len()..(n + 1) * w.image_len()];
-        for (y, places) in image {
-            E::dispatch(cpu.isa, Image { w, x, y, places });
+    let numbers: Vec<E> = (0..w.places()).map(|i| E::from_f64(i as f64)).collect();
+    let [outer, middle, _] = w.axes.each_ref().map(|a| a.spans.len());
+    let (row, sample) = (w.row_len(), w.sample_len());
+    let rows = PIECE.div_ceil(row);
+    let mut pieces: Vec<(&mut [E], &mut [P])> =
+        y.chunks_mut(rows * row).zip(places.chunks_mut(rows * row)).collect();
+    cpu.workers.chunks(&mut pieces, 1, |i, piece| {
+        let (mut found, mut lines) = (vec![E::ZERO; row], Vec::new());
+        for (y, places) in piece {
+            let each = y.chunks_exact_mut(row).zip(places.chunks_exact_mut(row));
+            for (r, (y, places)) in each.enumerate() {
+                let r = i * rows + r;
+                let (n, at) = (r / (outer * middle), [r / middle % outer, r % middle]);
+                let x = &x[n * sample..(n + 1) * sample];
+                w.lines(at, &mut lines);
+                let (y, found) = (&mut *y, &mut *found);
+                let (lines, numbers) = (&*lines, &*numbers);
+                if E::dispatch(cpu.isa, Row { w, numbers, x, lines, y: &mut *y, places: &mut *found }) {
+                    for (p, number) in places.iter_mut().zip(found) {
+                        // SAFETY: it is one of `numbers`, which are whole and far below 2³¹: the vector was
+                        // made of them. A checked conversion would not become a vector's.
+                        *p = P::of(unsafe { number.to_f64().to_int_unchecked::<i32>() });
+                    }
+                } else {
+                    row_of_any(w, x, lines, y, places);
+                }
+            }
         }
     });
 }
 
-/// `dx (+)=` each number of `g` at its place.
+/// Elements of a sample's gradient that one task computes at least.
+const SLAB: usize = 64 * 1024;
+
+/// `dx (+)=` each number of `g` at its place, in the order of the windows.
 pub(super) fn max_gradient<E: Real, P: Place>(
     cpu: &Cpu,
     w: &Windows,
@@ -218,22 +230,56 @@ pub(super) fn max_gradient<E: Real, P: Place>(
     if dx.is_empty() {
         return;
     }
+    let [outer, middle, inner] = &w.axes;
     let c = w.channels;
-    let offsets: Vec<usize> = (0..w.kernel[0] * w.kernel[1])
-        .map(|k| (k / w.kernel[1] * w.image[1] + k % w.kernel[1]) * c)
-        .collect();
-    let before = (w.padding[0] * w.image[1] + w.padding[1]) * c;
-    cpu.workers.chunks(dx, w.image_len(), |n, dx| {
-        if !accumulate {
-            dx.fill(E::ZERO);
-        }
-        let at = n * w.out_len()..(n + 1) * w.out_len();
-        let pixels = g[at.clone()].chunks_exact(c).zip(places[at].chunks_exact(c));
-        for (i, (g, places)) in pixels.enumerate() {
-            let [oy, ox] = [i / w.out[1] * w.stride[0], i % w.out[1] * w.stride[1]];
-            let start = (oy * w.image[1] + ox) * c;
-            for (k, (&g, p)) in g.iter().zip(places).enumerate() {
-                dx[start + offsets[p.get()] + k - before] += g;
+    let offset = |place: usize| {
+        let (rest, k) = (place / inner.kernel, place % inner.kernel);
+        let (i, j) = (rest / middle.kernel, rest % middle.kernel);
+        ((i * outer.step * middle.size + j * middle.step) * inner.size + k * inner.step) * c
+    };
+    let offsets: Vec<usize> = (0..w.places()).map(offset).collect();
+    // A large sample is cut into slabs along its first axis of any size.
+    let cut = if outer.size > 1 { 0 } else { 1 };
+    let line = w.sample_len() / w.axes[cut].size;
+    let slab = SLAB.div_ceil(line).min(w.axes[cut].size);
+    let slabs = w.axes[cut].size.div_ceil(slab);
+    let mut pieces: Vec<&mut [E]> =
+        dx.chunks_exact_mut(w.sample_len()).flat_map(|sample| sample.chunks_mut(slab * line)).collect();
+    cpu.workers.chunks(&mut pieces, 1, |piece, dx| {
+        let (n, from) = (piece / slabs, piece % slabs * slab);
+        // The windows that reach into the slab.
+        let touch = |axis: usize| -> Range<usize> {
+            let a = &w.axes[axis];
+            if axis != cut || slabs == 1 {
+                return 0..a.spans.len();
+            }
+            let first = |s: &super::windows::Span| a.at(s, s.inside.start);
+            let last = |s: &super::windows::Span| a.at(s, s.inside.end - 1);
+            a.spans.partition_point(|s| last(s) < from)..a.spans.partition_point(|s| first(s) < from + slab)
+        };
+        for dx in dx {
+            if !accumulate {
+                dx.fill(E::ZERO);
+            }
+            for a in touch(0) {
+                for b in touch(1) {
+                    let at = n * w.out_len() + (a * middle.spans.len() + b) * w.row_len();
+                    let row = at..at + w.row_len();
+                    let pixels = g[row.clone()].chunks_exact(c).zip(places[row].chunks_exact(c));
+                    for (span, (g, places)) in inner.spans.iter().zip(pixels) {
+                        let start = (outer.spans[a].start * middle.size as isize + middle.spans[b].start)
+                            * inner.size as isize
+                            + span.start;
+                        let start = start * c as isize - (from * line) as isize;
+                        for (k, (&g, p)) in g.iter().zip(places).enumerate() {
+                            let to = start + (offsets[p.get()] + k) as isize;
+                            // Outside the slab it is another's, and wraps around to past this one's end.
+                            if let Some(d) = dx.get_mut(to as usize) {
+                                *d += g;
+                            }
+                        }
+                    }
+                }
             }
         }
     });

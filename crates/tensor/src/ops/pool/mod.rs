@@ -1,70 +1,55 @@
-//! Pooling over channels-last images.
+//! Pooling over channels-last sequences, images and volumes.
 
 mod cpu;
+mod windows;
 
 use phalanx_host::DType;
 
+pub use windows::Pool;
+use windows::{Axis, Tiling};
+
+use super::boxes::{BoxSum, Boxes, Taps, want_image};
 use crate::op::{Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
 
-/// The most rows or columns of a window: places are counted in single precision too.
-const MOST: usize = 1 << 11;
+/// The most places of a window: they are counted in single precision too.
+const MOST: usize = 1 << 22;
 
-/// The largest number of each window of `[N, H, W, C]`.
-#[derive(Debug, Clone, Copy)]
-struct MaxPool2d {
-    kernel: [usize; 2],
-    stride: [usize; 2],
-    padding: [usize; 2],
+/// An op's name for 1, 2 and 3 axes.
+type Names = [&'static str; 3];
+
+fn of_rank(names: Names, rank: usize) -> &'static str {
+    names[rank.clamp(1, names.len()) - 1]
 }
 
-impl MaxPool2d {
-    /// Rows and columns of the output.
-    fn out(&self, x: Shape) -> Result<[usize; 2]> {
-        let refuse = |why: String| Error::Invalid { op: "max_pool2d", shape: x, why };
-        let mut out = [0; 2];
-        for (axis, out) in out.iter_mut().enumerate() {
-            let (k, s, p) = (self.kernel[axis], self.stride[axis], self.padding[axis]);
-            if k == 0 || s == 0 || k > MOST {
-                return Err(refuse(format!(
-                    "kernel and stride must be at least 1, the kernel at most {MOST}"
-                )));
-            }
-            // Otherwise a window could lie in the padding alone and have no largest number.
-            if p > k / 2 {
-                return Err(refuse(format!("padding {p} is more than half of the kernel {k}")));
-            }
-            let size = x[axis + 1];
-            let room = (size + 2 * p).checked_sub(k);
-            let room =
-                room.ok_or_else(|| refuse(format!("a window of {k} is larger than {size} padded by {p}")))?;
-            *out = room / s + 1;
-        }
-        Ok(out)
-    }
+/// The largest number of each window.
+#[derive(Debug, Clone, Copy)]
+struct MaxPool(Tiling);
 
-    fn windows(&self, x: Shape, out: [usize; 2]) -> cpu::Windows {
-        cpu::Windows {
-            image: [x[1], x[2]],
-            channels: x[3],
-            out,
-            kernel: self.kernel,
-            stride: self.stride,
-            padding: self.padding,
+impl MaxPool {
+    fn windows(&self, x: Shape) -> Result<cpu::Windows> {
+        let mut axes = self.0.axes(self.name(), x, &x[1..x.len() - 1])?.into_iter().rev();
+        let [inner, middle, outer] = [(); 3].map(|()| axes.next().unwrap_or_else(Axis::single));
+        let windows = cpu::Windows { axes: [outer, middle, inner], channels: x[x.len() - 1] };
+        let places = windows.axes.iter().try_fold(1usize, |n, a| n.checked_mul(a.kernel));
+        if places.is_none_or(|n| n > MOST) {
+            let why = format!("a window has more than {MOST} places");
+            return Err(Error::Invalid { op: self.name(), shape: x, why });
         }
+        Ok(windows)
     }
+}
 
-    /// The type of the saved places in a window.
-    fn places(&self) -> DType {
-        if self.kernel[0] * self.kernel[1] <= 256 { DType::U8 } else { DType::I64 }
-    }
+/// The type of saved places in windows of so many.
+fn type_of(places: usize) -> DType {
+    if places <= 256 { DType::U8 } else { DType::I64 }
 }
 
 macro_rules! place {
-    ($dtype:expr, $p:ident => $body:expr) => {
-        match $dtype {
+    ($places:expr, $p:ident => $body:expr) => {
+        match type_of($places) {
             DType::U8 => {
                 type $p = u8;
                 $body
@@ -77,26 +62,31 @@ macro_rules! place {
     };
 }
 
-impl Op for MaxPool2d {
+impl Op for MaxPool {
     fn name(&self) -> &'static str {
-        "max_pool2d"
+        let names = match self.0 {
+            Tiling::Sliding(_) => ["max_pool1d", "max_pool2d", "max_pool3d"],
+            Tiling::Adaptive(_) => ["adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"],
+        };
+        of_rank(names, self.0.rank())
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
-        ops::want_real("max_pool2d", inputs, 0)?;
-        ops::want_axes("max_pool2d", inputs, 4, "images [N,H,W,C]")?;
+        ops::want_real(self.name(), inputs, 0)?;
+        want_image(self.name(), inputs, self.0.rank())?;
         let x = inputs[0].shape();
-        let [h, w] = self.out(x)?;
-        let shape = Shape::from([x[0], h, w, x[3]]);
-        Ok(Plan::one(inputs[0].dtype, shape).saving(self.places(), shape).dense(1))
+        let windows = self.windows(x)?;
+        let lead = windows.axes.len() - self.0.rank();
+        let axes = windows.axes[lead..].iter().enumerate();
+        let shape = axes.fold(x, |s, (i, axis)| s.with(i + 1, axis.spans.len()));
+        Ok(Plan::one(inputs[0].dtype, shape).saving(type_of(windows.places()), shape).dense(1))
     }
 
     fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], saved: &mut [ViewMut]) -> Result<()> {
         let cpu = cx.cpu()?;
-        let y = &mut outs[0];
-        let windows = self.windows(ins[0].shape(), [y.shape[1], y.shape[2]]);
-        ops::real!("max_pool2d", ins[0].dtype, T => place!(self.places(), P => {
-            cpu::max::<T, P>(cpu, &windows, ins[0].slice()?, y.slice()?, saved[0].slice()?);
+        let windows = self.windows(ins[0].shape())?;
+        ops::real!(self.name(), ins[0].dtype, T => place!(windows.places(), P => {
+            cpu::max::<T, P>(cpu, &windows, ins[0].slice()?, outs[0].slice()?, saved[0].slice()?);
             Ok(())
         }))
     }
@@ -104,24 +94,92 @@ impl Op for MaxPool2d {
     fn backward(&self, cx: &Exec, saved: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {
         let Some(g) = &grads[0] else { return Ok(()) };
         let cpu = cx.cpu()?;
-        let windows = self.windows(saved.metas[0].shape(), [g.shape()[1], g.shape()[2]]);
+        let windows = self.windows(saved.metas[0].shape())?;
         let g = g.contiguous()?;
         let (places, dtype, g) = (saved.extra[0].read()?, g.dtype(), g.read()?);
         let Some(mut slot) = sink.slot(0)? else { return Ok(()) };
         let accumulate = slot.accumulate();
-        ops::real!("max_pool2d", dtype, T => place!(self.places(), P => {
+        ops::real!(self.name(), dtype, T => place!(windows.places(), P => {
             cpu::max_gradient::<T, P>(cpu, &windows, g.slice()?, places.slice()?, slot.slice()?, accumulate);
             Ok(())
         }))
     }
 }
 
+/// The mean of each window.
+#[derive(Debug, Clone, Copy)]
+struct Average(Tiling);
+
+impl Boxes for Average {
+    fn name(&self) -> &'static str {
+        let names = match self.0 {
+            Tiling::Sliding(_) => ["avg_pool1d", "avg_pool2d", "avg_pool3d"],
+            Tiling::Adaptive(_) => ["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"],
+        };
+        of_rank(names, self.0.rank())
+    }
+
+    fn rank(&self) -> usize {
+        self.0.rank()
+    }
+
+    fn taps(&self, x: Shape) -> Result<Vec<Taps>> {
+        let refuse = |why: &str| Err(Error::Invalid { op: self.name(), shape: x, why: why.to_owned() });
+        let axes = self.0.axes(self.name(), x, &x[1..x.len() - 1])?;
+        let (padded, divisor) = match self.0 {
+            Tiling::Sliding(pool) => (pool.count_include_pad, pool.divisor),
+            Tiling::Adaptive(_) => (false, None),
+        };
+        if axes.iter().any(|a| a.step != 1) {
+            return refuse("an average has no dilation");
+        }
+        if divisor == Some(0) {
+            return refuse("its divisor is 0");
+        }
+        let taps = axes.iter().enumerate().map(|(i, axis)| {
+            axis.taps(|span| match divisor {
+                Some(divisor) => {
+                    if i == 0 {
+                        divisor
+                    } else {
+                        1
+                    }
+                }
+                None if padded => span.extent,
+                None => span.inside.len(),
+            })
+        });
+        Ok(taps.collect())
+    }
+}
+
 impl Tensor {
-    /// The largest number of each window of images `[N, H, W, C]`. `kernel`, `stride` and `padding` are
-    /// height, width; a kernel has at most 2048 rows and columns; padding counts as −∞ and is at most half
-    /// of the kernel; a rest that fills no
-    /// window is left out. Not a number wins; the gradient goes to the first of equal numbers.
+    /// The largest number of each window of `[N, …, C]`. Not a number wins; the gradient goes to the first
+    /// of equal numbers. A window has at most 2²² places, one of them at least on the axes.
+    pub fn max_pool(&self, pool: &Pool) -> Result<Tensor> {
+        apply_one(MaxPool(Tiling::Sliding(*pool)), &[self])
+    }
+
+    /// The largest number of each window of images `[N, H, W, C]`: [`Tensor::max_pool`] with `kernel`,
+    /// `stride` and `padding` as height, width.
     pub fn max_pool2d(&self, kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2]) -> Result<Tensor> {
-        apply_one(MaxPool2d { kernel, stride, padding }, &[self])
+        self.max_pool(&Pool::new(&kernel).stride(&stride).padding(&padding))
+    }
+
+    /// The mean of each window of `[N, …, C]`.
+    pub fn avg_pool(&self, pool: &Pool) -> Result<Tensor> {
+        apply_one(BoxSum::new(Average(Tiling::Sliding(*pool))), &[self])
+    }
+
+    /// The largest number of each of `out` windows that cover `[N, …, C]` evenly: window i of n goes from
+    /// ⌊i·size/n⌋ to ⌈(i + 1)·size/n⌉ along an axis.
+    pub fn adaptive_max_pool(&self, out: &[usize]) -> Result<Tensor> {
+        apply_one(MaxPool(Tiling::Adaptive(Shape::new(out))), &[self])
+    }
+
+    /// The mean of each of `out` windows, which lie as those of [`Tensor::adaptive_max_pool`] do. One
+    /// window an axis gives the mean of each channel.
+    pub fn adaptive_avg_pool(&self, out: &[usize]) -> Result<Tensor> {
+        apply_one(BoxSum::new(Average(Tiling::Adaptive(Shape::new(out)))), &[self])
     }
 }

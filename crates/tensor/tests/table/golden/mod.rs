@@ -9,6 +9,7 @@ macro_rules! runs {
 }
 
 mod network;
+mod pooling;
 
 use std::sync::Arc;
 
@@ -31,6 +32,8 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("batch_norm", basic),
     ("loss", basic),
     ("shape", basic),
+    ("pooling", pooling::fill),
+    ("response", pooling::fill),
 ];
 
 fn cases(family: &str) -> Vec<Value> {

@@ -6,6 +6,7 @@ mod index;
 mod loss;
 mod matmul;
 mod norm;
+mod pool;
 mod reduce;
 mod shape;
 
@@ -19,6 +20,7 @@ pub(crate) fn all() -> Vec<Row> {
         loss::all(),
         matmul::all(),
         norm::all(),
+        pool::all(),
         reduce::all(),
         shape::all(),
     ]

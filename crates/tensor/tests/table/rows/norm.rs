@@ -1,13 +1,73 @@
 //! Norms and dropout.
 
 use phalanx_host::rng::Key;
-use phalanx_tensor::Tensor;
+use phalanx_tensor::{Fuse, Tensor};
 
 use crate::naive as n;
 use crate::row::{Array, Row, frozen, input, row};
 
-pub(super) fn all() -> Vec<Row> {
+/// Batch norms with what can follow them in the same pass.
+fn fused() -> Vec<Row> {
     let mut rows = Vec::new();
+    for (shape, residual, relu) in [
+        (&[7usize, 3][..], false, true),
+        (&[3, 5, 5, 6], true, false),
+        (&[3, 5, 5, 6], true, true),
+        (&[40, 65], true, true),
+        (&[2, 9, 9, 17], false, true),
+        (&[1500, 6], true, true),
+    ] {
+        let c = [*shape.last().unwrap()];
+        let inputs = |statistics: usize| {
+            let mut all = vec![input(shape), input(&c), input(&c)];
+            all.extend((0..statistics).map(|_| frozen(&c)));
+            all.extend(residual.then(|| input(shape)));
+            all
+        };
+        let after = move |y: Array, x: &[Array]| {
+            let sum = if residual { n::zip(&y, x.last().unwrap(), |a, b| a + b) } else { y };
+            if relu { n::map(&sum, |v| v.max(0.0)) } else { sum }
+        };
+        let fuse = move |x: &[Tensor]| -> Option<Tensor> { residual.then(|| x.last().unwrap().clone()) };
+        let train = row(
+            "batch_norm_train",
+            inputs(0),
+            move |x| {
+                let residual = fuse(x);
+                let fuse = Fuse { residual: residual.as_ref(), relu };
+                Ok(x[0].batch_norm_train_with(&x[1], &x[2], 1e-3, fuse)?.y)
+            },
+            move |x| after(n::batch_norm_train(&x[0], &x[1], &x[2], 1e-3), x),
+        );
+        let eval = row(
+            "batch_norm_eval",
+            inputs(2),
+            move |x| {
+                let residual = fuse(x);
+                let fuse = Fuse { residual: residual.as_ref(), relu };
+                x[0].batch_norm_eval_with([&x[1], &x[2]], [&x[3], &x[4]], 1e-3, fuse)
+            },
+            move |x| after(n::batch_norm_eval(x, 1e-3), x),
+        );
+        let batch = |mut row: Row| {
+            row.batch = vec![0];
+            row.batch.extend(residual.then(|| row.inputs.len() - 1));
+            row
+        };
+        rows.push(batch(match residual {
+            true => train.refuses(&[&[2, 4], &[4], &[4], &[1, 4]]),
+            false => train,
+        }));
+        rows.push(batch(match residual {
+            true => eval.refuses(&[&[2, 4], &[4], &[4], &[4], &[4], &[4]]),
+            false => eval,
+        }));
+    }
+    rows
+}
+
+pub(super) fn all() -> Vec<Row> {
+    let mut rows = fused();
     for shape in
         [&[7usize, 3][..], &[500, 1], &[3, 5, 5, 6], &[40, 65], &[2, 9, 9, 17], &[5000, 6], &[2, 3, 64]]
     {

@@ -1,0 +1,156 @@
+//! Sums over boxes of channels-last images with weights that are products of one weight an axis: average
+//! pooling, interpolation, and the gradients of both, which are such sums themselves.
+
+mod cpu;
+
+use std::fmt::Debug;
+
+use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::sink::GradSink;
+use crate::tape::apply_one;
+use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
+
+/// What each result reads along one axis: places of the operand with their weights, and what the sum is
+/// divided by.
+#[derive(Debug, Clone)]
+pub(crate) struct Taps {
+    /// Places along the operand's axis.
+    size: usize,
+    /// Where the list of each result ends.
+    ends: Vec<usize>,
+    list: Vec<(usize, f64)>,
+    divisors: Vec<f64>,
+}
+
+impl Taps {
+    /// No result yet, of an axis of `size`.
+    pub(crate) fn new(size: usize) -> Self {
+        Taps { size, ends: vec![], list: vec![], divisors: vec![] }
+    }
+
+    /// Adds a result.
+    pub(crate) fn push(&mut self, places: impl Iterator<Item = (usize, f64)>, divisor: f64) {
+        self.list.extend(places);
+        self.ends.push(self.list.len());
+        self.divisors.push(divisor);
+    }
+
+    /// The number of results.
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The list of result `o`, as a range.
+    fn range(&self, o: usize) -> std::ops::Range<usize> {
+        (if o == 0 { 0 } else { self.ends[o - 1] })..self.ends[o]
+    }
+
+    /// The way back: which results each place went into.
+    fn transposed(&self) -> Taps {
+        let mut users = vec![Vec::new(); self.size];
+        for (o, divisor) in self.divisors.iter().enumerate() {
+            for &(i, weight) in &self.list[self.range(o)] {
+                users[i].push((o, weight / divisor));
+            }
+        }
+        let mut back = Taps::new(self.len());
+        users.into_iter().for_each(|list| back.push(list.into_iter(), 1.0));
+        back
+    }
+}
+
+/// Which boxes are summed.
+pub(crate) trait Boxes: Debug + Clone + Send + Sync + 'static {
+    /// The op's name.
+    fn name(&self) -> &'static str;
+    /// The number of axes between samples and channels, 1 to 3.
+    fn rank(&self) -> usize;
+    /// The taps along each of these axes of `x`; every check of their sizes is made here.
+    fn taps(&self, x: Shape) -> Result<Vec<Taps>>;
+}
+
+/// Checks that operand 0 has samples, `rank` axes (1 to 3) and channels.
+pub(crate) fn want_image(op: &'static str, inputs: &[Meta], rank: usize) -> Result<()> {
+    let names = ["sequences [N,T,C]", "images [N,H,W,C]", "volumes [N,D,H,W,C]"];
+    match rank.checked_sub(1).and_then(|r| names.get(r)) {
+        Some(names) => ops::want_axes(op, inputs, rank + 2, names),
+        None => {
+            let why = format!("{rank} axes between samples and channels are not 1 to 3");
+            Err(Error::Invalid { op, shape: inputs[0].shape(), why })
+        }
+    }
+}
+
+/// The sums, or their way back to an operand of the shape `back`: each is the other's gradient.
+#[derive(Debug, Clone)]
+pub(crate) struct BoxSum<B> {
+    rule: B,
+    back: Option<Shape>,
+}
+
+impl<B: Boxes> BoxSum<B> {
+    pub(crate) fn new(rule: B) -> Self {
+        BoxSum { rule, back: None }
+    }
+
+    /// The taps from an operand of shape `x` to the result, and whether they must be turned around.
+    fn taps(&self, x: Shape, turned: bool) -> Result<Vec<Taps>> {
+        let taps = self.rule.taps(self.back.unwrap_or(x))?;
+        Ok(if self.back.is_some() != turned { taps.iter().map(Taps::transposed).collect() } else { taps })
+    }
+
+    /// The op that this one's gradient is.
+    fn other(&self, x: Shape) -> Self {
+        BoxSum { rule: self.rule.clone(), back: if self.back.is_some() { None } else { Some(x) } }
+    }
+}
+
+impl<B: Boxes> Op for BoxSum<B> {
+    fn name(&self) -> &'static str {
+        self.rule.name()
+    }
+
+    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
+        ops::want_real(self.name(), inputs, 0)?;
+        want_image(self.name(), inputs, self.rule.rank())?;
+        let x = inputs[0].shape();
+        let taps = self.taps(x, false)?;
+        let shape = taps.iter().enumerate().fold(x, |s, (axis, t)| s.with(axis + 1, t.len()));
+        Ok(Plan::one(inputs[0].dtype, shape).dense(1))
+    }
+
+    fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], _: &mut [ViewMut]) -> Result<()> {
+        let cpu = cx.cpu()?;
+        let x = ins[0].shape();
+        let (taps, channels) = (self.taps(x, false)?, x[x.len() - 1]);
+        ops::real!(self.name(), ins[0].dtype, T => {
+            cpu::sums::<T>(cpu, &taps, channels, ins[0].slice()?, outs[0].slice()?, false);
+            Ok(())
+        })
+    }
+
+    fn backward(&self, cx: &Exec, _: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {
+        let Some(g) = &grads[0] else { return Ok(()) };
+        let cpu = cx.cpu()?;
+        let x = sink.shape(0);
+        let channels = x[x.len() - 1];
+        let (dtype, g) = (g.dtype(), g.contiguous()?.read()?);
+        let Some(mut slot) = sink.slot(0)? else { return Ok(()) };
+        let (taps, accumulate) = (self.taps(x, true)?, slot.accumulate());
+        ops::real!(self.name(), dtype, T => {
+            cpu::sums::<T>(cpu, &taps, channels, g.slice()?, slot.slice()?, accumulate);
+            Ok(())
+        })
+    }
+
+    fn backward_graph(
+        &self,
+        _: &[Option<Tensor>],
+        _: &[Option<Tensor>],
+        metas: &[Meta],
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Option<Tensor>>> {
+        let back = |g| apply_one(self.other(metas[0].shape()), &[g]);
+        Ok(vec![grads[0].as_ref().map(back).transpose()?])
+    }
+}
