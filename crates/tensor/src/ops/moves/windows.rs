@@ -123,7 +123,7 @@ pub fn fold(
         Err(why) => return refuse(why),
     };
     let places: usize = kernel.iter().product();
-    if counts[..] != shape[1..=rank] || shape[rank + 1] % places != 0 {
+    if counts[..] != shape[1..=rank] || !shape[rank + 1].is_multiple_of(places) {
         return refuse(format!(
             "images of {sizes:?} have {counts:?} such windows of {places} places, and the last axis must be a multiple \
              of that"
