@@ -199,3 +199,45 @@ fn dropout_keeps_the_same_elements_in_every_type_and_about_as_many_as_asked() {
         assert_ne!(y, other);
     }
 }
+
+#[test]
+fn rules_make_tensors() {
+    let d = device();
+    let list = |t: Tensor| t.to(DType::F64).unwrap().to_vec::<f64>().unwrap();
+    let range = |a, b, s, dtype| Tensor::arange(a, b, s, dtype, &d);
+    assert_eq!(list(range(1.0, 2.5, 0.5, DType::F32).unwrap()), [1.0, 1.5, 2.0]);
+    assert_eq!(list(range(3.0, -1.0, -2.0, DType::I64).unwrap()), [3.0, 1.0]);
+    assert_eq!(range(0.0, 0.0, 1.0, DType::F32).unwrap().shape()[..], [0]);
+    for (a, b, s) in [(0.0, 1.0, 0.0), (0.0, 1.0, -1.0), (0.0, f64::INFINITY, 1.0), (f64::NAN, 1.0, 1.0)] {
+        let e = range(a, b, s, DType::F32).unwrap_err().to_string();
+        assert!(e.starts_with("arange:"), "{e}");
+    }
+    let line = list(Tensor::linspace(-1.0, 0.1, 7, DType::F64, &d).unwrap());
+    assert_eq!((line.len(), line[0], line[6]), (7, -1.0, 0.1));
+    assert!(line.windows(2).all(|w| (w[1] - w[0] - 1.1 / 6.0).abs() < 1e-15));
+    assert_eq!(list(Tensor::linspace(2.0, 5.0, 1, DType::F32, &d).unwrap()), [2.0]);
+    assert_eq!(list(Tensor::eye(2, 3, DType::BF16, &d).unwrap()), [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
+}
+
+#[test]
+fn random_disturbances_have_the_moments_they_should_and_belong_to_their_key() {
+    let (d, key, n) = (device(), Key::new(9), 200_000);
+    let moments = |t: &Tensor| {
+        let v: Vec<f64> = t.to(DType::F64).unwrap().to_vec().unwrap();
+        let mean = v.iter().sum::<f64>() / n as f64;
+        (mean, v.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64)
+    };
+    let x = Tensor::normal(DType::F32, [n], key, &d).unwrap();
+    let normal = |(mean, variance): (f64, f64)| assert!(mean.abs() < 0.01 && (variance - 1.0).abs() < 0.02);
+    normal(moments(&x));
+    // SELU's constants keep mean 0 and variance 1, whatever is dropped.
+    for p in [0.05, 0.3] {
+        normal(moments(&x.alpha_dropout(p, Key::new(10)).unwrap()));
+    }
+    let noisy = x.gaussian_noise(0.5, Key::new(11)).unwrap();
+    let (_, variance) = moments(&noisy.sub(&x).unwrap());
+    assert!((variance - 0.25).abs() < 0.01, "{variance}");
+    let again = Tensor::normal(DType::F32, [n / 2], key, &d).unwrap();
+    assert_eq!(again.to_vec::<f32>().unwrap(), x.slice(0, 0, n / 2).unwrap().to_vec::<f32>().unwrap());
+    assert!(Tensor::normal(DType::BF16, [3], key, &d).unwrap_err().to_string().contains("f32 or f64"));
+}

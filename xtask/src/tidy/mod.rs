@@ -8,6 +8,7 @@ mod code;
 mod documents;
 mod files;
 mod source;
+mod table;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -114,6 +115,7 @@ pub(crate) fn check(tree: &Tree) -> Vec<Violation> {
         documents::names,
         files::machine_paths,
         files::sizes,
+        table::rows,
     ];
     let mut found: Vec<Violation> = rules.iter().flat_map(|rule| rule(tree)).collect();
     found.sort();

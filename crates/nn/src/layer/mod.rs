@@ -2,18 +2,25 @@
 
 mod conv;
 mod linear;
+mod noise;
 mod norm;
 mod pool;
 mod simple;
+mod spatial;
 
 use std::fmt::Debug;
 
 pub use conv::Conv2d;
 pub use linear::Linear;
+pub use noise::{Noise, NoiseKind};
 pub use norm::{BatchNorm, NormOptions};
 use phalanx_tensor::{Shape, Tensor};
 pub use pool::{AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool, LocalResponseNorm, MaxPool2d, Pair};
-pub use simple::{Activation, Dropout, Flatten};
+pub use simple::{Activation, Flatten};
+pub use spatial::{
+    FractionalMaxPool, FractionalTo, Pad, PadAmount, PadName, PerAxis, PixelShuffle, Upsample, UpsampleMode,
+    UpsampleTo,
+};
 
 use crate::{Error, Forward, Result};
 

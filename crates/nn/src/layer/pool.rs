@@ -33,7 +33,7 @@ impl<T> From<T> for Pair<T> {
 }
 
 /// The tensor room's refusal as this layer's.
-fn refused(layer: String, input: Shape) -> impl Fn(phalanx_tensor::Error) -> Error {
+pub(super) fn refused(layer: String, input: Shape) -> impl Fn(phalanx_tensor::Error) -> Error {
     move |e| match e {
         phalanx_tensor::Error::Invalid { why, .. } => Error::Layer { layer: layer.clone(), input, why },
         e => e.into(),

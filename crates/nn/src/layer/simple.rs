@@ -4,7 +4,7 @@ use phalanx_tensor::{Shape, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::Layer;
-use crate::{Builder, Error, Forward, Result};
+use crate::{Builder, Forward, Result};
 
 /// A function of each element.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,33 +26,6 @@ impl Layer for Activation {
             Activation::Sigmoid => x.sigmoid()?,
             Activation::Tanh => x.tanh()?,
         })
-    }
-}
-
-/// Zeroes elements with probability `p` in training and scales the others by 1 / (1 − p).
-#[derive(Debug)]
-pub struct Dropout {
-    p: f64,
-}
-
-impl Dropout {
-    /// `p` in [0, 1].
-    pub fn build(b: &Builder, input: Shape, p: f64) -> Result<(Self, Shape)> {
-        match (0.0..=1.0).contains(&p) {
-            true => Ok((Dropout { p }, input)),
-            false => Err(Error::config(b.place("dropout"), format!("p is {p}; a probability lies in 0..1"))),
-        }
-    }
-}
-
-impl Layer for Dropout {
-    fn forward(&self, cx: &Forward, x: &Tensor) -> Result<Tensor> {
-        // The key is drawn in any case, so that p does not shift the streams of later layers.
-        let key = cx.next_key();
-        if !cx.training() || self.p == 0.0 {
-            return Ok(x.clone());
-        }
-        Ok(x.dropout(self.p, key)?)
     }
 }
 

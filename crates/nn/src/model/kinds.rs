@@ -55,12 +55,16 @@ pub(super) fn kebab(name: &str) -> String {
 
 /// What values a field of type `of` takes.
 fn values(of: &str) -> String {
-    let inner = |outer: &str| of.strip_prefix(outer)?.trim().strip_prefix('<')?.trim().strip_suffix('>');
+    let of: &str = &of.replace(' ', "");
+    let inner = |outer: &str| of.strip_prefix(outer)?.strip_prefix('<')?.strip_suffix('>');
     if let Some(of) = inner("Option") {
-        return values(of.trim());
+        return values(of);
     }
     if let Some(of) = inner("Vec") {
-        return format!("a list, each {}", values(of.trim()));
+        return format!("a list, each {}", values(of));
+    }
+    if let Some(of) = inner("PerAxis") {
+        return format!("{}, or a list with one an axis", values(of));
     }
     let known = match of {
         "usize" | "u32" | "u64" => "a whole number, 0 or more",
@@ -69,6 +73,9 @@ fn values(of: &str) -> String {
         "bool" => "true or false",
         "String" => "a text",
         "Pair" => "a whole number, or [height, width]",
+        "PadAmount" => "a whole number, or [before, after]",
+        "PadName" => "constant, reflect, replicate or circular",
+        "UpsampleMode" => "nearest, nearest-exact, linear or cubic",
         other => return other.to_lowercase(),
     };
     known.to_owned()

@@ -13,7 +13,7 @@ use self::kinds::described;
 pub use self::kinds::{LayerKind, LayerListing, LayerOption};
 use self::stack::Stack;
 pub use self::summary::{LayerSummary, Listed, Listing, Memory, Summary, list, summarise};
-use crate::layer::{Activation, Layer, NormOptions, Pair};
+use crate::layer::{Activation, Layer, NormOptions, PadAmount, PadName, Pair, PerAxis, UpsampleMode};
 use crate::{Builder, Error, Init, Result};
 
 /// The `[model]` table: a name with its options, or rows of layers.
@@ -151,6 +151,72 @@ pub enum Row {
     AdaptiveAvgPool {
         /// How many: rows and columns.
         out: Pair,
+    },
+    /// Drops whole channels of a sample in training (spatial dropout).
+    ChannelDropout {
+        /// The probability.
+        p: f64,
+    },
+    /// Drops elements in training and keeps mean and variance, for networks of SELU units.
+    AlphaDropout {
+        /// The probability.
+        p: f64,
+    },
+    /// Adds normal noise in training, as a denoising autoencoder needs it.
+    GaussianNoise {
+        /// Its standard deviation.
+        std: f64,
+    },
+    /// Places around the sample.
+    Pad {
+        /// How many at both ends of all axes, or a list with an entry for each axis: a number for both ends, or
+        /// [before, after]; negative ones crop.
+        amounts: PerAxis<PadAmount>,
+        /// What they hold.
+        #[serde(default)]
+        mode: PadName,
+        /// The number that they hold in the mode `constant`.
+        #[serde(default)]
+        value: f64,
+    },
+    /// Resizes the sample.
+    Upsample {
+        /// The places along each axis; this or scale.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size: Option<PerAxis<usize>>,
+        /// What the places are multiplied by.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scale: Option<PerAxis<f64>>,
+        /// How values between places are made.
+        #[serde(default)]
+        mode: UpsampleMode,
+        /// Whether the middles of the corner places lie on one another instead of the edges (linear, cubic).
+        #[serde(default)]
+        align_corners: bool,
+        /// Whether the filter widens where the sample shrinks (linear, cubic).
+        #[serde(default)]
+        antialias: bool,
+    },
+    /// Channels to places: C·r² channels become C of an image r times as high and wide.
+    PixelShuffle {
+        /// r
+        factor: usize,
+    },
+    /// Places to channels, the way back of pixel-shuffle.
+    PixelUnshuffle {
+        /// r
+        factor: usize,
+    },
+    /// The largest value of windows that begin at random steps in training (Graham, 2014).
+    FractionalMaxPool {
+        /// The window's size.
+        kernel: PerAxis<usize>,
+        /// How many windows; this or ratio.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        out: Option<PerAxis<usize>>,
+        /// The share of the places that is left.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ratio: Option<PerAxis<f64>>,
     },
     /// Local response normalisation across channels.
     Lrn {

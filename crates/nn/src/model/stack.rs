@@ -3,8 +3,9 @@ use phalanx_tensor::{Pool, Shape};
 use super::joint::{Auxiliary, Branches, NormRelu, Residual, Sum};
 use super::{Row, norm_options, windows};
 use crate::layer::{
-    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer,
-    Linear, LocalResponseNorm, MaxPool2d, NormOptions, Sequential,
+    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Flatten, FractionalMaxPool, FractionalTo,
+    GlobalAvgPool, Layer, Linear, LocalResponseNorm, MaxPool2d, Noise, NoiseKind, NormOptions, Pad,
+    PixelShuffle, Sequential, Upsample, UpsampleTo,
 };
 use crate::{Builder, Error, Init, Result};
 
@@ -147,11 +148,13 @@ impl<'a> Stack<'a> {
     }
 
     pub(crate) fn dropout(&mut self, name: &str, p: f64) -> Result<()> {
-        self.named(name, |s| {
-            let made = Dropout::build(s.builder, s.shape, p)?;
-            s.push(made);
-            Ok(())
-        })
+        self.named(name, |s| s.noise(NoiseKind::Dropout, p))
+    }
+
+    fn noise(&mut self, kind: NoiseKind, amount: f64) -> Result<()> {
+        let made = Noise::build(self.builder, self.shape, kind, amount)?;
+        self.push(made);
+        Ok(())
     }
 
     /// The largest of windows `[kernel, stride, padding]`.
@@ -329,10 +332,10 @@ impl<'a> Stack<'a> {
                 let made = GlobalAvgPool::build(b, input)?;
                 self.push(made);
             }
-            Row::Dropout { p } => {
-                let made = Dropout::build(b, input, p)?;
-                self.push(made);
-            }
+            Row::Dropout { p } => self.noise(NoiseKind::Dropout, p)?,
+            Row::ChannelDropout { p } => self.noise(NoiseKind::ChannelDropout, p)?,
+            Row::AlphaDropout { p } => self.noise(NoiseKind::AlphaDropout, p)?,
+            Row::GaussianNoise { std } => self.noise(NoiseKind::Gaussian, std)?,
             Row::Flatten {} => {
                 let made = Flatten::build(b, input);
                 self.push(made);
@@ -344,6 +347,41 @@ impl<'a> Stack<'a> {
             }
             Row::AdaptiveAvgPool { out } => {
                 let made = AdaptiveAvgPool2d::build(b, input, out.get())?;
+                self.push(made);
+            }
+            Row::Pad { ref amounts, mode, value } => {
+                let made = Pad::build(b, input, amounts, mode.with(value))?;
+                self.push(made);
+            }
+            Row::Upsample { ref size, ref scale, mode, align_corners, antialias } => {
+                let to = match (size, scale) {
+                    (Some(size), None) => UpsampleTo::Size(size.clone()),
+                    (None, Some(scale)) => UpsampleTo::Factor(scale.clone()),
+                    _ => return Err(Error::config(b.place("upsample"), "give it one of size and scale")),
+                };
+                let made = Upsample::build(b, input, &to, mode, [align_corners, antialias])?;
+                self.push(made);
+            }
+            Row::PixelShuffle { factor } => {
+                let made = PixelShuffle::build(b, input, factor, false)?;
+                self.push(made);
+            }
+            Row::PixelUnshuffle { factor } => {
+                let made = PixelShuffle::build(b, input, factor, true)?;
+                self.push(made);
+            }
+            Row::FractionalMaxPool { ref kernel, ref out, ref ratio } => {
+                let to = match (out, ratio) {
+                    (Some(out), None) => FractionalTo::Size(out.clone()),
+                    (None, Some(ratio)) => FractionalTo::Ratio(ratio.clone()),
+                    _ => {
+                        return Err(Error::config(
+                            b.place("fractional-max-pool"),
+                            "give it one of out and ratio",
+                        ));
+                    }
+                };
+                let made = FractionalMaxPool::build(b, input, kernel, &to)?;
                 self.push(made);
             }
             Row::Lrn { size, alpha, beta, k } => {

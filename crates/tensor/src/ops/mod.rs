@@ -14,6 +14,7 @@ mod moves;
 mod norm;
 mod pool;
 pub mod reduce;
+mod resample;
 mod response;
 pub mod shape;
 mod walk;
@@ -23,7 +24,8 @@ pub use index::{concat, stack};
 pub use loss::top_k_errors;
 pub use moves::{PadMode, fold};
 pub use norm::{BatchNorm, Fuse};
-pub use pool::Pool;
+pub use pool::{FractionalPool, Pool};
+pub use resample::{Interpolation, Resample};
 
 /// Runs `$body` with the type alias `$t` for the compute type that `$dtype` names; other types are an
 /// error of operand 0 of `$op`.
@@ -47,7 +49,15 @@ pub(crate) use real;
 use phalanx_host::DType;
 
 use crate::op::Meta;
-use crate::{Error, Result, Shape};
+use crate::{Error, Result, Shape, Tensor};
+
+/// Checks that the first operand of an op that is made of others is a float, so that the message names it.
+pub(crate) fn want_float(op: &'static str, x: &Tensor) -> Result<()> {
+    match x.dtype() {
+        d if d.is_float() => Ok(()),
+        got => Err(Error::DTypes { op, operand: 0, got, want: "a float".to_owned() }),
+    }
+}
 
 /// Checks that operand `i` is of a compute type.
 pub(crate) fn want_real(op: &'static str, inputs: &[Meta], i: usize) -> Result<()> {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use phalanx_comm::Communicator;
 use phalanx_host::rng::Key;
 use phalanx_nn::{
-    Activation, BatchNorm, Builder, Dropout, Init, Layer, Linear, Norms, OptimizerConfig, ParamId, Params,
-    Sequential,
+    Activation, BatchNorm, Builder, Init, Layer, Linear, Noise, NoiseKind, Norms, OptimizerConfig, ParamId,
+    Params, Sequential,
 };
 use phalanx_tensor::{Device, Shape, Tensor};
 use phalanx_train::task::{Batch, Loss, Phase, PhaseId, ShardCx, StepCx, Task};
@@ -94,7 +94,7 @@ impl Spike for Points {
         let mut discriminator = Sequential::new();
         discriminator.push(linear(&mut b, "d.fc1", 2, 16)?);
         discriminator.push(Activation::Relu);
-        discriminator.push(b.scope("d.drop", |b| Dropout::build(b, [16].into(), 0.2))?.0);
+        discriminator.push(b.scope("d.drop", |b| Noise::build(b, [16].into(), NoiseKind::Dropout, 0.2))?.0);
         discriminator.push(linear(&mut b, "d.fc2", 16, 1)?);
         let split = b.next_param();
         let mut generator = Sequential::new();

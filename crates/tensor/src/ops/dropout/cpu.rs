@@ -4,6 +4,8 @@ use phalanx_host::Cpu;
 use phalanx_host::rng::Key;
 use phalanx_host::simd::{Kernel, Real, Simd};
 
+use super::Dropout;
+
 /// Philox blocks that are made together: four vectors' worth of words.
 const BLOCKS: usize = 16;
 /// Elements that one task computes.
@@ -16,6 +18,8 @@ struct Drop<'a, E> {
     /// Words from this one on keep their element.
     from: u32,
     scale: E,
+    shift: E,
+    low: E,
     x: &'a [E],
     y: &'a mut [E],
     accumulate: bool,
@@ -34,26 +38,27 @@ impl<E: Real> Kernel<E> for Drop<'_, E> {
                 *w = self.key.block(start + b as u64);
             }
             for ((&x, y), &w) in x.iter().zip(y).zip(&words) {
-                let kept = if w >= self.from { x * self.scale } else { E::ZERO };
+                let kept = if w >= self.from { x * self.scale + self.shift } else { self.low };
                 *y = if self.accumulate { *y + kept } else { kept };
             }
         }
     }
 }
 
-/// `y (+)= x · mask / (1 − p)`.
-pub(super) fn drop<E: Real>(cpu: &Cpu, p: f64, key: Key, x: &[E], y: &mut [E], accumulate: bool) {
-    let from = (p * 4_294_967_296.0).round();
+/// `y (+)=` what becomes of the elements of `x`.
+pub(super) fn drop<E: Real>(cpu: &Cpu, op: &Dropout, x: &[E], y: &mut [E], accumulate: bool) {
+    let from = (op.p * 4_294_967_296.0).round();
     if from >= 4_294_967_296.0 {
         if !accumulate {
             y.fill(E::ZERO);
         }
         return;
     }
-    let (from, scale) = (from as u32, E::from_f64(1.0 / (1.0 - p)));
+    let (key, from) = (op.key, from as u32);
+    let [scale, shift, low] = [op.affine.scale, op.affine.shift, op.affine.low].map(E::from_f64);
     cpu.workers.chunks(y, PIECE, |i, y| {
         let x = &x[i * PIECE..i * PIECE + y.len()];
         let block = (i * PIECE / 4) as u64;
-        E::dispatch(cpu.isa, Drop { key, block, from, scale, x, y, accumulate });
+        E::dispatch(cpu.isa, Drop { key, block, from, scale, shift, low, x, y, accumulate });
     });
 }

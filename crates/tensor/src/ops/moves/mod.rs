@@ -47,6 +47,18 @@ struct Moves {
 }
 
 impl PadMode {
+    /// The sizes that axes of `sizes` get when they are padded by `amounts`. Fails as [`Tensor::pad`] does.
+    pub fn output(self, sizes: &[usize], amounts: &[[isize; 2]]) -> Result<Shape> {
+        let refuse = |why: String| Error::Invalid { op: "pad", shape: sizes.into(), why };
+        if sizes.len() != amounts.len() {
+            return Err(refuse(format!("{amounts:?} has not two numbers for each axis")));
+        }
+        let one = |(&size, &[before, after]): (&usize, &[isize; 2])| {
+            Along::Pad(self, before, after).places(size).map(|places| places.len()).map_err(refuse)
+        };
+        Ok(Shape::new(&sizes.iter().zip(amounts).map(one).collect::<Result<Vec<_>>>()?))
+    }
+
     /// The place `at` places from the first one of an axis of `size`, which is not 0 unless the mode is
     /// `Constant`. `from` and `to` bound what a wrapped axis repeats.
     fn place(self, at: isize, size: isize, [from, to]: [isize; 2]) -> Option<usize> {

@@ -215,6 +215,19 @@ pub(super) fn max<E: Real, P: Place>(cpu: &Cpu, w: &Windows, x: &[E], y: &mut [E
     });
 }
 
+/// `out` = where in its sample, without channels, each window's place lies.
+pub(super) fn flat<P: Place>(w: &Windows, places: &[P], out: &mut [i64]) {
+    let [outer, middle, inner] = &w.axes;
+    let (row, windows) = (w.row_len().max(1), [outer.spans.len(), middle.spans.len()]);
+    for (i, (out, place)) in out.iter_mut().zip(places).enumerate() {
+        let (r, span) = (i / row, &inner.spans[i % row / w.channels]);
+        let (rest, k) = (place.get() / inner.kernel, place.get() % inner.kernel);
+        let a = outer.at(&outer.spans[r / windows[1] % windows[0]], rest / middle.kernel);
+        let b = middle.at(&middle.spans[r % windows[1]], rest % middle.kernel);
+        *out = ((a * middle.size + b) * inner.size + inner.at(span, k)) as i64;
+    }
+}
+
 /// Elements of a sample's gradient that one task computes at least.
 const SLAB: usize = 64 * 1024;
 

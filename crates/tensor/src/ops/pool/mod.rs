@@ -1,18 +1,20 @@
 //! Pooling over channels-last sequences, images and volumes.
 
 mod cpu;
+mod fractional;
 mod windows;
 
 use phalanx_host::DType;
 
+pub use fractional::FractionalPool;
 pub use windows::Pool;
 use windows::{Axis, Tiling};
 
 use super::boxes::{BoxSum, Boxes, Taps, want_image};
 use crate::op::{Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
-use crate::tape::apply_one;
-use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
+use crate::tape::{apply, apply_one};
+use crate::{Error, Result, Shape, Spec, Tensor, View, ViewMut, ops};
 
 /// The most places of a window: they are counted in single precision too.
 const MOST: usize = 1 << 22;
@@ -24,13 +26,20 @@ fn of_rank(names: Names, rank: usize) -> &'static str {
     names[rank.clamp(1, names.len()) - 1]
 }
 
-/// The largest number of each window.
+/// The largest number of each window and, where they are wanted, the places of these numbers.
 #[derive(Debug, Clone, Copy)]
-struct MaxPool(Tiling);
+struct MaxPool {
+    tiling: Tiling,
+    places: bool,
+}
 
 impl MaxPool {
+    fn new(tiling: Tiling) -> Self {
+        MaxPool { tiling, places: false }
+    }
+
     fn windows(&self, x: Shape) -> Result<cpu::Windows> {
-        let mut axes = self.0.axes(self.name(), x, &x[1..x.len() - 1])?.into_iter().rev();
+        let mut axes = self.tiling.axes(self.name(), x, &x[1..x.len() - 1])?.into_iter().rev();
         let [inner, middle, outer] = [(); 3].map(|()| axes.next().unwrap_or_else(Axis::single));
         let windows = cpu::Windows { axes: [outer, middle, inner], channels: x[x.len() - 1] };
         let places = windows.axes.iter().try_fold(1usize, |n, a| n.checked_mul(a.kernel));
@@ -64,29 +73,37 @@ macro_rules! place {
 
 impl Op for MaxPool {
     fn name(&self) -> &'static str {
-        let names = match self.0 {
+        let names = match self.tiling {
             Tiling::Sliding(_) => ["max_pool1d", "max_pool2d", "max_pool3d"],
             Tiling::Adaptive(_) => ["adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"],
         };
-        of_rank(names, self.0.rank())
+        of_rank(names, self.tiling.rank())
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
         ops::want_real(self.name(), inputs, 0)?;
-        want_image(self.name(), inputs, self.0.rank())?;
+        want_image(self.name(), inputs, self.tiling.rank())?;
         let x = inputs[0].shape();
         let windows = self.windows(x)?;
-        let lead = windows.axes.len() - self.0.rank();
+        let lead = windows.axes.len() - self.tiling.rank();
         let axes = windows.axes[lead..].iter().enumerate();
         let shape = axes.fold(x, |s, (i, axis)| s.with(i + 1, axis.spans.len()));
-        Ok(Plan::one(inputs[0].dtype, shape).saving(type_of(windows.places()), shape).dense(1))
+        let mut plan = Plan::one(inputs[0].dtype, shape).saving(type_of(windows.places()), shape).dense(1);
+        if self.places {
+            plan.outputs.push(Spec::new(DType::I64, shape));
+        }
+        Ok(plan)
     }
 
     fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], saved: &mut [ViewMut]) -> Result<()> {
         let cpu = cx.cpu()?;
         let windows = self.windows(ins[0].shape())?;
         ops::real!(self.name(), ins[0].dtype, T => place!(windows.places(), P => {
-            cpu::max::<T, P>(cpu, &windows, ins[0].slice()?, outs[0].slice()?, saved[0].slice()?);
+            let places = saved[0].slice()?;
+            cpu::max::<T, P>(cpu, &windows, ins[0].slice()?, outs[0].slice()?, places);
+            if let Some(all) = outs.get_mut(1) {
+                cpu::flat(&windows, places, all.slice()?);
+            }
             Ok(())
         }))
     }
@@ -157,7 +174,14 @@ impl Tensor {
     /// The largest number of each window of `[N, …, C]`. Not a number wins; the gradient goes to the first
     /// of equal numbers. A window has at most 2²² places, one of them at least on the axes.
     pub fn max_pool(&self, pool: &Pool) -> Result<Tensor> {
-        apply_one(MaxPool(Tiling::Sliding(*pool)), &[self])
+        apply_one(MaxPool::new(Tiling::Sliding(*pool)), &[self])
+    }
+
+    /// As [`Tensor::max_pool`], with the place of each largest number (i64): counted row by row over the axes
+    /// between samples and channels, as PyTorch's `return_indices`.
+    pub fn max_pool_places(&self, pool: &Pool) -> Result<(Tensor, Tensor)> {
+        let op = MaxPool { tiling: Tiling::Sliding(*pool), places: true };
+        fractional::pair(op.name(), apply(op, &[self])?)
     }
 
     /// The largest number of each window of images `[N, H, W, C]`: [`Tensor::max_pool`] with `kernel`,
@@ -174,7 +198,7 @@ impl Tensor {
     /// The largest number of each of `out` windows that cover `[N, …, C]` evenly: window i of n goes from
     /// ⌊i·size/n⌋ to ⌈(i + 1)·size/n⌉ along an axis.
     pub fn adaptive_max_pool(&self, out: &[usize]) -> Result<Tensor> {
-        apply_one(MaxPool(Tiling::Adaptive(Shape::new(out))), &[self])
+        apply_one(MaxPool::new(Tiling::Adaptive(Shape::new(out))), &[self])
     }
 
     /// The mean of each of `out` windows, which lie as those of [`Tensor::adaptive_max_pool`] do. One

@@ -1,6 +1,7 @@
 //! Ops that move elements or read them in another arrangement: reshape, permute, slice, expand, copy.
 
 mod cpu;
+mod make;
 mod parts;
 
 use phalanx_host::DType;

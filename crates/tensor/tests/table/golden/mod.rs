@@ -11,6 +11,7 @@ macro_rules! runs {
 mod network;
 mod padding;
 mod pooling;
+mod resampling;
 
 use std::sync::Arc;
 
@@ -35,6 +36,7 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("shape", basic),
     ("padding", padding::fill),
     ("pooling", pooling::fill),
+    ("resampling", resampling::fill),
     ("response", pooling::fill),
 ];
 

@@ -9,6 +9,7 @@ mod moves;
 mod norm;
 mod pool;
 mod reduce;
+mod resample;
 mod shape;
 
 use crate::row::Row;
@@ -24,6 +25,7 @@ pub(crate) fn all() -> Vec<Row> {
         norm::all(),
         pool::all(),
         reduce::all(),
+        resample::all(),
         shape::all(),
     ]
     .concat()

@@ -1,10 +1,21 @@
 //! Reductions over axes.
 
 use crate::naive as n;
-use crate::row::{Row, input, row};
+use crate::row::{Array, Row, input, row};
 
 pub(super) fn all() -> Vec<Row> {
-    let mut rows = Vec::new();
+    let whole = |op,
+                 run: fn(&[phalanx_tensor::Tensor]) -> phalanx_tensor::Result<phalanx_tensor::Tensor>,
+                 axes: &'static [usize],
+                 f: fn(&[f64]) -> f64,
+                 to: &'static [usize]| {
+        let want = move |x: &[Array]| Array { shape: to.to_vec(), ..n::reduce(&x[0], axes, true, f) };
+        row(op, vec![input(&[2, 3, 4])], run, want).second()
+    };
+    let mut rows = vec![
+        whole("mean", |x| x[0].mean_all(), &[0, 1, 2], n::mean, &[]),
+        whole("sum", |x| x[0].sum_to(&[3, 1]), &[0, 2], n::sum, &[3, 1]),
+    ];
     let cases: [(&[usize], &[usize]); 9] = [
         (&[300, 70], &[0]),
         (&[300, 70], &[1]),
