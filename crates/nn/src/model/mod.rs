@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use self::stack::Stack;
 pub use self::summary::{LayerSummary, Listed, Listing, Memory, Summary, list, summarise};
-use crate::layer::{Activation, Layer, NormOptions, Pair};
+use crate::layer::{Activation, Layer, NormOptions, Pair, RecurrentConfig};
 use crate::{Builder, Error, Init, Result};
 
 /// The `[model]` table: a name with its options, or rows of layers.
@@ -161,6 +161,24 @@ pub enum Row {
         /// Added before the power is taken.
         #[serde(default = "lrn_k")]
         k: f64,
+    },
+    /// A recurrent network with tanh.
+    Rnn(RecurrentConfig),
+    /// A recurrent network with max(x, 0).
+    RnnRelu(RecurrentConfig),
+    /// Long short-term memory.
+    Lstm(RecurrentConfig),
+    /// Gated recurrent units.
+    Gru(RecurrentConfig),
+    /// Vectors looked up in a table by the sample's numbers.
+    Embedding {
+        /// Rows of the table: indices are smaller.
+        count: usize,
+        /// Numbers of a row.
+        size: usize,
+        /// A row that begins at 0 and stays there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        padding: Option<usize>,
     },
 }
 
@@ -365,6 +383,13 @@ mod tests {
             ("layers = [{ type = \"flatten\" }, { type = \"adaptive-avg-pool\", out = 1 }]", "takes images"),
             ("layers = [{ type = \"lrn\", size = 0 }]", "size must be at least 1"),
             ("layers = [{ type = \"dropout\", p = 1.5 }]", "probability"),
+            ("layers = [{ type = \"lstm\", hidden = 0 }]", "none may be 0"),
+            (
+                "layers = [{ type = \"flatten\" }, { type = \"gru\", hidden = 3 }]",
+                "layers.1 (gru) cannot take [64]",
+            ),
+            ("layers = [{ type = \"rnn\", hidden = 3, dropout = 2.0 }]", "probability"),
+            ("layers = [{ type = \"embedding\", count = 4, size = 2, padding = 4 }]", "no row 4"),
             ("layers = [{ type = \"flatten\" }, { type = \"linear\", out = 3 }]", "10 classes"),
         ] {
             let e = built(text, [8, 8, 1]).unwrap_err();
@@ -374,5 +399,8 @@ mod tests {
             toml::from_str::<ModelConfig>("layers = [{ type = \"conv\", out = 1, kernels = 1 }]").is_err()
         );
         assert!(toml::from_str::<ModelConfig>("layers = [{ type = \"conf\" }]").is_err());
+        let e = toml::from_str::<ModelConfig>("layers = [{ type = \"lstm\", hidden = 3, hiden = 1 }]")
+            .unwrap_err();
+        assert!(e.to_string().contains("hiden"), "{e}");
     }
 }

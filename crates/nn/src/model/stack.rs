@@ -1,10 +1,10 @@
-use phalanx_tensor::{Pool, Shape};
+use phalanx_tensor::{Cell, Pool, Shape};
 
 use super::joint::{Auxiliary, Branches, NormRelu, Residual, Sum};
 use super::{Row, norm_options, windows};
 use crate::layer::{
-    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer,
-    Linear, LocalResponseNorm, MaxPool2d, NormOptions, Sequential,
+    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Embedding, Flatten, GlobalAvgPool,
+    Layer, Linear, LocalResponseNorm, MaxPool2d, NormOptions, Recurrent, RecurrentConfig, Sequential,
 };
 use crate::{Builder, Error, Init, Result};
 
@@ -350,7 +350,21 @@ impl<'a> Stack<'a> {
                 let made = LocalResponseNorm::build(b, input, size, [alpha, beta, k])?;
                 self.push(made);
             }
+            Row::Rnn(config) => self.recurrent(Cell::Tanh, config)?,
+            Row::RnnRelu(config) => self.recurrent(Cell::Relu, config)?,
+            Row::Lstm(config) => self.recurrent(Cell::Lstm, config)?,
+            Row::Gru(config) => self.recurrent(Cell::Gru, config)?,
+            Row::Embedding { count, size, padding } => {
+                let made = Embedding::build(b, input, [count, size], padding)?;
+                self.push(made);
+            }
         }
+        Ok(())
+    }
+
+    fn recurrent(&mut self, cell: Cell, config: RecurrentConfig) -> Result<()> {
+        let made = Recurrent::build(self.builder, self.shape, cell, config)?;
+        self.push(made);
         Ok(())
     }
 }

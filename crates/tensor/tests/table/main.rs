@@ -95,7 +95,7 @@ fn compare(what: &str, slopes: &[(usize, f64)], gradient: &[f64], tolerance: f64
 #[test]
 fn gradients_are_the_slopes_of_values() {
     let device = plain();
-    for row in table().into_iter().filter(|r| r.smooth) {
+    for row in table().into_iter().filter(|r| r.smooth && r.slopes) {
         let arrays = row.arrays();
         let x = row.tensors(&arrays, DType::F64, &device);
         let got = gradients(&objective(&run(&row, &x)[0]), &x);

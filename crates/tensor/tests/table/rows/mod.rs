@@ -1,5 +1,6 @@
 //! The table: rows with a naive reference, a file a family. PyTorch's golden cases are added to them.
 
+mod attention;
 mod elementwise;
 mod images;
 mod index;
@@ -7,6 +8,7 @@ mod loss;
 mod matmul;
 mod norm;
 mod pool;
+mod recurrent;
 mod reduce;
 mod shape;
 
@@ -14,6 +16,7 @@ use crate::row::Row;
 
 pub(crate) fn all() -> Vec<Row> {
     [
+        attention::all(),
         elementwise::all(),
         images::all(),
         index::all(),
@@ -21,6 +24,7 @@ pub(crate) fn all() -> Vec<Row> {
         matmul::all(),
         norm::all(),
         pool::all(),
+        recurrent::all(),
         reduce::all(),
         shape::all(),
     ]
