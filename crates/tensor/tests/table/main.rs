@@ -53,6 +53,9 @@ fn values_and_gradients_are_those_of_the_reference() {
                     close(&row.title(), &doubles(y), want, 1e-11);
                 }
                 assert_eq!(y.len(), outputs.len(), "{}", row.title());
+                if !row.smooth {
+                    continue;
+                }
                 let got = gradients(&objective(&y[0]), &x);
                 for (k, (got, want)) in got.iter().zip(wanted).enumerate() {
                     let what = format!("{}: gradient {k}", row.title());
