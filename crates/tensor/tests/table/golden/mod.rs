@@ -10,6 +10,7 @@ macro_rules! runs {
 
 mod indexing;
 mod network;
+mod padding;
 mod pooling;
 mod sequences;
 
@@ -36,6 +37,7 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("loss", basic),
     ("shape", basic),
     ("indexing", indexing::fill),
+    ("padding", padding::fill),
     ("pooling", pooling::fill),
     ("response", pooling::fill),
     ("sequences", sequences::fill),
