@@ -204,16 +204,22 @@ fn rows_of_models_train_with_the_same_bits_on_any_number_of_threads() {
     // Whole numbers from 0 to 3.
     let tokens = pixels.offset(0.75).unwrap().scale(2.2).unwrap();
     for (rows, x) in [
-        (r#"{ type = "lstm", hidden = 7, last = true }, { type = "linear" }"#, &pixels),
+        (r#"{ type = "recurrent", cell = "lstm", hidden = 7, last = true }, { type = "linear" }"#, &pixels),
         (
-            r#"{ type = "gru", hidden = 5, layers = 2, bidirectional = true, last = true }, { type = "linear" }"#,
+            r#"{ type = "recurrent", cell = "gru", hidden = 5, layers = 2, bidirectional = true, last = true }, { type = "linear" }"#,
             &pixels,
         ),
-        (r#"{ type = "rnn", hidden = 6, bias = false }, { type = "flatten" }, { type = "linear" }"#, &pixels),
-        (r#"{ type = "rnn-relu", hidden = 6, last = true }, { type = "linear" }"#, &pixels),
         (
-            r#"{ type = "embedding", count = 4, size = 3, padding = 0 }, { type = "lstm", hidden = 6, dropout = 0.2, layers = 2 },
-               { type = "lstm", hidden = 4, last = true }, { type = "linear" }"#,
+            r#"{ type = "recurrent", cell = "rnn", hidden = 6, bias = false }, { type = "flatten" }, { type = "linear" }"#,
+            &pixels,
+        ),
+        (
+            r#"{ type = "recurrent", cell = "rnn-relu", hidden = 6, last = true }, { type = "linear" }"#,
+            &pixels,
+        ),
+        (
+            r#"{ type = "embedding", count = 4, size = 3, padding = 0 }, { type = "recurrent", cell = "lstm", hidden = 6, dropout = 0.2, layers = 2 },
+               { type = "recurrent", cell = "lstm", hidden = 4, last = true }, { type = "linear" }"#,
             &tokens,
         ),
     ] {

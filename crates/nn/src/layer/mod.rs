@@ -18,7 +18,7 @@ pub use linear::Linear;
 pub use norm::{BatchNorm, NormOptions};
 use phalanx_tensor::{Shape, Tensor};
 pub use pool::{AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool, LocalResponseNorm, MaxPool2d, Pair};
-pub use recurrent::{Recurrent, RecurrentConfig};
+pub use recurrent::{Recurrent, RecurrentCell, RecurrentConfig};
 pub use simple::{Activation, Dropout, Flatten};
 
 use crate::{Error, Forward, Result};

@@ -7,34 +7,46 @@ use super::{Dropout, Layer, weights};
 use crate::params::{ParamId, Stored};
 use crate::{Builder, Error, Forward, Init, Result};
 
-/// How a recurrent layer is set up, as PyTorch's are: the rows `rnn`, `rnn-relu`, `lstm` and `gru`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// The function of a recurrent layer's step, as configurations name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecurrentCell {
+    /// tanh
+    Rnn,
+    /// max(x, 0)
+    RnnRelu,
+    /// Long short-term memory.
+    Lstm,
+    /// Gated recurrent units.
+    Gru,
+}
+
+impl From<RecurrentCell> for Cell {
+    fn from(cell: RecurrentCell) -> Cell {
+        match cell {
+            RecurrentCell::Rnn => Cell::Tanh,
+            RecurrentCell::RnnRelu => Cell::Relu,
+            RecurrentCell::Lstm => Cell::Lstm,
+            RecurrentCell::Gru => Cell::Gru,
+        }
+    }
+}
+
+/// How a recurrent layer is set up, as PyTorch's are.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RecurrentConfig {
     /// The size of the hidden state, in each direction.
     pub hidden: usize,
     /// Layers on top of each other.
-    #[serde(default = "one")]
     pub layers: usize,
     /// Whether a second set of weights goes through the sequence from its end.
-    #[serde(default)]
     pub bidirectional: bool,
     /// The probability of dropping between layers, in training.
-    #[serde(default)]
     pub dropout: f64,
     /// Whether there are biases.
-    #[serde(default = "yes")]
     pub bias: bool,
     /// In a model of rows: whether the layer gives the last hidden state alone, a vector, instead of all.
-    #[serde(default)]
     pub last: bool,
-}
-
-fn one() -> usize {
-    1
-}
-fn yes() -> bool {
-    true
 }
 
 impl RecurrentConfig {

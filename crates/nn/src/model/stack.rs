@@ -1,4 +1,4 @@
-use phalanx_tensor::{Cell, Pool, Shape};
+use phalanx_tensor::{Pool, Shape};
 
 use super::joint::{Auxiliary, Branches, NormRelu, Residual, Sum};
 use super::{Row, norm_options, windows};
@@ -350,21 +350,16 @@ impl<'a> Stack<'a> {
                 let made = LocalResponseNorm::build(b, input, size, [alpha, beta, k])?;
                 self.push(made);
             }
-            Row::Rnn(config) => self.recurrent(Cell::Tanh, config)?,
-            Row::RnnRelu(config) => self.recurrent(Cell::Relu, config)?,
-            Row::Lstm(config) => self.recurrent(Cell::Lstm, config)?,
-            Row::Gru(config) => self.recurrent(Cell::Gru, config)?,
+            Row::Recurrent { cell, hidden, layers, bidirectional, dropout, bias, last } => {
+                let config = RecurrentConfig { hidden, layers, bidirectional, dropout, bias, last };
+                let made = Recurrent::build(b, input, cell.into(), config)?;
+                self.push(made);
+            }
             Row::Embedding { count, size, padding } => {
                 let made = Embedding::build(b, input, [count, size], padding)?;
                 self.push(made);
             }
         }
-        Ok(())
-    }
-
-    fn recurrent(&mut self, cell: Cell, config: RecurrentConfig) -> Result<()> {
-        let made = Recurrent::build(self.builder, self.shape, cell, config)?;
-        self.push(made);
         Ok(())
     }
 }
