@@ -23,7 +23,7 @@ pub use init::Init;
 pub use layer::{
     Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Embedding, Flatten, GlobalAvgPool,
     Layer, Linear, LocalResponseNorm, MaxPool2d, MultiheadAttention, NormOptions, Pair, Recurrent,
-    RecurrentConfig, Sequential, Sight,
+    RecurrentCell, RecurrentConfig, Sequential, Sight,
 };
 pub use model::{
     LayerKind, LayerListing, LayerOption, LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary,
