@@ -21,9 +21,10 @@ pub use error::{Error, Result};
 pub use forward::Forward;
 pub use init::Init;
 pub use layer::{
-    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Flatten, FractionalMaxPool, FractionalTo,
-    GlobalAvgPool, Layer, Linear, LocalResponseNorm, MaxPool2d, Noise, NoiseKind, NormOptions, Pad,
-    PadAmount, PadName, Pair, PerAxis, PixelShuffle, Sequential, Upsample, UpsampleMode, UpsampleTo,
+    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Embedding, Flatten, FractionalMaxPool,
+    FractionalTo, GlobalAvgPool, Layer, Linear, LocalResponseNorm, MaxPool2d, MultiheadAttention, Noise,
+    NoiseKind, NormOptions, Pad, PadAmount, PadName, Pair, PerAxis, PixelShuffle, Recurrent, RecurrentCell,
+    RecurrentConfig, Sequential, Sight, Upsample, UpsampleMode, UpsampleTo,
 };
 pub use model::{
     LayerKind, LayerListing, LayerOption, LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary,

@@ -76,6 +76,7 @@ fn values(of: &str) -> String {
         "PadAmount" => "a whole number, or [before, after]",
         "PadName" => "constant, reflect, replicate or circular",
         "UpsampleMode" => "nearest, nearest-exact, linear or cubic",
+        "RecurrentCell" => "rnn, rnn-relu, lstm or gru",
         other => return other.to_lowercase(),
     };
     known.to_owned()

@@ -3,9 +3,9 @@ use phalanx_tensor::{Pool, Shape};
 use super::joint::{Auxiliary, Branches, NormRelu, Residual, Sum};
 use super::{Row, norm_options, windows};
 use crate::layer::{
-    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Flatten, FractionalMaxPool, FractionalTo,
-    GlobalAvgPool, Layer, Linear, LocalResponseNorm, MaxPool2d, Noise, NoiseKind, NormOptions, Pad,
-    PixelShuffle, Sequential, Upsample, UpsampleTo,
+    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Embedding, Flatten, FractionalMaxPool,
+    FractionalTo, GlobalAvgPool, Layer, Linear, LocalResponseNorm, MaxPool2d, Noise, NoiseKind, NormOptions,
+    Pad, PixelShuffle, Recurrent, RecurrentConfig, Sequential, Upsample, UpsampleTo,
 };
 use crate::{Builder, Error, Init, Result};
 
@@ -386,6 +386,15 @@ impl<'a> Stack<'a> {
             }
             Row::Lrn { size, alpha, beta, k } => {
                 let made = LocalResponseNorm::build(b, input, size, [alpha, beta, k])?;
+                self.push(made);
+            }
+            Row::Recurrent { cell, hidden, layers, bidirectional, dropout, bias, last } => {
+                let config = RecurrentConfig { hidden, layers, bidirectional, dropout, bias, last };
+                let made = Recurrent::build(b, input, cell.into(), config)?;
+                self.push(made);
+            }
+            Row::Embedding { count, size, padding } => {
+                let made = Embedding::build(b, input, [count, size], padding)?;
                 self.push(made);
             }
         }

@@ -4,6 +4,7 @@
 mod cpu;
 mod noise;
 
+pub(crate) use cpu::drop_from;
 use phalanx_host::rng::Key;
 
 use crate::op::{Exec, Meta, Op, Plan, Saved};
