@@ -105,7 +105,7 @@ fn rows_that_do_not_fit_are_refused_with_their_place() {
         ("{ type = \"pixel-unshuffle\", factor = 4 }", "height and width"),
         ("{ type = \"flatten\" }, { type = \"pad\", amounts = 1 }", "layers.1 (pad) cannot take [192]"),
         ("{ type = \"fractional-max-pool\", kernel = 2 }", "one of out and ratio"),
-        ("{ type = \"fractional-max-pool\", kernel = 2, ratio = 0.9 }", "cannot be cut into 5 windows of 2"),
+        ("{ type = \"fractional-max-pool\", kernel = 2, ratio = 1.0 }", "cannot be cut into 6 windows of 2"),
         ("{ type = \"fractional-max-pool\", kernel = 2, out = [6, 3] }", "cannot be cut into 6 windows of 2"),
         ("{ type = \"channel-dropout\", p = 2.0 }", "probability"),
         ("{ type = \"gaussian-noise\", std = -1.0 }", "standard deviation"),
