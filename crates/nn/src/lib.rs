@@ -21,8 +21,9 @@ pub use error::{Error, Result};
 pub use forward::Forward;
 pub use init::Init;
 pub use layer::{
-    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer,
-    Linear, LocalResponseNorm, MaxPool2d, NormOptions, Pair, Sequential,
+    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, ConvConfig, ConvKind, Convolution, Dropout, Flatten,
+    GlobalAvgPool, Layer, Linear, LocalResponseNorm, LocallyConnected2d, MaxPool2d, NormOptions, Padding,
+    PaddingName, Pair, Sequential, Sizes,
 };
 pub use model::{
     LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary, build, list as list_models, summarise,

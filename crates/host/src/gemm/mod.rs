@@ -13,7 +13,7 @@ mod pack;
 mod tile;
 
 pub(crate) use dot::Dot;
-pub(crate) use engine::{Engine, Scratch, Shared, part, run};
+pub(crate) use engine::{At, Engine, Scratch, Shared, part, run};
 pub use mat::{Mat, MatMut};
 pub(crate) use pack::Pack;
 pub(crate) use tile::{Bias, Depth, Tile, Walk};

@@ -17,6 +17,7 @@ mod response;
 pub mod shape;
 mod walk;
 
+pub use conv::Conv;
 pub(crate) use elementwise::{broadcast, stretch};
 pub use index::{concat, stack};
 pub use loss::top_k_errors;

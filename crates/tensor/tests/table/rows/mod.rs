@@ -1,5 +1,6 @@
 //! The table: rows with a naive reference, a file a family. PyTorch's golden cases are added to them.
 
+mod convs;
 mod elementwise;
 mod images;
 mod index;
@@ -14,6 +15,7 @@ use crate::row::Row;
 
 pub(crate) fn all() -> Vec<Row> {
     [
+        convs::all(),
         elementwise::all(),
         images::all(),
         index::all(),
