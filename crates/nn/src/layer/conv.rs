@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::linear::bias_init;
 use super::{Layer, refused, weights};
+use crate::model::kinds::described;
 use crate::params::{ParamId, Stored};
 use crate::{Builder, Error, Forward, Init, Result};
 
@@ -56,36 +57,38 @@ pub enum PaddingName {
     Valid,
 }
 
-/// A convolution's options, those of `torch.nn.Conv2d` and `torch.nn.ConvTranspose2d`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ConvConfig {
-    /// Output channels.
-    pub out: usize,
-    /// The window's sizes.
-    pub kernel: Sizes,
-    /// Its steps.
-    #[serde(default = "one")]
-    pub stride: Sizes,
-    /// Zeros around the sample; a transposed convolution leaves out as much.
-    #[serde(default = "no_padding")]
-    pub padding: Padding,
-    /// Steps from place to place of the window.
-    #[serde(default = "one", skip_serializing_if = "is_one")]
-    pub dilation: Sizes,
-    /// Parts that the channels are cut into, as the two devices of Krizhevsky et al. (2012) did; as many as
-    /// channels make a depthwise convolution.
-    #[serde(default = "one_group", skip_serializing_if = "is_one_group")]
-    pub groups: usize,
-    /// What the output has at its end beyond its windows (transposed only).
-    #[serde(default = "none", skip_serializing_if = "is_none")]
-    pub output_padding: Sizes,
-    /// Whether a bias is added.
-    #[serde(default = "yes")]
-    pub bias: bool,
-    /// How the weight begins.
-    #[serde(default = "he")]
-    pub init: Init,
+described! {
+    /// A convolution's options, those of `torch.nn.Conv2d` and `torch.nn.ConvTranspose2d`.
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct ConvConfig {
+        /// Output channels.
+        pub out: usize,
+        /// The window's sizes.
+        pub kernel: Sizes,
+        /// Its steps.
+        #[serde(default = "one")]
+        pub stride: Sizes,
+        /// Zeros around the sample; a transposed convolution leaves out as much.
+        #[serde(default = "no_padding")]
+        pub padding: Padding,
+        /// Steps from place to place of the window.
+        #[serde(default = "one")]
+        pub dilation: Sizes,
+        /// Parts that the channels are cut into, as the two devices of Krizhevsky et al. (2012) did; as many as
+        /// channels make a depthwise convolution.
+        #[serde(default = "one_group")]
+        pub groups: usize,
+        /// What the output has at its end beyond its windows (transposed only).
+        #[serde(default = "none")]
+        pub output_padding: Sizes,
+        /// Whether a bias is added.
+        #[serde(default = "yes")]
+        pub bias: bool,
+        /// How the weight begins.
+        #[serde(default = "he")]
+        pub init: Init,
+    }
 }
 
 fn one() -> Sizes {
@@ -106,16 +109,6 @@ fn yes() -> bool {
 fn he() -> Init {
     Init::HeNormal
 }
-fn is_one(sizes: &Sizes) -> bool {
-    sizes.is(1)
-}
-fn is_none(sizes: &Sizes) -> bool {
-    sizes.is(0)
-}
-fn is_one_group(groups: &usize) -> bool {
-    *groups == 1
-}
-
 impl ConvConfig {
     /// Square windows of stride 1 without padding, with a bias.
     pub fn new(out: usize, kernel: usize) -> Self {

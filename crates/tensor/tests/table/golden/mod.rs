@@ -10,6 +10,7 @@ macro_rules! runs {
 
 mod convs;
 mod network;
+mod padding;
 mod pooling;
 
 use std::sync::Arc;
@@ -34,6 +35,7 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("loss", basic),
     ("shape", basic),
     ("convs", convs::fill),
+    ("padding", padding::fill),
     ("pooling", pooling::fill),
     ("response", pooling::fill),
 ];
