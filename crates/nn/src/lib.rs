@@ -21,9 +21,10 @@ pub use error::{Error, Result};
 pub use forward::Forward;
 pub use init::Init;
 pub use layer::{
-    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, ConvConfig, ConvKind, Convolution, Dropout, Flatten,
-    GlobalAvgPool, Layer, Linear, LocalResponseNorm, LocallyConnected2d, MaxPool2d, NormOptions, Padding,
-    PaddingName, Pair, Sequential, Sizes,
+    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, ConvConfig, ConvKind, Convolution, Dropout,
+    Embedding, Flatten, GlobalAvgPool, Layer, Linear, LocalResponseNorm, LocallyConnected2d, MaxPool2d,
+    MultiheadAttention, NormOptions, Padding, PaddingName, Pair, Recurrent, RecurrentCell, RecurrentConfig,
+    Sequential, Sight, Sizes,
 };
 pub use model::{
     LayerKind, LayerListing, LayerOption, LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary,

@@ -22,7 +22,10 @@ mod view;
 pub use device::Device;
 pub use error::{Error, Result};
 pub use op::{Exec, Meta, Narrow, Op, Plan, Saved, Spec};
-pub use ops::{BatchNorm, Conv, Fuse, PadMode, Pool, concat, fold, stack, top_k_errors};
+pub use ops::{
+    Attention, BatchNorm, Cell, Conv, Fuse, PadMode, Pool, Recurred, Recurrence, concat, fold, stack,
+    top_k_errors,
+};
 pub use phalanx_host::{DType, Element};
 pub use shape::{Layout, MAX_AXES, Shape};
 pub use sink::{GradSink, Gradients, LeafMemory, LeafSink, Slot};

@@ -73,6 +73,7 @@ fn values(of: &str) -> String {
         "Padding" => {
             "a whole number, a list of one for each axis or of [before, after], \"same\" or \"valid\""
         }
+        "RecurrentCell" => "rnn, rnn-relu, lstm or gru",
         other => return other.to_lowercase(),
     };
     known.to_owned()

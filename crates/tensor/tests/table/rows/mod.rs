@@ -1,5 +1,6 @@
 //! The table: rows with a naive reference, a file a family. PyTorch's golden cases are added to them.
 
+mod attention;
 mod convs;
 mod elementwise;
 mod images;
@@ -9,6 +10,7 @@ mod matmul;
 mod moves;
 mod norm;
 mod pool;
+mod recurrent;
 mod reduce;
 mod shape;
 
@@ -17,6 +19,7 @@ use crate::row::Row;
 pub(crate) fn all() -> Vec<Row> {
     [
         convs::all(),
+        attention::all(),
         elementwise::all(),
         images::all(),
         index::all(),
@@ -25,6 +28,7 @@ pub(crate) fn all() -> Vec<Row> {
         moves::all(),
         norm::all(),
         pool::all(),
+        recurrent::all(),
         reduce::all(),
         shape::all(),
     ]
