@@ -77,7 +77,7 @@ pub enum Row {
         /// The window's side, or its height and width.
         kernel: Pair,
         /// Its step.
-        #[serde(default = "one")]
+        #[serde(default = "one_pair")]
         stride: Pair,
         /// Whether a bias is added.
         #[serde(default = "yes")]
@@ -223,7 +223,10 @@ fn lrn_beta() -> f64 {
 fn lrn_k() -> f64 {
     1.0
 }
-fn one() -> Pair {
+fn one() -> usize {
+    1
+}
+fn one_pair() -> Pair {
     1.into()
 }
 fn glorot() -> Init {

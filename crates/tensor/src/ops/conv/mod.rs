@@ -110,7 +110,7 @@ impl Convolution {
         }
         let (x, sizes) = (a[rank + 1], &a[1..=rank]);
         let (rows, kernel, share) = (b[0], &b[1..=rank], b[rank + 1]);
-        let channels = share.checked_mul(conv.group_count()).unwrap_or(usize::MAX);
+        let channels = share.saturating_mul(conv.group_count());
         let refuse = |why: String| Error::Invalid { op, shape: a, why: format!("{why} (the weight is {b})") };
         match self.part {
             Part::Input if x != rows => {
