@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::windows::Windows;
 
 /// Pieces that a batch is cut into at least, where its rows allow: enough for any number of threads.
-const PIECES: usize = 16;
+pub(super) const PIECES: usize = 16;
 
 /// Neighbouring whole images, or neighbouring output rows of one image.
 #[derive(Debug, Clone)]

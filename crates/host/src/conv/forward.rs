@@ -6,7 +6,7 @@ use crate::gemm::{Bias, Depth, Engine, Pack, Scratch, Shared, Tile, Walk, part, 
 use crate::simd::Real;
 use crate::{Buffer, Cpu, Result};
 
-use super::bands::{Band, Bands};
+use super::bands::{Band, Bands, PIECES};
 use super::pad::pad_rows;
 use super::windows::{Places, Windows};
 
@@ -14,6 +14,10 @@ use super::windows::{Places, Windows};
 const PIXELS: usize = 128;
 /// Bytes of padded input that a task works on: a quarter of a 2 MB second-level cache.
 const CACHE: usize = 1 << 19;
+/// Bytes of a weight that no second-level cache keeps from band to band.
+const LARGE: usize = 1 << 22;
+/// Rows of a weight that are packed for one place of the kernel after the other: they lie pages apart.
+const ROWS: usize = 16;
 
 /// A plane of a weight: for each output channel, the numbers of one plane of the kernel.
 #[derive(Debug, Clone, Copy)]
@@ -61,16 +65,20 @@ impl Panels {
     ) -> Result<Self> {
         let o = w.channels / groups;
         Self::build(cpu, e, [groups, share, taps.len() * o], |group, channel, lanes, dst, width| {
-            for (i, tap) in taps.iter().enumerate() {
-                e.pack(Pack {
-                    src: w.data[group * o * w.row + tap * share + channel..].as_ptr(),
-                    src_step: w.row,
-                    src_lane: 1,
-                    steps: o,
-                    lanes,
-                    dst: dst.wrapping_add(i * o * width),
-                    width,
-                });
+            let cuts = o.div_ceil(ROWS);
+            for rows in (0..cuts).map(|cut| part(o, cuts, cut)) {
+                for (i, tap) in taps.iter().enumerate() {
+                    let first = (group * o + rows.start) * w.row;
+                    e.pack(Pack {
+                        src: w.data[first + tap * share + channel..].as_ptr(),
+                        src_step: w.row,
+                        src_lane: 1,
+                        steps: rows.len(),
+                        lanes,
+                        dst: dst.wrapping_add((i * o + rows.start) * width),
+                        width,
+                    });
+                }
             }
         })
     }
@@ -130,36 +138,57 @@ pub(super) fn forward<T: Real>(
     let (depth, a_walk) = w.walk(w.row_len());
     let work = w.images * out_h * out_w * panels.groups * panels.channels * panels.numbers;
     let packed = panels.buffer.as_slice::<T>();
-    inputs(cpu, w, x, work, |input| {
-        for i in 0..panels.count() {
-            let (group, channel, cols, width) = panels.channels(i);
-            let (from, out) = (group * w.share(), group * panels.channels + channel);
-            let b_walk = Walk {
-                step: width,
-                segment: depth.steps * width,
-                group: depth.steps * depth.segments * width,
-            };
-            for (image, row, t) in input.band.pixels(tiles) {
-                let pixels = part(out_w, tiles, t);
-                e.tile(Tile {
-                    rows: pixels.len(),
-                    cols,
-                    depth,
-                    a: input.at(image, row).wrapping_add(pixels.start * pixel + from),
-                    a_row: pixel,
-                    a_walk,
-                    b: packed[i * e.cols * panels.numbers..].as_ptr(),
-                    b_walk,
-                    b_whole: true,
-                    c: y.at(to.at(image, row, pixels.start) + out),
-                    c_row: to.pixel,
-                    c_col: 1,
-                    bias: bias.map_or(Bias::None, |b| Bias::Cols(b[out..].as_ptr())),
-                    add,
-                });
-            }
+    let b_walk = |width| Walk {
+        step: width,
+        segment: depth.steps * width,
+        group: depth.steps * depth.segments * width,
+    };
+    let panel = |i: usize, input: &Input<T>| {
+        let (group, channel, cols, width) = panels.channels(i);
+        let (from, out) = (group * w.share(), group * panels.channels + channel);
+        for (image, row, t) in input.band.pixels(tiles) {
+            let pixels = part(out_w, tiles, t);
+            e.tile(Tile {
+                rows: pixels.len(),
+                cols,
+                depth,
+                a: input.at(image, row).wrapping_add(pixels.start * pixel + from),
+                a_row: pixel,
+                a_walk,
+                b: packed[i * e.cols * panels.numbers..].as_ptr(),
+                b_walk: b_walk(width),
+                b_whole: true,
+                c: y.at(to.at(image, row, pixels.start) + out),
+                c_row: to.pixel,
+                c_col: 1,
+                bias: bias.map_or(Bias::None, |b| Bias::Cols(b[out..].as_ptr())),
+                add,
+            });
         }
-    })
+    };
+    // Either each band reads the whole weight, or each panel of the weight reads all images.
+    let bands = Bands::sharing(w, PIXELS, CACHE / size_of::<T>());
+    let (weight, images) = (size_of_val(packed), w.images * w.padded_len() * size_of::<T>());
+    if weight <= LARGE || bands.count() * weight + images <= panels.count() * images + weight {
+        return inputs(cpu, w, x, &bands, work, |input| (0..panels.count()).for_each(|i| panel(i, &input)));
+    }
+    let len = w.padded_len();
+    let mut buffer = cpu.pool.alloc(if w.padded() { w.images * len * size_of::<T>() } else { 0 })?;
+    let (x, image_len) = if w.padded() {
+        let padded = buffer.as_mut_slice::<T>();
+        cpu.workers.chunks(padded, len, |image, to| pad_rows(w, &x[image * w.image_len..], 0, to));
+        (buffer.as_slice::<T>(), len)
+    } else {
+        (&x[w.start(0)..], w.image_len)
+    };
+    let parts = PIECES.div_ceil(panels.count()).min(w.images);
+    run(cpu, panels.count() * parts, work, |task| {
+        let images = part(w.images, parts, task % parts);
+        let base = x[images.start * image_len..].as_ptr();
+        let band = Band { images, rows: 0..out_h };
+        panel(task / parts, &Input { band, base, image_len, row: w.stride[0] * w.row_len() });
+    });
+    Ok(())
 }
 
 /// The forward convolution of images with one channel: tiles of (output channels) x (pixels), since
@@ -194,7 +223,8 @@ pub(super) fn forward_planar<T: Real>(
     let packed = packed.as_slice::<T>();
     let [kernel_h, kernel_w] = w.kernel;
     let b_walk = Walk { step: w.dilation[1], segment: w.dilation[0] * w.row_len(), group: 0 };
-    inputs(cpu, w, x, w.images * out_h * out_w * o * numbers, |input| {
+    let bands = Bands::sharing(w, PIXELS, CACHE / size_of::<T>());
+    inputs(cpu, w, x, &bands, w.images * out_h * out_w * o * numbers, |input| {
         for (image, row, t) in input.band.pixels(tiles) {
             let pixels = part(out_w, tiles, t);
             for channels in (0..strips).map(|s| part(o, strips, s)) {
@@ -237,8 +267,14 @@ impl<T> Input<T> {
 }
 
 /// Calls `f` with the input of every band of the batch.
-fn inputs<T: Real>(cpu: &Cpu, w: &Windows, x: &[T], work: usize, f: impl Fn(Input<T>) + Sync) -> Result<()> {
-    let bands = Bands::sharing(w, PIXELS, CACHE / size_of::<T>());
+fn inputs<T: Real>(
+    cpu: &Cpu,
+    w: &Windows,
+    x: &[T],
+    bands: &Bands,
+    work: usize,
+    f: impl Fn(Input<T>) + Sync,
+) -> Result<()> {
     let (images, rows) = bands.largest();
     let (row_len, is_padded) = (w.row_len(), w.padded());
     let padded_len = w.reach(0, rows) * row_len;

@@ -127,6 +127,12 @@ pub fn conv_weight_gradient<T: Real>(
     if dw.is_empty() {
         return Ok(());
     }
+    if s.is_product(out) && !dy.is_empty() {
+        // The product packs both operands: their columns lie a page apart.
+        let pixels = dy.len() / s.out_c;
+        let (x, dy) = (Mat::row_major(x, pixels, s.in_c)?, Mat::row_major(dy, pixels, s.out_c)?);
+        return gemm(cpu, dy.t(), x, MatMut::row_major(dw, s.out_c, s.in_c)?, accumulate);
+    }
     let add = accumulate || !flat(&s, out) || dy.is_empty();
     if add && !accumulate {
         dw.fill(T::ZERO);
