@@ -20,7 +20,7 @@ pub mod simd;
 mod workers;
 
 pub use arena::{Arena, ArenaMut, ArenaRef};
-pub use conv::{ConvShape, conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient};
+pub use conv::{ConvShape, conv_forward, conv_input_gradient, conv_weight_gradient};
 pub use cpu::Cpu;
 pub use element::{DType, Element};
 pub use error::{Error, Result};

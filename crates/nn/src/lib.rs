@@ -21,10 +21,11 @@ pub use error::{Error, Result};
 pub use forward::Forward;
 pub use init::Init;
 pub use layer::{
-    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Embedding, Flatten, FractionalMaxPool,
-    FractionalTo, GlobalAvgPool, Layer, Linear, LocalResponseNorm, MaxPool2d, MultiheadAttention, Noise,
-    NoiseKind, NormOptions, Pad, PadAmount, PadName, Pair, PerAxis, PixelShuffle, Recurrent, RecurrentCell,
-    RecurrentConfig, Sequential, Sight, Upsample, UpsampleMode, UpsampleTo,
+    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, ConvConfig, ConvKind, Convolution, Embedding,
+    Flatten, FractionalMaxPool, FractionalTo, GlobalAvgPool, Layer, Linear, LocalResponseNorm,
+    LocallyConnected2d, MaxPool2d, MultiheadAttention, Noise, NoiseKind, NormOptions, Pad, PadAmount,
+    PadName, Padding, PaddingName, Pair, PerAxis, PixelShuffle, Recurrent, RecurrentCell, RecurrentConfig,
+    Sequential, Sight, Sizes, Upsample, UpsampleMode, UpsampleTo,
 };
 pub use model::{
     LayerKind, LayerListing, LayerOption, LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary,

@@ -18,7 +18,7 @@ pub struct ParamId(pub u32);
 pub enum Stored {
     /// Not at all.
     Plain,
-    /// A convolution's weight: ours is [O, KH, KW, I], stored as [O, I, KH, KW].
+    /// A convolution's weight: ours is [O, KH, KW, I], stored as [O, I, KH, KW]; over any number of axes.
     Conv,
 }
 
@@ -159,7 +159,7 @@ impl Params {
     pub fn stored_shape(&self, id: ParamId) -> Shape {
         let spec = self.spec(id);
         match (spec.stored, &spec.shape[..]) {
-            (Stored::Conv, &[o, h, w, i]) => [o, i, h, w].into(),
+            (Stored::Conv, &[o, ref kernel @ .., i]) => Shape::new(&[&[o, i], kernel].concat()),
             _ => spec.shape,
         }
     }
@@ -168,7 +168,7 @@ impl Params {
     pub fn to_stored(&self, id: ParamId, ours: &[f32]) -> Vec<f32> {
         let spec = self.spec(id);
         match (spec.stored, &spec.shape[..]) {
-            (Stored::Conv, &[o, h, w, i]) => swap(ours, o, h * w, i),
+            (Stored::Conv, &[o, ref kernel @ .., i]) => swap(ours, o, kernel.iter().product(), i),
             _ => ours.to_vec(),
         }
     }
@@ -181,7 +181,7 @@ impl Params {
         }
         let spec = self.spec(id);
         Ok(match (spec.stored, &spec.shape[..]) {
-            (Stored::Conv, &[o, h, w, i]) => swap(stored, o, i, h * w),
+            (Stored::Conv, &[o, ref kernel @ .., i]) => swap(stored, o, i, kernel.iter().product()),
             _ => stored.to_vec(),
         })
     }

@@ -5,10 +5,15 @@
 
 mod common;
 
+use std::collections::HashMap;
+
 use common::device;
 use phalanx_host::Arena;
 use phalanx_host::rng::Key;
-use phalanx_nn::{Builder, Forward, Layer, ModelConfig, NormValues, Norms, ParamId, Params, build};
+use phalanx_nn::{
+    Builder, ConvConfig, ConvKind, Convolution, Forward, Layer, ModelConfig, NormValues, Norms, ParamId,
+    Params, build,
+};
 use phalanx_tensor::{Device, Tensor};
 
 struct Net {
@@ -190,4 +195,31 @@ fn named_models_take_the_samples_that_they_say() {
     let mut b = Builder::new();
     let small = build(&ModelConfig::named("lenet5"), [8, 8, 1], 10, &mut b).unwrap_err().to_string();
     assert!(small.contains("[8,8,1]") && small.contains("12 by 12"), "{small}");
+}
+
+#[test]
+fn convolutions_over_any_number_of_axes_give_the_shapes_that_they_say() {
+    for (kind, input, options) in [
+        (ConvKind::Plain(1), &[9, 4][..], "stride = 2, padding = [[0, 1]], groups = 2"),
+        (ConvKind::Plain(2), &[9, 8, 4], "dilation = [2, 1], padding = \"same\", groups = 4"),
+        (ConvKind::Plain(3), &[3, 5, 4, 4], "stride = [1, 2, 1], padding = 1"),
+        (ConvKind::Transposed(1), &[5, 4], "stride = 3, output_padding = 2"),
+        (ConvKind::Transposed(2), &[4, 3, 4], "stride = 2, padding = [1, 0], groups = 2"),
+        (ConvKind::Transposed(3), &[2, 3, 1, 4], "stride = 2, padding = 1, output_padding = [1, 0, 1]"),
+    ] {
+        let text = format!("c = {{ out = 8, kernel = 3, {options} }}");
+        let config = toml::from_str::<HashMap<String, ConvConfig>>(&text).unwrap().remove("c").unwrap();
+        let again: ConvConfig = toml::from_str(&toml::to_string(&config).unwrap()).unwrap();
+        assert_eq!(again, config);
+        let mut b = Builder::new();
+        let (layer, shape) = Convolution::build(&mut b, input.into(), kind, &config).unwrap();
+        let (params, norms) = b.finish(&mut Arena::zeroed).unwrap();
+        params.initialise(3).unwrap();
+        let net = Net { layer: Box::new(layer), params, norms, device: device() };
+        let x = net.input(&[&[2], input].concat(), 1);
+        let y = net.layer.forward(&net.cx(true, 0..2, 0), &x).unwrap();
+        assert_eq!(y.shape()[..], [&[2], &shape[..]].concat(), "{kind:?}");
+        let loss = y.mul(&y).unwrap().sum_all().unwrap();
+        assert!(loss.gradients().is_ok() && loss.item().unwrap() > 0.0);
+    }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use phalanx_host::{Arena, Cpu, Isa};
-use phalanx_tensor::{DType, Device, LeafId, LeafMemory, LeafSink, Result, Tensor};
+use phalanx_tensor::{Conv, DType, Device, LeafId, LeafMemory, LeafSink, Result, Tensor};
 
 /// Gradients go to an arena, each to its place.
 struct Places<'a> {
@@ -57,8 +57,9 @@ fn mlp(x: &Tensor, p: &[Tensor], parts: &mut Parts) -> Result<Tensor> {
 
 fn lenet5(x: &Tensor, p: &[Tensor], parts: &mut Parts) -> Result<Tensor> {
     let mut h = x.clone();
-    for (i, padding) in [(0, [2, 2]), (2, [0, 0])] {
-        h = parts.time("conv2d", || h.conv2d(&p[i], Some(&p[i + 1]), [1, 1], padding))?;
+    for (i, padding) in [(0, 2), (2, 0)] {
+        let conv = Conv::new().padding(&[padding]);
+        h = parts.time("conv2d", || h.conv2d(&p[i], Some(&p[i + 1]), &conv))?;
         h = parts.time("relu", || h.relu())?;
         h = parts.time("max_pool2d", || h.max_pool2d([2, 2], [2, 2], [0, 0]))?;
     }

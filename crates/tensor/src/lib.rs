@@ -22,10 +22,9 @@ mod view;
 pub use device::Device;
 pub use error::{Error, Result};
 pub use op::{Exec, Meta, Narrow, Op, Plan, Saved, Spec};
-pub use ops::{Attention, Cell, Recurred, Recurrence};
 pub use ops::{
-    BatchNorm, FractionalPool, Fuse, Interpolation, PadMode, Pool, Resample, concat, fold, stack,
-    top_k_errors,
+    Attention, BatchNorm, Cell, Conv, FractionalPool, Fuse, Interpolation, PadMode, Pool, Recurred,
+    Recurrence, Resample, concat, fold, stack, top_k_errors,
 };
 pub use phalanx_host::{DType, Element};
 pub use shape::{Layout, MAX_AXES, Shape};

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use phalanx_host::{Arena, Cpu, Isa, PoolStats};
-use phalanx_tensor::{DType, Device, Fuse, LeafId, LeafMemory, LeafSink, Result, Tensor};
+use phalanx_tensor::{Conv, DType, Device, Fuse, LeafId, LeafMemory, LeafSink, Result, Tensor};
 
 fn device() -> (Device, Arc<Cpu>) {
     let cpu = Arc::new(Cpu::new(Isa::detect(), 1).unwrap());
@@ -60,7 +60,7 @@ fn from_the_second_step_on_nothing_large_comes_from_the_system() {
                 w.leaf_named(LeafId(i as u64))
             })
             .collect();
-        let h = x.conv2d(&p[0], Some(&p[1]), [1, 1], [1, 1]).unwrap();
+        let h = x.conv2d(&p[0], Some(&p[1]), &Conv::new().padding(&[1])).unwrap();
         let h = h.batch_norm_train(&p[2], &p[3], 1e-5).unwrap().y.relu().unwrap();
         let h = h.max_pool2d([2, 2], [2, 2], [0, 0]).unwrap().reshape(&[64, 16 * 64]).unwrap();
         let h = h.linear(&p[4], Some(&p[5])).unwrap().relu().unwrap();

@@ -15,6 +15,7 @@ const WITHOUT_ROW: &[(&str, &str)] = &[
     ("normal", "takes no operand; the rows of gaussian_noise have its values"),
     ("output", "tells sizes, and is no op"),
     ("recurrent_step", "a recurrence of one step; crates/train/tests/spikes/lstm.rs trains with it"),
+    ("transposed_output", "tells sizes, and is no op"),
     ("top_k_errors", "gives no tensor; crates/tensor/tests/special.rs has its values"),
 ];
 

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::shape::{ConvShape, Sizes};
+use super::windows::Windows;
 
 /// Pieces that a batch is cut into at least, where its rows allow: enough for any number of threads.
-const PIECES: usize = 16;
+pub(super) const PIECES: usize = 16;
 
 /// Neighbouring whole images, or neighbouring output rows of one image.
 #[derive(Debug, Clone)]
@@ -37,20 +37,21 @@ pub(super) struct Bands {
 impl Bands {
     /// Bands for tasks that share a weight: of at least `pixels` output pixels where the batch is large
     /// enough, and of few enough rows that the input of one stays in the cache.
-    pub(super) fn sharing(shape: &ConvShape, z: &Sizes, pixels: usize, cache: usize) -> Self {
-        let per_image = z.out_h * z.out_w;
-        let images = pixels.div_ceil(per_image).min(shape.batch.div_ceil(PIECES)).max(1);
-        let pieces = PIECES.div_ceil(shape.batch).max((z.pad_h * z.pad_row).div_ceil(cache));
-        let pieces = if images > 1 { 1 } else { pieces.min(z.out_h) };
-        Bands { batch: shape.batch, out_h: z.out_h, images, pieces }
+    pub(super) fn sharing(w: &Windows, pixels: usize, cache: usize) -> Self {
+        let [out_h, out_w] = w.out;
+        let images = pixels.div_ceil(out_h * out_w).min(w.images.div_ceil(PIECES)).max(1);
+        let pieces = PIECES.div_ceil(w.images).max(w.padded_len().div_ceil(cache));
+        let pieces = if images > 1 { 1 } else { pieces.min(out_h) };
+        Bands { batch: w.images, out_h, images, pieces }
     }
 
-    /// Bands whose input and output together have about `cache` numbers.
-    pub(super) fn caching(shape: &ConvShape, z: &Sizes, cache: usize) -> Self {
-        let per_image = z.pad_h * z.pad_row + z.out_h * z.out_w * shape.out_c;
-        let images = (cache / per_image.max(1)).clamp(1, shape.batch);
-        let pieces = if images > 1 { 1 } else { per_image.div_ceil(cache).clamp(1, z.out_h) };
-        Bands { batch: shape.batch, out_h: z.out_h, images, pieces }
+    /// Bands whose input and output (of `out_c` channels) together have about `cache` numbers.
+    pub(super) fn caching(w: &Windows, out_c: usize, cache: usize) -> Self {
+        let [out_h, out_w] = w.out;
+        let per_image = w.padded_len() + out_h * out_w * out_c;
+        let images = (cache / per_image.max(1)).clamp(1, w.images);
+        let pieces = if images > 1 { 1 } else { per_image.div_ceil(cache).clamp(1, out_h) };
+        Bands { batch: w.images, out_h, images, pieces }
     }
 
     pub(super) fn count(&self) -> usize {

@@ -6,53 +6,79 @@ use crate::gemm::{Bias, Depth, Engine, Pack, Scratch, Shared, Tile, Walk, part, 
 use crate::simd::Real;
 use crate::{Buffer, Cpu, Result};
 
-use super::bands::{Band, Bands};
+use super::bands::{Band, Bands, PIECES};
 use super::pad::pad_rows;
-use super::shape::{ConvShape, Sizes};
+use super::windows::{Places, Windows};
 
 /// Output pixels that a task should have, to read the weight not too often.
 const PIXELS: usize = 128;
 /// Bytes of padded input that a task works on: a quarter of a 2 MB second-level cache.
 const CACHE: usize = 1 << 19;
+/// Bytes of a weight that no second-level cache keeps from band to band.
+const LARGE: usize = 1 << 22;
+/// Rows of a weight that are packed for one place of the kernel after the other: they lie pages apart.
+const ROWS: usize = 16;
 
-/// A weight in panels of as many output channels as a tile has columns: for each number that a pixel
-/// takes, one number a channel.
+/// A plane of a weight: for each output channel, the numbers of one plane of the kernel.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Weight<'a, T> {
+    /// From the plane's first number on.
+    pub data: &'a [T],
+    /// From output channel to output channel.
+    pub row: usize,
+    /// Output channels.
+    pub channels: usize,
+}
+
+/// A weight in panels of as many channels as a tile has columns: for each number that a window takes, one
+/// number a channel. No panel has channels of two groups.
 pub(super) struct Panels {
     buffer: Buffer,
+    groups: usize,
+    /// Channels of a group.
     channels: usize,
-    reach: usize,
+    numbers: usize,
+    cols: usize,
+    lanes: usize,
 }
 
 impl Panels {
-    /// Packs `[out_c, reach]`, as a forward convolution takes it.
-    pub(super) fn new<T: Real>(
-        cpu: &Cpu,
-        e: &Engine<T>,
-        w: &[T],
-        out_c: usize,
-        reach: usize,
-    ) -> Result<Self> {
-        Self::build(cpu, e, out_c, reach, |channel, lanes, dst, width| {
-            let src = w[channel * reach..].as_ptr();
-            e.pack(Pack { src, src_step: 1, src_lane: reach, steps: reach, lanes, dst, width });
+    /// Packs a weight as a forward convolution takes it.
+    pub(super) fn new<T: Real>(cpu: &Cpu, e: &Engine<T>, w: &Weight<T>, windows: &Windows) -> Result<Self> {
+        let (groups, numbers) = (windows.groups, windows.numbers());
+        let channels = w.channels / groups;
+        Self::build(cpu, e, [groups, channels, numbers], |group, channel, lanes, dst, width| {
+            let src = w.data[(group * channels + channel) * w.row..].as_ptr();
+            e.pack(Pack { src, src_step: 1, src_lane: w.row, steps: numbers, lanes, dst, width });
         })
     }
 
-    /// Packs the weight `[out_c, taps, in_c]` with its channels exchanged and its taps reversed: the
-    /// weight of the convolution that carries the output's gradient back.
-    pub(super) fn reversed<T: Real>(cpu: &Cpu, e: &Engine<T>, w: &[T], shape: &ConvShape) -> Result<Self> {
-        let (taps, c, o) = (shape.kernel[0] * shape.kernel[1], shape.in_c, shape.out_c);
-        Self::build(cpu, e, c, taps * o, |channel, lanes, dst, width| {
-            for tap in 0..taps {
-                e.pack(Pack {
-                    src: w[(taps - 1 - tap) * c + channel..].as_ptr(),
-                    src_step: taps * c,
-                    src_lane: 1,
-                    steps: o,
-                    lanes,
-                    dst: dst.wrapping_add(tap * o * width),
-                    width,
-                });
+    /// Packs `taps` (places of the kernel's plane, in this order) of a weight with `share` input channels a
+    /// group, its channels exchanged: the weight of the convolution that carries the output's gradient back.
+    pub(super) fn backward<T: Real>(
+        cpu: &Cpu,
+        e: &Engine<T>,
+        w: &Weight<T>,
+        groups: usize,
+        share: usize,
+        taps: &[usize],
+    ) -> Result<Self> {
+        let o = w.channels / groups;
+        Self::build(cpu, e, [groups, share, taps.len() * o], |group, channel, lanes, dst, width| {
+            let cuts = o.div_ceil(ROWS);
+            for rows in (0..cuts).map(|cut| part(o, cuts, cut)) {
+                for (i, tap) in taps.iter().enumerate() {
+                    let first = (group * o + rows.start) * w.row;
+                    e.pack(Pack {
+                        src: w.data[first + tap * share + channel..].as_ptr(),
+                        src_step: w.row,
+                        src_lane: 1,
+                        steps: rows.len(),
+                        lanes,
+                        dst: dst.wrapping_add((i * o + rows.start) * width),
+                        width,
+                    });
+                }
             }
         })
     }
@@ -60,68 +86,109 @@ impl Panels {
     fn build<T: Real>(
         cpu: &Cpu,
         e: &Engine<T>,
-        channels: usize,
-        reach: usize,
-        pack: impl Fn(usize, usize, *mut T, usize) + Sync,
+        [groups, channels, numbers]: [usize; 3],
+        pack: impl Fn(usize, usize, usize, *mut T, usize) + Sync,
     ) -> Result<Self> {
-        let panels = channels.div_ceil(e.cols);
-        let mut buffer = cpu.pool.alloc(panels * e.cols * reach * size_of::<T>())?;
-        let dst = Shared::new(buffer.as_mut_slice::<T>());
-        run(cpu, panels, channels * reach, |p| {
-            let lanes = part_of(channels, e.cols, p);
-            pack(p * e.cols, lanes, dst.at(p * e.cols * reach), lanes.next_multiple_of(e.lanes));
+        let mut panels = Panels {
+            buffer: cpu.pool.alloc(groups * channels.div_ceil(e.cols) * e.cols * numbers * size_of::<T>())?,
+            groups,
+            channels,
+            numbers,
+            cols: e.cols,
+            lanes: e.lanes,
+        };
+        let count = panels.count();
+        let places: Vec<_> = (0..count).map(|i| panels.channels(i)).collect();
+        let dst = Shared::new(panels.buffer.as_mut_slice::<T>());
+        run(cpu, count, groups * channels * numbers, |i| {
+            let (group, channel, lanes, width) = places[i];
+            pack(group, channel, lanes, dst.at(i * e.cols * numbers), width);
         });
-        Ok(Panels { buffer, channels, reach })
+        Ok(panels)
     }
-}
 
-/// The size of piece `i` of `n` cut into pieces of `size`.
-fn part_of(n: usize, size: usize, i: usize) -> usize {
-    size.min(n - i * size)
+    fn count(&self) -> usize {
+        self.groups * self.channels.div_ceil(self.cols)
+    }
+
+    /// The channels of panel `i`: their group, the first one in it, how many, and the panel's width.
+    fn channels(&self, i: usize) -> (usize, usize, usize, usize) {
+        let each = self.channels.div_ceil(self.cols);
+        let first = i % each * self.cols;
+        let count = self.cols.min(self.channels - first);
+        (i / each, first, count, count.next_multiple_of(self.lanes))
+    }
 }
 
 /// y = x * w + bias, or y += where `add` is set.
 pub(super) fn forward<T: Real>(
     cpu: &Cpu,
     e: &Engine<T>,
-    shape: &ConvShape,
-    z: &Sizes,
+    w: &Windows,
     x: &[T],
-    w: &Panels,
+    panels: &Panels,
     bias: Option<&[T]>,
-    y: &mut [T],
+    y: Shared<T>,
+    to: &Places,
     add: bool,
 ) -> Result<()> {
-    let (o, stride) = (shape.out_c, shape.stride);
-    let tiles = z.out_w.div_ceil(e.rows);
-    let work = y.len() * z.reach;
-    let y = Shared::new(y);
-    let panels = w.buffer.as_slice::<T>();
-    inputs(cpu, shape, z, x, work, |input| {
-        for p in 0..w.channels.div_ceil(e.cols) {
-            let (channel, cols) = (p * e.cols, part_of(w.channels, e.cols, p));
-            let width = cols.next_multiple_of(e.lanes);
-            for (image, row, t) in input.band.pixels(tiles) {
-                let pixels = part(z.out_w, tiles, t);
-                e.tile(Tile {
-                    rows: pixels.len(),
-                    cols,
-                    depth: Depth { steps: z.run, segments: shape.kernel[0], groups: 1 },
-                    a: input.at(image, row * stride[0]).wrapping_add(pixels.start * stride[1] * shape.in_c),
-                    a_row: stride[1] * shape.in_c,
-                    a_walk: Walk { step: 1, segment: z.pad_row, group: 0 },
-                    b: panels[p * e.cols * w.reach..].as_ptr(),
-                    b_walk: Walk { step: width, segment: z.run * width, group: 0 },
-                    b_whole: true,
-                    c: y.at(((image * z.out_h + row) * z.out_w + pixels.start) * o + channel),
-                    c_row: o,
-                    c_col: 1,
-                    bias: bias.map_or(Bias::None, |b| Bias::Cols(b[channel..].as_ptr())),
-                    add,
-                });
-            }
+    let [out_h, out_w] = w.out;
+    let tiles = out_w.div_ceil(e.rows);
+    let pixel = w.stride[1] * w.channels;
+    let (depth, a_walk) = w.walk(w.row_len());
+    let work = w.images * out_h * out_w * panels.groups * panels.channels * panels.numbers;
+    let packed = panels.buffer.as_slice::<T>();
+    let b_walk = |width| Walk {
+        step: width,
+        segment: depth.steps * width,
+        group: depth.steps * depth.segments * width,
+    };
+    let panel = |i: usize, input: &Input<T>| {
+        let (group, channel, cols, width) = panels.channels(i);
+        let (from, out) = (group * w.share(), group * panels.channels + channel);
+        for (image, row, t) in input.band.pixels(tiles) {
+            let pixels = part(out_w, tiles, t);
+            e.tile(Tile {
+                rows: pixels.len(),
+                cols,
+                depth,
+                a: input.at(image, row).wrapping_add(pixels.start * pixel + from),
+                a_row: pixel,
+                a_walk,
+                b: packed[i * e.cols * panels.numbers..].as_ptr(),
+                b_walk: b_walk(width),
+                b_whole: true,
+                c: y.at(to.at(image, row, pixels.start) + out),
+                c_row: to.pixel,
+                c_col: 1,
+                bias: bias.map_or(Bias::None, |b| Bias::Cols(b[out..].as_ptr())),
+                add,
+            });
         }
-    })
+    };
+    // Either each band reads the whole weight, or each panel of the weight reads all images.
+    let bands = Bands::sharing(w, PIXELS, CACHE / size_of::<T>());
+    let (weight, images) = (size_of_val(packed), w.images * w.padded_len() * size_of::<T>());
+    if weight <= LARGE || bands.count() * weight + images <= panels.count() * images + weight {
+        return inputs(cpu, w, x, &bands, work, |input| (0..panels.count()).for_each(|i| panel(i, &input)));
+    }
+    let len = w.padded_len();
+    let mut buffer = cpu.pool.alloc(if w.padded() { w.images * len * size_of::<T>() } else { 0 })?;
+    let (x, image_len) = if w.padded() {
+        let padded = buffer.as_mut_slice::<T>();
+        cpu.workers.chunks(padded, len, |image, to| pad_rows(w, &x[image * w.image_len..], 0, to));
+        (buffer.as_slice::<T>(), len)
+    } else {
+        (&x[w.start(0)..], w.image_len)
+    };
+    let parts = PIECES.div_ceil(panels.count()).min(w.images);
+    run(cpu, panels.count() * parts, work, |task| {
+        let images = part(w.images, parts, task % parts);
+        let base = x[images.start * image_len..].as_ptr();
+        let band = Band { images, rows: 0..out_h };
+        panel(task / parts, &Input { band, base, image_len, row: w.stride[0] * w.row_len() });
+    });
+    Ok(())
 }
 
 /// The forward convolution of images with one channel: tiles of (output channels) x (pixels), since
@@ -129,51 +196,53 @@ pub(super) fn forward<T: Real>(
 pub(super) fn forward_planar<T: Real>(
     cpu: &Cpu,
     e: &Engine<T>,
-    shape: &ConvShape,
-    z: &Sizes,
+    w: &Windows,
     x: &[T],
-    w: &[T],
+    weight: &Weight<T>,
     bias: Option<&[T]>,
-    y: &mut [T],
+    y: Shared<T>,
+    to: &Places,
+    add: bool,
 ) -> Result<()> {
-    let o = shape.out_c;
-    let (strips, tiles) = (o.div_ceil(e.rows), z.out_w.div_ceil(e.cols));
-    let mut packed = cpu.pool.alloc(size_of_val(w))?;
+    let (o, numbers, [out_h, out_w]) = (weight.channels, w.numbers(), w.out);
+    let (strips, tiles) = (o.div_ceil(e.rows), out_w.div_ceil(e.cols));
+    let mut packed = cpu.pool.alloc(o * numbers * size_of::<T>())?;
     let dst = packed.as_mut_slice::<T>();
     for s in 0..strips {
         let rows = part(o, strips, s);
         e.pack(Pack {
-            src: w[rows.start * z.reach..].as_ptr(),
+            src: weight.data[rows.start * weight.row..].as_ptr(),
             src_step: 1,
-            src_lane: z.reach,
-            steps: z.reach,
+            src_lane: weight.row,
+            steps: numbers,
             lanes: rows.len(),
-            dst: dst[rows.start * z.reach..].as_mut_ptr(),
+            dst: dst[rows.start * numbers..].as_mut_ptr(),
             width: rows.len(),
         });
     }
     let packed = packed.as_slice::<T>();
-    let work = y.len() * z.reach;
-    let y = Shared::new(y);
-    inputs(cpu, shape, z, x, work, |input| {
+    let [kernel_h, kernel_w] = w.kernel;
+    let b_walk = Walk { step: w.dilation[1], segment: w.dilation[0] * w.row_len(), group: 0 };
+    let bands = Bands::sharing(w, PIXELS, CACHE / size_of::<T>());
+    inputs(cpu, w, x, &bands, w.images * out_h * out_w * o * numbers, |input| {
         for (image, row, t) in input.band.pixels(tiles) {
-            let pixels = part(z.out_w, tiles, t);
+            let pixels = part(out_w, tiles, t);
             for channels in (0..strips).map(|s| part(o, strips, s)) {
                 e.tile(Tile {
                     rows: channels.len(),
                     cols: pixels.len(),
-                    depth: Depth { steps: z.run, segments: shape.kernel[0], groups: 1 },
-                    a: packed[channels.start * z.reach..].as_ptr(),
+                    depth: Depth { steps: kernel_w, segments: kernel_h, groups: 1 },
+                    a: packed[channels.start * numbers..].as_ptr(),
                     a_row: 1,
-                    a_walk: Walk { step: channels.len(), segment: z.run * channels.len(), group: 0 },
-                    b: input.at(image, row * shape.stride[0]).wrapping_add(pixels.start),
-                    b_walk: Walk { step: 1, segment: z.pad_row, group: 0 },
+                    a_walk: Walk { step: channels.len(), segment: kernel_w * channels.len(), group: 0 },
+                    b: input.at(image, row).wrapping_add(pixels.start),
+                    b_walk,
                     b_whole: false,
-                    c: y.at(((image * z.out_h + row) * z.out_w + pixels.start) * o + channels.start),
+                    c: y.at(to.at(image, row, pixels.start) + channels.start),
                     c_row: 1,
-                    c_col: o,
+                    c_col: to.pixel,
                     bias: bias.map_or(Bias::None, |b| Bias::Rows(b[channels.start..].as_ptr())),
-                    add: false,
+                    add,
                 });
             }
         }
@@ -184,46 +253,46 @@ pub(super) fn forward_planar<T: Real>(
 struct Input<T> {
     band: Band,
     base: *const T,
-    first: usize,
     image_len: usize,
-    row_len: usize,
+    /// From the windows of one output row to those of the next.
+    row: usize,
 }
 
 impl<T> Input<T> {
-    /// The address of a padded row.
+    /// The first place of the first window of an output row.
     fn at(&self, image: usize, row: usize) -> *const T {
-        let at = (image - self.band.images.start) * self.image_len + (row - self.first) * self.row_len;
-        self.base.wrapping_add(at)
+        let (image, row) = (image - self.band.images.start, row - self.band.rows.start);
+        self.base.wrapping_add(image * self.image_len + row * self.row)
     }
 }
 
 /// Calls `f` with the input of every band of the batch.
 fn inputs<T: Real>(
     cpu: &Cpu,
-    shape: &ConvShape,
-    z: &Sizes,
+    w: &Windows,
     x: &[T],
+    bands: &Bands,
     work: usize,
     f: impl Fn(Input<T>) + Sync,
 ) -> Result<()> {
-    let bands = Bands::sharing(shape, z, PIXELS, CACHE / size_of::<T>());
     let (images, rows) = bands.largest();
-    let reach = |rows: usize| (rows - 1) * shape.stride[0] + shape.kernel[0];
-    let padded_len = reach(rows) * z.pad_row;
-    let scratch = Scratch::new::<T>(cpu, bands.count(), if z.padded { images * padded_len } else { 0 })?;
+    let (row_len, is_padded) = (w.row_len(), w.padded());
+    let padded_len = w.reach(0, rows) * row_len;
+    let scratch = Scratch::new::<T>(cpu, bands.count(), if is_padded { images * padded_len } else { 0 })?;
     run(cpu, bands.count(), work, |i| {
         let band = bands.get(i);
-        let (first, row_len) = (band.rows.start * shape.stride[0], z.pad_row);
+        let first = band.rows.start;
         scratch.with(|padded: &mut [T]| {
-            let (base, image_len) = if z.padded {
+            let (base, image_len) = if is_padded {
+                let len = w.reach(0, band.rows.len()) * row_len;
                 for (image, to) in band.images.clone().zip(padded.chunks_exact_mut(padded_len)) {
-                    pad_rows(shape, z, x, image, first, reach(band.rows.len()), to);
+                    pad_rows(w, &x[image * w.image_len..], first, &mut to[..len]);
                 }
                 (padded.as_ptr(), padded_len)
             } else {
-                (x[(band.images.start * z.pad_h + first) * row_len..].as_ptr(), z.pad_h * row_len)
+                (x[band.images.start * w.image_len + w.start(first)..].as_ptr(), w.image_len)
             };
-            f(Input { band, base, first, image_len, row_len });
+            f(Input { band, base, image_len, row: w.stride[0] * row_len });
         });
     });
     Ok(())

@@ -2,42 +2,27 @@
 
 use crate::simd::Real;
 
-use super::shape::{ConvShape, Sizes};
+use super::windows::Windows;
 
-/// Writes rows `first..first + rows` of image `n`, padded, to `out`.
-pub(super) fn pad_rows<T: Real>(
-    shape: &ConvShape,
-    z: &Sizes,
-    x: &[T],
-    n: usize,
-    first: usize,
-    rows: usize,
-    out: &mut [T],
-) {
-    let (side, row) = (shape.padding[1] * shape.in_c, shape.in_w * shape.in_c);
-    for (r, out) in out[..rows * z.pad_row].chunks_exact_mut(z.pad_row).enumerate() {
-        let y = (first + r).wrapping_sub(shape.padding[0]);
-        if y < shape.in_h {
-            let at = (n * shape.in_h + y) * row;
+/// Writes the input rows of `rows` neighbouring rows of an image as windows see them, `out.len()` numbers in
+/// all: from the first place of output row `row`'s windows on.
+pub(super) fn pad_rows<T: Real>(w: &Windows, image: &[T], row: usize, out: &mut [T]) {
+    let row_len = w.row_len();
+    let (width, channels) = (w.size[1], w.channels);
+    // The first pixel that a padded row has of the image's row, and where it stands there.
+    let from = w.origin[1].max(0) as usize;
+    let side = (-w.origin[1]).max(0) as usize * channels;
+    let len = (width.saturating_sub(from) * channels).min(row_len.saturating_sub(side));
+    let first = w.origin[0] + (row * w.stride[0]) as isize;
+    for (r, out) in out.chunks_exact_mut(row_len).enumerate() {
+        let y = first + r as isize;
+        if y >= 0 && (y as usize) < w.size[0] && len > 0 {
+            let at = (y as usize * width + from) * channels;
             out[..side].fill(T::ZERO);
-            out[side..side + row].copy_from_slice(&x[at..at + row]);
-            out[side + row..].fill(T::ZERO);
+            out[side..side + len].copy_from_slice(&image[at..at + len]);
+            out[side + len..].fill(T::ZERO);
         } else {
             out.fill(T::ZERO);
-        }
-    }
-}
-
-/// Writes (or adds) the inside of a padded image to an image.
-pub(super) fn crop<T: Real>(shape: &ConvShape, z: &Sizes, padded: &[T], image: &mut [T], add: bool) {
-    let (side, row) = (shape.padding[1] * shape.in_c, shape.in_w * shape.in_c);
-    for (y, out) in image.chunks_exact_mut(row).enumerate() {
-        let at = (y + shape.padding[0]) * z.pad_row + side;
-        let from = &padded[at..at + row];
-        if add {
-            out.iter_mut().zip(from).for_each(|(o, &f)| *o += f);
-        } else {
-            out.copy_from_slice(from);
         }
     }
 }

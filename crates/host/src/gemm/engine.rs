@@ -28,13 +28,13 @@ pub(crate) struct Engine<E: Real> {
 }
 
 /// A kernel handed over by address: it is larger than what passes in registers.
-struct At<K>(*const K);
+pub(crate) struct At<K>(pub(crate) *const K);
 
 impl<E: Copy, K: Kernel<E> + Copy> Kernel<E> for At<K> {
     type Out = K::Out;
     #[inline(always)]
     fn run<V: Simd<E>>(self) -> K::Out {
-        // SAFETY: made by the methods of `Engine` from a reference, and run before they return.
+        // SAFETY: made from a reference in the call that runs it.
         unsafe { *self.0 }.run::<V>()
     }
 }
@@ -89,6 +89,11 @@ unsafe impl<E: Send> Sync for Shared<E> {}
 impl<E> Shared<E> {
     pub(crate) fn new(data: &mut [E]) -> Self {
         Shared(data.as_mut_ptr())
+    }
+
+    /// The same from element `i` on.
+    pub(crate) fn from(self, i: usize) -> Self {
+        Shared(self.at(i))
     }
 
     /// The address of element `i`.

@@ -14,7 +14,7 @@ mod packed;
 mod tile;
 
 pub(crate) use dot::Dot;
-pub(crate) use engine::{Engine, Scratch, Shared, part, run};
+pub(crate) use engine::{At, Engine, Scratch, Shared, part, run};
 pub use mat::{Mat, MatMut};
 pub(crate) use pack::Pack;
 use packed::{Cut, Panels, Strips, fill};
@@ -149,7 +149,7 @@ fn product<T: Real>(
     // when enough strips of A read them.
     let pack = b.col_stride != 1 || a.rows.div_ceil(e.rows) > 2;
     let mut packed = cpu.pool.alloc(if pack { cut.largest() * size_of::<T>() } else { 0 })?;
-    let strips = Strips::new(cpu, e, &cut, a, c)?;
+    let mut strips = Strips::new(cpu, e, &cut, a, c)?;
     for p in cut.parts() {
         let panels = if pack {
             fill(cpu, e, &cut, p, b, a.rows, packed.as_mut_slice());

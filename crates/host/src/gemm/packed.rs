@@ -10,6 +10,8 @@ use crate::{Buffer, Cpu, Error, Result};
 const BLOCK_DEPTH: usize = 1024;
 /// Bytes of B that are packed at a time: a quarter of a 2 MB second-level cache.
 const BLOCK_BYTES: usize = 1 << 19;
+/// Steps of an operand that are packed for one strip or panel after the other.
+const ROWS: usize = 16;
 /// Row strips that a task takes at most; enough to be worth a hand-over, few enough to balance.
 const STRIPS: usize = 4;
 
@@ -43,9 +45,9 @@ impl Cut {
 
     pub(super) fn parts(&self) -> impl Iterator<Item = Part> {
         let panels = self.n.div_ceil(self.cols);
-        (0..panels).step_by(self.block).flat_map(move |first| {
-            let count = self.block.min(panels - first);
-            (0..self.depths).map(move |level| Part { first, count, level })
+        (0..self.depths).flat_map(move |level| {
+            let part = move |first| Part { first, count: self.block.min(panels - first), level };
+            (0..panels).step_by(self.block).map(part)
         })
     }
 
@@ -95,16 +97,19 @@ pub(super) fn fill<T: Real>(
 ) {
     let steps = cut.steps(p);
     let out = Shared::new(out);
-    run(cpu, p.count, m * steps.len() * p.count * cut.cols, |i| {
-        let cols = cut.columns(p.first + i);
+    // Panels share rows of memory when columns are neighbours: some rows at a time for all of them.
+    let cuts = if b.col_stride == 1 { steps.len().div_ceil(ROWS) } else { 1 };
+    run(cpu, p.count * cuts, m * steps.len() * p.count * cut.cols, |task| {
+        let (i, rows) = (task % p.count, part(steps.len(), cuts, task / p.count));
+        let (cols, width) = (cut.columns(p.first + i), cut.width(p.first + i));
         e.pack(Pack {
-            src: b.data[steps.start * b.row_stride + cols.start * b.col_stride..].as_ptr(),
+            src: b.data[(steps.start + rows.start) * b.row_stride + cols.start * b.col_stride..].as_ptr(),
             src_step: b.row_stride,
             src_lane: b.col_stride,
-            steps: steps.len(),
+            steps: rows.len(),
             lanes: cols.len(),
-            dst: out.at(i * cut.cols * steps.len()),
-            width: cut.width(p.first + i),
+            dst: out.at(i * cut.cols * steps.len() + rows.start * width),
+            width,
         });
     });
 }
@@ -118,21 +123,47 @@ pub(super) struct Strips<'a, T> {
     /// Strips are packed when enough panels of B pass by.
     pack: bool,
     scratch: Scratch,
+    /// All strips at one depth, where A is far and would be packed for several parts.
+    all: Option<Buffer>,
 }
 
 impl<'a, T: Real> Strips<'a, T> {
     pub(super) fn new(cpu: &Cpu, e: &Engine<T>, cut: &Cut, a: Mat<'a, T>, c: MatMut<'a, T>) -> Result<Self> {
         let pack = (a.row_stride != 1 && a.col_stride != 1) || cut.block > 4 || (cut.block > 1 && far(&a));
         let tasks = a.rows.div_ceil(e.rows).div_ceil(STRIPS);
-        let len = if pack { e.rows * cut.k.div_ceil(cut.depths) } else { 0 };
-        let scratch = Scratch::new::<T>(cpu, tasks, len)?;
-        Ok(Strips { a, c_row: c.row_stride, c_col: c.col_stride, c: Shared::new(c.data), pack, scratch })
+        let depth = cut.k.div_ceil(cut.depths);
+        let whole = pack && far(&a) && cut.block < cut.n.div_ceil(cut.cols);
+        let all = whole.then(|| cpu.pool.alloc(a.rows * depth * size_of::<T>())).transpose()?;
+        let scratch = Scratch::new::<T>(cpu, tasks, if pack && !whole { e.rows * depth } else { 0 })?;
+        let (c_row, c_col) = (c.row_stride, c.col_stride);
+        Ok(Strips { a, c_row, c_col, c: Shared::new(c.data), pack, scratch, all })
+    }
+
+    /// Packs all strips of an A whose rows are neighbours in memory, some rows of memory at a time.
+    fn pack_all(&mut self, cpu: &Cpu, e: &Engine<T>, steps: &Range<usize>) {
+        let Some(buffer) = &mut self.all else { return };
+        let (a, to) = (self.a, Shared::new(buffer.as_mut_slice::<T>()));
+        let (strips, cuts) = (a.rows.div_ceil(e.rows), steps.len().div_ceil(ROWS));
+        run(cpu, cuts, a.rows * steps.len(), |cut| {
+            let cut = part(steps.len(), cuts, cut);
+            for rows in (0..strips).map(|s| part(a.rows, strips, s)) {
+                e.pack(Pack {
+                    src: a.data[(steps.start + cut.start) * a.col_stride + rows.start..].as_ptr(),
+                    src_step: a.col_stride,
+                    src_lane: 1,
+                    steps: cut.len(),
+                    lanes: rows.len(),
+                    dst: to.at(rows.start * steps.len() + cut.start * rows.len()),
+                    width: rows.len(),
+                });
+            }
+        });
     }
 
     /// All strips by one part of B; `bias(column, row)` is what a tile that starts there adds. Parts must come in
     /// the order of [`Cut::parts`].
     pub(super) fn times(
-        &self,
+        &mut self,
         cpu: &Cpu,
         e: &Engine<T>,
         cut: &Cut,
@@ -141,15 +172,21 @@ impl<'a, T: Real> Strips<'a, T> {
         bias: &(impl Fn(usize, usize) -> Bias<T> + Sync),
         accumulate: bool,
     ) {
-        let Strips { a, c, c_row, c_col, .. } = *self;
-        let (m, count) = (a.rows, a.rows.div_ceil(e.rows));
         let steps = cut.steps(p);
+        if p.first == 0 {
+            self.pack_all(cpu, e, &steps);
+        }
+        let Strips { a, c, c_row, c_col, pack, .. } = *self;
+        let all = self.all.as_ref().map(|all| all.as_slice::<T>());
+        let (m, count) = (a.rows, a.rows.div_ceil(e.rows));
         run(cpu, count.div_ceil(STRIPS), m * steps.len() * p.count * cut.cols, |task| {
             self.scratch.with(|strip: &mut [T]| {
                 for s in task * STRIPS..(task * STRIPS + STRIPS).min(count) {
                     let rows = part(m, count, s);
                     let from = a.data[rows.start * a.row_stride + steps.start * a.col_stride..].as_ptr();
-                    let (from, a_row, a_step) = if self.pack {
+                    let (from, a_row, a_step) = if let Some(all) = all {
+                        (all[rows.start * steps.len()..].as_ptr(), 1, rows.len())
+                    } else if pack {
                         e.pack(Pack {
                             src: from,
                             src_step: a.col_stride,
@@ -248,7 +285,7 @@ pub fn gemm_packed<T: Real>(
     let e = Engine::new(cpu);
     let cut = Cut::new(&e, b.k, b.n);
     let (all, mut at) = (b.buffer.as_slice::<T>(), 0);
-    let strips = Strips::new(cpu, &e, &cut, a, c)?;
+    let mut strips = Strips::new(cpu, &e, &cut, a, c)?;
     for p in cut.parts() {
         strips.times(cpu, &e, &cut, p, Panels::Packed(&all[at..]), &|_, _| Bias::None, accumulate);
         at += cut.len(p);

@@ -1,86 +1,241 @@
-use phalanx_tensor::{Shape, Tensor, concat};
+//! Convolutions over samples [T, C], [H, W, C] and [D, H, W, C], as they are and transposed.
+
+use phalanx_tensor::{Conv, Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::linear::bias_init;
-use super::{Layer, image, slide, weights};
+use super::{Layer, refused, weights};
+use crate::model::kinds::described;
 use crate::params::{ParamId, Stored};
 use crate::{Builder, Error, Forward, Init, Result};
 
-/// A 2-D convolution (cross-correlation) over [N, H, W, C] with a weight [O, KH, KW, I], stored
-/// [O, I, KH, KW] as torchvision does.
-#[derive(Debug)]
-pub struct Conv2d {
-    weight: ParamId,
-    bias: Option<ParamId>,
-    stride: [usize; 2],
-    padding: [usize; 2],
-    groups: usize,
+/// Sizes along the axes of a sample in a configuration: one number for all, or one each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "sizes are one number, or a list of one for each axis")]
+pub enum Sizes {
+    /// All alike.
+    All(usize),
+    /// One an axis.
+    Each(Vec<usize>),
 }
 
-impl Conv2d {
-    /// Registers `weight` and, when asked for, `bias`, for square windows. `input` is the shape of one
-    /// sample [H, W, C]. Returns the layer and its output's shape.
+impl Sizes {
+    fn list(&self) -> &[usize] {
+        match self {
+            Sizes::All(n) => std::slice::from_ref(n),
+            Sizes::Each(list) => list,
+        }
+    }
+
+    fn is(&self, n: usize) -> bool {
+        self.list().iter().all(|&size| size == n)
+    }
+}
+
+/// Zeros around a sample in a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "padding is a number, a list of one for each axis or of [before, after], \"same\" or \"valid\""
+)]
+pub enum Padding {
+    /// As many on either side of all axes, or of each.
+    Both(Sizes),
+    /// Before and after each axis.
+    Sides(Vec<[usize; 2]>),
+    /// By a word.
+    Named(PaddingName),
+}
+
+/// A rule that says how many zeros there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PaddingName {
+    /// As many as make the output as large as the input (stride 1 only), an odd one at the end.
+    Same,
+    /// None.
+    Valid,
+}
+
+described! {
+    /// A convolution's options, those of `torch.nn.Conv2d` and `torch.nn.ConvTranspose2d`.
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct ConvConfig {
+        /// Output channels.
+        pub out: usize,
+        /// The window's sizes.
+        pub kernel: Sizes,
+        /// Its steps.
+        #[serde(default = "one")]
+        pub stride: Sizes,
+        /// Zeros around the sample; a transposed convolution leaves out as much.
+        #[serde(default = "no_padding")]
+        pub padding: Padding,
+        /// Steps from place to place of the window.
+        #[serde(default = "one")]
+        pub dilation: Sizes,
+        /// Parts that the channels are cut into, as the two devices of Krizhevsky et al. (2012) did; as many as
+        /// channels make a depthwise convolution.
+        #[serde(default = "one_group")]
+        pub groups: usize,
+        /// What the output has at its end beyond its windows (transposed only).
+        #[serde(default = "none")]
+        pub output_padding: Sizes,
+        /// Whether a bias is added.
+        #[serde(default = "yes")]
+        pub bias: bool,
+        /// How the weight begins.
+        #[serde(default = "he")]
+        pub init: Init,
+    }
+}
+
+fn one() -> Sizes {
+    Sizes::All(1)
+}
+fn none() -> Sizes {
+    Sizes::All(0)
+}
+fn no_padding() -> Padding {
+    Padding::Both(none())
+}
+fn one_group() -> usize {
+    1
+}
+fn yes() -> bool {
+    true
+}
+fn he() -> Init {
+    Init::HeNormal
+}
+impl ConvConfig {
+    /// Square windows of stride 1 without padding, with a bias.
+    pub fn new(out: usize, kernel: usize) -> Self {
+        ConvConfig {
+            out,
+            kernel: Sizes::All(kernel),
+            stride: one(),
+            padding: no_padding(),
+            dilation: one(),
+            groups: 1,
+            output_padding: none(),
+            bias: true,
+            init: he(),
+        }
+    }
+
+    fn windows(&self) -> Conv {
+        let conv = Conv::new().stride(self.stride.list()).dilation(self.dilation.list()).groups(self.groups);
+        let conv = conv.output_padding(self.output_padding.list());
+        match &self.padding {
+            Padding::Both(sizes) => conv.padding(sizes.list()),
+            Padding::Sides(sides) => conv.padding_each(sides),
+            Padding::Named(PaddingName::Same) => conv.same(),
+            Padding::Named(PaddingName::Valid) => conv,
+        }
+    }
+}
+
+/// Which of the convolutions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConvKind {
+    /// A convolution (cross-correlation) over so many axes.
+    Plain(usize),
+    /// A transposed one.
+    Transposed(usize),
+}
+
+impl ConvKind {
+    fn rank(self) -> usize {
+        match self {
+            ConvKind::Plain(rank) | ConvKind::Transposed(rank) => rank,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        let names = match self {
+            ConvKind::Plain(_) => ["conv1d", "conv", "conv3d"],
+            ConvKind::Transposed(_) => ["conv-transpose1d", "conv-transpose2d", "conv-transpose3d"],
+        };
+        names[self.rank().clamp(1, 3) - 1]
+    }
+}
+
+/// A convolution over [N, .., C]. Its weight [O, .., I / groups] is stored [O, I / groups, ..], as PyTorch does; a
+/// transposed one's [I, .., O / groups] as [I, O / groups, ..].
+#[derive(Debug)]
+pub struct Convolution {
+    weight: ParamId,
+    bias: Option<ParamId>,
+    kind: ConvKind,
+    windows: Conv,
+}
+
+impl Convolution {
+    /// Registers `weight` and, when asked for, `bias`. `input` is the shape of one sample, [.., C] with as many axes
+    /// before the channels as `kind` says. Returns the layer and its output's shape.
     pub fn build(
         b: &mut Builder,
         input: Shape,
-        out: usize,
-        window: [usize; 3],
-        bias: bool,
-        init: Init,
+        kind: ConvKind,
+        config: &ConvConfig,
     ) -> Result<(Self, Shape)> {
-        Conv2d::build_grouped(b, input, out, window, 1, bias, init)
-    }
-
-    /// As [`Conv2d::build`], in `groups` parts of which each takes and gives its share of the channels, as the two
-    /// devices of Krizhevsky et al. (2012) did. The weight is [O, KH, KW, I / groups].
-    pub fn build_grouped(
-        b: &mut Builder,
-        input: Shape,
-        out: usize,
-        [kernel, stride, padding]: [usize; 3],
-        groups: usize,
-        bias: bool,
-        init: Init,
-    ) -> Result<(Self, Shape)> {
-        let name = b.place("conv");
-        let [h, w, channels] = image(&name, input)?;
+        let name = b.place(kind.name());
+        let refuse = |why: String| Err(Error::Layer { layer: name.clone(), input, why });
+        let (rank, out, groups) = (kind.rank(), config.out, config.groups);
+        let Some((&channels, sizes)) = input.split_last().filter(|(_, sizes)| sizes.len() == rank) else {
+            let what = ["sequences [length", "images [height, width", "volumes [depth, height, width"];
+            return refuse(format!("it takes {}, channels]", what[rank.clamp(1, 3) - 1]));
+        };
         if groups == 0 || !channels.is_multiple_of(groups) || !out.is_multiple_of(groups) {
-            let why = format!("{channels} and {out} channels cannot be shared among {groups} groups");
-            return Err(Error::Layer { layer: name, input, why });
+            return refuse(format!("{channels} and {out} channels cannot be shared among {groups} groups"));
         }
-        let c = channels / groups;
-        weights(&name, input, [out, kernel, kernel, c])?;
-        let [oh, ow] = [
-            slide(&name, input, h, kernel, stride, padding)?,
-            slide(&name, input, w, kernel, stride, padding)?,
-        ];
-        let fans = [kernel * kernel * c, kernel * kernel * out / groups];
+        let kernel = match config.kernel.list() {
+            [n] => vec![*n; rank],
+            list if list.len() == rank => list.to_vec(),
+            list => return refuse(format!("its kernel {list:?} has not one number for each of {rank} axes")),
+        };
+        let windows = config.windows();
+        let (transposed, pixels) = match kind {
+            ConvKind::Plain(_) if !config.output_padding.is(0) => {
+                return refuse("output_padding goes with a transposed convolution".into());
+            }
+            ConvKind::Plain(_) => (false, windows.output(sizes, &kernel)),
+            ConvKind::Transposed(_) => (true, windows.transposed_output(sizes, &kernel)),
+        };
+        let pixels = pixels.map_err(refused(name.clone(), input))?;
+        let (rows, share) = if transposed { (channels, out / groups) } else { (out, channels / groups) };
+        let taps = kernel.iter().fold(1usize, |n, &k| n.saturating_mul(k));
+        weights(&name, input, [out, taps, channels / groups])?;
+        // PyTorch's: inputs of one unit of a weight's row, and a share of the rows that a number goes to.
+        let fans = [taps * share, taps * rows / if transposed { 1 } else { groups }];
         let from = b.next_param();
-        let weight = b.param("weight", [out, kernel, kernel, c], Stored::Conv, true, init, fans);
-        let bias = bias.then(|| b.param("bias", [out], Stored::Plain, false, bias_init(init), fans));
-        let shape = Shape::from([oh, ow, out]);
-        b.describe(
-            "conv",
-            shape,
-            from,
-            [oh, ow, out].iter().fold(fans[0] as u64, |n, &f| n.saturating_mul(f as u64)),
-        );
-        Ok((Conv2d { weight, bias, stride: [stride; 2], padding: [padding; 2], groups }, shape))
+        let shape: Shape = (&[&[rows], &kernel[..], &[share]].concat()[..]).into();
+        let weight = b.param("weight", shape, Stored::Conv, true, config.init, fans);
+        let bias =
+            config.bias.then(|| b.param("bias", [out], Stored::Plain, false, bias_init(config.init), fans));
+        let shape: Shape = (&[&pixels[..], &[out]].concat()[..]).into();
+        // One for each number of the weight and each window.
+        let windows_at = if transposed { sizes } else { &pixels[..] };
+        let adds =
+            [rows, taps, share].iter().chain(windows_at).fold(1u64, |n, &f| n.saturating_mul(f as u64));
+        b.describe(kind.name(), shape, from, adds);
+        Ok((Convolution { weight, bias, kind, windows }, shape))
     }
 }
 
-impl Layer for Conv2d {
+impl Layer for Convolution {
     fn forward(&self, cx: &Forward, x: &Tensor) -> Result<Tensor> {
         let (weight, bias) = (cx.param(self.weight), self.bias.map(|b| cx.param(b)));
-        if self.groups == 1 {
-            return Ok(x.conv2d(&weight, bias.as_ref(), self.stride, self.padding)?);
-        }
-        let (into, from) = (weight.shape()[0] / self.groups, weight.shape()[3]);
-        let part = |g: usize| -> Result<Tensor> {
-            let bias = bias.as_ref().map(|b| b.slice(0, g * into, into)).transpose()?;
-            let weight = weight.slice(0, g * into, into)?;
-            Ok(x.slice(3, g * from, from)?.conv2d(&weight, bias.as_ref(), self.stride, self.padding)?)
-        };
-        let parts = (0..self.groups).map(part).collect::<Result<Vec<_>>>()?;
-        Ok(concat(&parts.iter().collect::<Vec<_>>(), 3)?)
+        let (w, b, windows) = (&weight, bias.as_ref(), &self.windows);
+        Ok(match self.kind {
+            ConvKind::Plain(1) => x.conv1d(w, b, windows)?,
+            ConvKind::Plain(2) => x.conv2d(w, b, windows)?,
+            ConvKind::Plain(_) => x.conv3d(w, b, windows)?,
+            ConvKind::Transposed(1) => x.conv_transpose1d(w, b, windows)?,
+            ConvKind::Transposed(2) => x.conv_transpose2d(w, b, windows)?,
+            ConvKind::Transposed(_) => x.conv_transpose3d(w, b, windows)?,
+        })
     }
 }

@@ -4,6 +4,7 @@ mod attention;
 mod conv;
 mod embedding;
 mod linear;
+mod local;
 mod noise;
 mod norm;
 mod pool;
@@ -14,9 +15,10 @@ mod spatial;
 use std::fmt::Debug;
 
 pub use attention::{MultiheadAttention, Sight};
-pub use conv::Conv2d;
+pub use conv::{ConvConfig, ConvKind, Convolution, Padding, PaddingName, Sizes};
 pub use embedding::Embedding;
 pub use linear::Linear;
+pub use local::LocallyConnected2d;
 pub use noise::{Noise, NoiseKind};
 pub use norm::{BatchNorm, NormOptions};
 use phalanx_tensor::{Shape, Tensor};
@@ -81,27 +83,12 @@ fn vector(layer: &str, input: Shape) -> Result<usize> {
     }
 }
 
-/// The outputs along one axis of a window that slides over it.
-fn slide(
-    layer: &str,
-    input: Shape,
-    size: usize,
-    kernel: usize,
-    stride: usize,
-    padding: usize,
-) -> Result<usize> {
-    let fail = |why: String| Error::Layer { layer: layer.to_owned(), input, why };
-    if kernel == 0 || stride == 0 {
-        return Err(fail(format!("kernel {kernel} and stride {stride} must be at least 1")));
+/// The tensor room's refusal as this layer's.
+fn refused(layer: String, input: Shape) -> impl Fn(phalanx_tensor::Error) -> Error {
+    move |e| match e {
+        phalanx_tensor::Error::Invalid { why, .. } => Error::Layer { layer: layer.clone(), input, why },
+        e => e.into(),
     }
-    if padding > kernel {
-        return Err(fail(format!("its padding {padding} is wider than its kernel {kernel}")));
-    }
-    let room = size
-        .saturating_add(padding.saturating_mul(2))
-        .checked_sub(kernel)
-        .ok_or_else(|| fail(format!("its kernel {kernel} is larger than {size} with padding {padding}")))?;
-    Ok(room / stride + 1)
 }
 
 /// The most elements of one weight: 16 GiB, more than any model that this is meant for.

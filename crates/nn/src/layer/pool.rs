@@ -3,7 +3,7 @@
 use phalanx_tensor::{Pool, Shape, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Layer, image};
+use super::{Layer, image, refused};
 use crate::{Builder, Error, Forward, Result};
 
 /// Height and width in a configuration: one number for both, or `[height, width]`.
@@ -29,14 +29,6 @@ impl<T: Copy> Pair<T> {
 impl<T> From<T> for Pair<T> {
     fn from(n: T) -> Self {
         Pair::Both(n)
-    }
-}
-
-/// The tensor room's refusal as this layer's.
-pub(super) fn refused(layer: String, input: Shape) -> impl Fn(phalanx_tensor::Error) -> Error {
-    move |e| match e {
-        phalanx_tensor::Error::Invalid { why, .. } => Error::Layer { layer: layer.clone(), input, why },
-        e => e.into(),
     }
 }
 

@@ -3,8 +3,7 @@
 use phalanx_tensor::{DType, FractionalPool, Interpolation, PadMode, Resample, Shape, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::Layer;
-use super::pool::refused;
+use super::{Layer, refused};
 use crate::{Builder, Error, Forward, Result};
 
 /// A number for each axis between samples and channels: one for all, or a list.

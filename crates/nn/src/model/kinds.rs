@@ -76,6 +76,10 @@ fn values(of: &str) -> String {
         "PadAmount" => "a whole number, or [before, after]",
         "PadName" => "constant, reflect, replicate or circular",
         "UpsampleMode" => "nearest, nearest-exact, linear or cubic",
+        "Sizes" => "a whole number, or a list of one for each axis",
+        "Padding" => {
+            "a whole number, a list of one for each axis or of [before, after], \"same\" or \"valid\""
+        }
         "RecurrentCell" => "rnn, rnn-relu, lstm or gru",
         other => return other.to_lowercase(),
     };
@@ -83,8 +87,8 @@ fn values(of: &str) -> String {
 }
 
 impl LayerOption {
-    /// From a field of [`super::Row`]: its name, documentation, type and what stands in its serde attribute.
-    pub(super) fn of(name: &str, about: &[&str], of: &str, serde: &str) -> Self {
+    /// From a field of a row: its name, documentation, type and what stands in its serde attribute.
+    pub(crate) fn of(name: &str, about: &[&str], of: &str, serde: &str) -> Self {
         let required = !(serde.contains("default") || of.starts_with("Option"));
         let (name, about) = (name.trim_start_matches("r#").to_owned(), text(about));
         LayerOption { name, values: values(of), required, default: None, about }
@@ -92,7 +96,7 @@ impl LayerOption {
 }
 
 /// Declares an enum whose variants are rows of a configuration, and gives it `kinds`: its variants and fields
-/// with their documentation.
+/// with their documentation. A variant's fields may be those of a struct that is declared in here too.
 macro_rules! described {
     (
         $(#[doc = $about:literal])*
@@ -100,11 +104,11 @@ macro_rules! described {
         #[serde($($serde:tt)*)]
         pub enum $name:ident { $(
             $(#[doc = $doc:literal])*
-            $variant:ident { $(
+            $variant:ident $( { $(
                 $(#[doc = $field_doc:literal])*
                 $(#[serde($($field_serde:tt)*)])*
                 $field:ident: $type:ty
-            ),* $(,)? }
+            ),* $(,)? } )? $( ( $table:ty ) )?
         ),* $(,)? }
     ) => {
         $(#[doc = $about])*
@@ -112,11 +116,11 @@ macro_rules! described {
         #[serde($($serde)*)]
         pub enum $name { $(
             $(#[doc = $doc])*
-            $variant { $(
+            $variant $( { $(
                 $(#[doc = $field_doc])*
                 $(#[serde($($field_serde)*)])*
                 $field: $type
-            ),* }
+            ),* } )? $( ( $table ) )?
         ),* }
 
         impl $name {
@@ -126,18 +130,53 @@ macro_rules! described {
                 LayerListing(vec![ $( LayerKind {
                     name: kebab(stringify!($variant)),
                     about: text(&[$($doc),*]),
-                    options: vec![ $( LayerOption::of(
-                        stringify!($field),
-                        &[$($field_doc),*],
-                        stringify!($type),
-                        stringify!($($($field_serde)*)*),
-                    ) ),* ],
+                    options: [
+                        $( vec![ $( LayerOption::of(
+                            stringify!($field),
+                            &[$($field_doc),*],
+                            stringify!($type),
+                            stringify!($($($field_serde)*)*),
+                        ) ),* ], )?
+                        $( <$table>::options(), )?
+                    ].concat(),
                 } ),* ])
             }
         }
     };
+    (
+        $(#[doc = $about:literal])*
+        #[derive($($derive:tt)*)]
+        #[serde($($serde:tt)*)]
+        pub struct $name:ident { $(
+            $(#[doc = $field_doc:literal])*
+            $(#[serde($($field_serde:tt)*)])*
+            pub $field:ident: $type:ty
+        ),* $(,)? }
+    ) => {
+        $(#[doc = $about])*
+        #[derive($($derive)*)]
+        #[serde($($serde)*)]
+        pub struct $name { $(
+            $(#[doc = $field_doc])*
+            $(#[serde($($field_serde)*)])*
+            pub $field: $type
+        ),* }
+
+        impl $name {
+            /// All options, as documented here; no defaults.
+            pub(crate) fn options() -> Vec<$crate::model::kinds::LayerOption> {
+                use $crate::model::kinds::LayerOption;
+                vec![ $( LayerOption::of(
+                    stringify!($field),
+                    &[$($field_doc),*],
+                    stringify!($type),
+                    stringify!($($($field_serde)*)*),
+                ) ),* ]
+            }
+        }
+    };
 }
-pub(super) use described;
+pub(crate) use described;
 
 impl fmt::Display for LayerListing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

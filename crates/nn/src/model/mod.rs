@@ -1,7 +1,7 @@
 //! Models: named ones in code, others as rows of a configuration.
 
 mod joint;
-mod kinds;
+pub(crate) mod kinds;
 mod stack;
 mod summary;
 mod zoo;
@@ -14,7 +14,8 @@ pub use self::kinds::{LayerKind, LayerListing, LayerOption};
 use self::stack::Stack;
 pub use self::summary::{LayerSummary, Listed, Listing, Memory, Summary, list, summarise};
 use crate::layer::{
-    Activation, Layer, NormOptions, PadAmount, PadName, Pair, PerAxis, RecurrentCell, UpsampleMode,
+    Activation, ConvConfig, Layer, NormOptions, PadAmount, PadName, Pair, PerAxis, RecurrentCell,
+    UpsampleMode,
 };
 use crate::{Builder, Error, Init, Result};
 
@@ -54,29 +55,38 @@ pub struct ModelConfig {
     pub layers: Vec<Row>,
 }
 
-// Every variant is a struct and documented, with `///` first and `#[serde]` after it: `phalanx model layers` prints that.
+// Every variant has named options and is documented, with `///` first and `#[serde]` after it: `phalanx model layers` prints that.
 described! {
 /// A row of `[[model.layers]]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Row {
-    /// A 2-D convolution with a square window.
-    Conv {
+    /// A convolution over images.
+    Conv(ConvConfig),
+    /// A convolution over sequences.
+    Conv1d(ConvConfig),
+    /// A convolution over volumes.
+    Conv3d(ConvConfig),
+    /// A transposed convolution over sequences.
+    ConvTranspose1d(ConvConfig),
+    /// A transposed convolution over images.
+    ConvTranspose2d(ConvConfig),
+    /// A transposed convolution over volumes.
+    ConvTranspose3d(ConvConfig),
+    /// As a convolution over images without padding, with a weight of its own for each output pixel.
+    LocallyConnected {
         /// Output channels.
         out: usize,
-        /// The window's side.
-        kernel: usize,
+        /// The window's side, or its height and width.
+        kernel: Pair,
         /// Its step.
-        #[serde(default = "one")]
-        stride: usize,
-        /// Zeros around the image.
-        #[serde(default)]
-        padding: usize,
+        #[serde(default = "one_pair")]
+        stride: Pair,
         /// Whether a bias is added.
         #[serde(default = "yes")]
         bias: bool,
         /// How the weight begins.
-        #[serde(default = "he")]
+        #[serde(default = "glorot")]
         init: Init,
     },
     /// A fully connected layer.
@@ -270,9 +280,6 @@ pub enum Row {
 }
 }
 
-fn one() -> usize {
-    1
-}
 fn five() -> usize {
     5
 }
@@ -285,14 +292,20 @@ fn lrn_beta() -> f64 {
 fn lrn_k() -> f64 {
     1.0
 }
+fn one() -> usize {
+    1
+}
+fn one_pair() -> Pair {
+    1.into()
+}
+fn glorot() -> Init {
+    Init::GlorotUniform
+}
 fn none() -> Pair {
     0.into()
 }
 fn yes() -> bool {
     true
-}
-fn he() -> Init {
-    Init::HeNormal
 }
 fn uniform() -> Init {
     Init::Uniform
@@ -431,6 +444,38 @@ mod tests {
     }
 
     #[test]
+    fn convolution_rows_take_every_option() {
+        let b = built(
+            "layers = [{ type = \"conv\", out = 6, kernel = [3, 2], padding = \"same\", groups = 2 },
+              { type = \"conv\", out = 4, kernel = 3, stride = [2, 1], padding = [[1, 0], [0, 2]], dilation = 2 },
+              { type = \"conv-transpose2d\", out = 2, kernel = 3, stride = 2, padding = 1, output_padding = 1,
+                groups = 2, bias = false }, { type = \"flatten\" }, { type = \"linear\" }]",
+            [10, 9, 4],
+        )
+        .unwrap();
+        let shapes: Vec<_> = b.description().iter().map(|d| d.output.to_vec()).collect();
+        assert_eq!(shapes, [vec![10, 9, 6], vec![4, 7, 4], vec![8, 14, 2], vec![224], vec![10]]);
+        let adds: Vec<_> = b.description().iter().map(|d| d.multiply_adds).collect();
+        assert_eq!(adds[..3], [90 * 6 * 12, 28 * 4 * 54, 28 * 4 * 9]);
+        let (params, _) = b.finish(&mut phalanx_host::Arena::zeroed).unwrap();
+        let stored = |name: &str| params.stored_shape(params.find(name).unwrap()).to_vec();
+        assert_eq!(stored("layers.0.weight"), [6, 2, 3, 2]);
+        assert_eq!(stored("layers.2.weight"), [4, 1, 3, 3]);
+        assert!(params.find("layers.2.bias").is_none());
+    }
+
+    #[test]
+    fn locally_connected_rows_have_a_matrix_a_pixel() {
+        let text = "layers = [{ type = \"locally-connected\", out = 5, kernel = [3, 2], stride = [2, 1] },
+            { type = \"flatten\" }, { type = \"linear\" }]";
+        let b = built(text, [9, 4, 2]).unwrap();
+        let first = &b.description()[0];
+        assert_eq!((first.output.to_vec(), first.parameters), (vec![4, 3, 5], 12 * 12 * 5 + 60));
+        let e = built(text, [2, 4, 2]).unwrap_err().to_string();
+        assert!(e.contains("layers.0 (locally-connected) cannot take [2,4,2]: a kernel of 3"), "{e}");
+    }
+
+    #[test]
     fn pooling_rows_take_one_number_or_height_and_width() {
         let b = built(
             "layers = [{ type = \"max-pool\", kernel = 3, stride = 2, ceil = true },
@@ -462,7 +507,18 @@ mod tests {
             ("layers = [{ type = \"conv\", out = 0, kernel = 1 }]", "0 outputs"),
             ("layers = [{ type = \"conv\", out = 1, kernel = 9 }]", "larger than 8"),
             ("layers = [{ type = \"conv\", out = 1, kernel = 1, stride = 0 }]", "at least 1"),
-            ("layers = [{ type = \"conv\", out = 1, kernel = 3, padding = 4 }]", "wider than its kernel 3"),
+            ("layers = [{ type = \"conv\", out = 1, kernel = 3, groups = 2 }]", "cannot be shared among 2"),
+            ("layers = [{ type = \"conv\", out = 1, kernel = [3, 3, 3] }]", "each of 2 axes"),
+            (
+                "layers = [{ type = \"conv\", out = 1, kernel = 3, stride = 2, padding = \"same\" }]",
+                "layers.0 (conv) cannot take [8,8,1]: padding \"same\" takes a stride of 1",
+            ),
+            ("layers = [{ type = \"conv\", out = 1, kernel = 3, output_padding = 1 }]", "a transposed"),
+            (
+                "layers = [{ type = \"conv-transpose2d\", out = 1, kernel = 3, output_padding = 1 }]",
+                "smaller than",
+            ),
+            ("layers = [{ type = \"conv1d\", out = 1, kernel = 3 }]", "takes sequences [length, channels]"),
             ("layers = [{ type = \"conv\", out = 9223372036854775807, kernel = 3 }]", "would have more than"),
             ("layers = [{ type = \"max-pool\", kernel = 2, padding = 2 }]", "more than half"),
             ("layers = [{ type = \"max-pool\", kernel = [2, 9] }]", "larger than 8"),

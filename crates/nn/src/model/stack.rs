@@ -3,9 +3,10 @@ use phalanx_tensor::{Pool, Shape};
 use super::joint::{Auxiliary, Branches, NormRelu, Residual, Sum};
 use super::{Row, norm_options, windows};
 use crate::layer::{
-    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Embedding, Flatten, FractionalMaxPool,
-    FractionalTo, GlobalAvgPool, Layer, Linear, LocalResponseNorm, MaxPool2d, Noise, NoiseKind, NormOptions,
-    Pad, PixelShuffle, Recurrent, RecurrentConfig, Sequential, Upsample, UpsampleTo,
+    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, ConvConfig, ConvKind, Convolution, Embedding,
+    Flatten, FractionalMaxPool, FractionalTo, GlobalAvgPool, Layer, Linear, LocalResponseNorm,
+    LocallyConnected2d, MaxPool2d, Noise, NoiseKind, NormOptions, Pad, Padding, PixelShuffle, Recurrent,
+    RecurrentConfig, Sequential, Sizes, Upsample, UpsampleTo,
 };
 use crate::{Builder, Error, Init, Result};
 
@@ -105,11 +106,22 @@ impl<'a> Stack<'a> {
     pub(crate) fn conv(&mut self, name: &str, conv: Conv) -> Result<()> {
         let Conv { out, kernel, stride, padding, groups, bias } = conv;
         self.named(name, |s| {
-            let window = [kernel, stride, padding];
-            let made = Conv2d::build_grouped(s.builder, s.shape, out, window, groups, bias, s.init)?;
-            s.push(made);
-            Ok(())
+            let config = ConvConfig {
+                stride: Sizes::All(stride),
+                padding: Padding::Both(Sizes::All(padding)),
+                groups,
+                bias,
+                init: s.init,
+                ..ConvConfig::new(out, kernel)
+            };
+            s.build_conv(ConvKind::Plain(2), &config)
         })
+    }
+
+    fn build_conv(&mut self, kind: ConvKind, config: &ConvConfig) -> Result<()> {
+        let made = Convolution::build(self.builder, self.shape, kind, config)?;
+        self.push(made);
+        Ok(())
     }
 
     pub(crate) fn linear(&mut self, name: &str, out: usize, init: Init) -> Result<()> {
@@ -309,8 +321,14 @@ impl<'a> Stack<'a> {
     fn build_row(&mut self, row: &Row, classes: usize) -> Result<()> {
         let (b, input) = (&mut *self.builder, self.shape);
         match *row {
-            Row::Conv { out, kernel, stride, padding, bias, init } => {
-                let made = Conv2d::build(b, input, out, [kernel, stride, padding], bias, init)?;
+            Row::Conv1d(ref c) => self.build_conv(ConvKind::Plain(1), c)?,
+            Row::Conv(ref c) => self.build_conv(ConvKind::Plain(2), c)?,
+            Row::Conv3d(ref c) => self.build_conv(ConvKind::Plain(3), c)?,
+            Row::ConvTranspose1d(ref c) => self.build_conv(ConvKind::Transposed(1), c)?,
+            Row::ConvTranspose2d(ref c) => self.build_conv(ConvKind::Transposed(2), c)?,
+            Row::ConvTranspose3d(ref c) => self.build_conv(ConvKind::Transposed(3), c)?,
+            Row::LocallyConnected { out, kernel, stride, bias, init } => {
+                let made = LocallyConnected2d::build(b, input, out, [kernel, stride], bias, init)?;
                 self.push(made);
             }
             Row::Linear { out, bias, init } => {

@@ -23,6 +23,7 @@ mod tasks;
 mod walk;
 
 pub use attention::Attention;
+pub use conv::Conv;
 pub(crate) use elementwise::{broadcast, stretch};
 pub use index::{concat, stack};
 pub use loss::top_k_errors;

@@ -4,6 +4,8 @@
 
 mod golden;
 mod naive;
+#[path = "../products/mod.rs"]
+mod products;
 mod row;
 mod rows;
 

@@ -131,26 +131,6 @@ fn outs(size: [usize; 2], kernel: [usize; 2], stride: [usize; 2], padding: [usiz
     [0, 1].map(|i| (size[i] + 2 * padding[i] - kernel[i]) / stride[i] + 1)
 }
 
-pub(crate) fn conv2d(
-    x: &Array,
-    w: &Array,
-    b: Option<&Array>,
-    stride: [usize; 2],
-    padding: [usize; 2],
-) -> Array {
-    let (size, kernel) = ([x.shape[1], x.shape[2]], [w.shape[1], w.shape[2]]);
-    let [oh, ow] = outs(size, kernel, stride, padding);
-    build(&[x.shape[0], oh, ow, w.shape[0]], |at| {
-        let mut total = b.map_or(0.0, |b| b.data[at[3]]);
-        window([at[1], at[2]], kernel, stride, padding, size, |ky, kx, y, xx| {
-            for c in 0..x.shape[3] {
-                total += pick(x, &[at[0], y, xx, c]) * pick(w, &[at[3], ky, kx, c]);
-            }
-        });
-        total
-    })
-}
-
 pub(crate) fn max_pool2d(x: &Array, kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2]) -> Array {
     let size = [x.shape[1], x.shape[2]];
     let [oh, ow] = outs(size, kernel, stride, padding);

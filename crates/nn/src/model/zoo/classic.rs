@@ -1,6 +1,6 @@
 //! Small models for small images, as rows of layers.
 
-use crate::layer::Activation;
+use crate::layer::{Activation, ConvConfig, Padding, Sizes};
 use crate::model::stack::Stack;
 use crate::model::{ModelConfig, Row};
 use crate::{Init, Result};
@@ -10,7 +10,8 @@ fn linear(out: Option<usize>) -> Row {
 }
 
 fn conv(out: usize, kernel: usize, padding: usize, init: Init, bias: bool) -> Row {
-    Row::Conv { out, kernel, stride: 1, padding, bias, init }
+    let padding = Padding::Both(Sizes::All(padding));
+    Row::Conv(ConvConfig { padding, bias, init, ..ConvConfig::new(out, kernel) })
 }
 
 fn pool() -> Row {

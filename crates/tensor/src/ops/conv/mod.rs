@@ -1,6 +1,16 @@
-//! Convolution over channels-last images, through the host's kernels.
+//! Convolution of channels-last sequences, images and volumes, through the host's kernels.
+//!
+//! A convolution ties three tensors together: its input, its weight and its output. Each is a sum over
+//! products of the other two, and so is each one's gradient. So there is one op, which computes any of the
+//! three: the output (a convolution), the input (a transposed convolution) or the weight.
 
-use phalanx_host::{ConvShape, conv2d_forward, conv2d_input_gradient, conv2d_weight_gradient};
+mod local;
+mod options;
+
+use phalanx_host::simd::Real;
+use phalanx_host::{ConvShape, Cpu, conv_forward, conv_input_gradient, conv_weight_gradient};
+
+pub use options::Conv;
 
 use crate::op::{Exec, Meta, Op, Plan, Saved};
 use crate::ops::columns::add_column_sums;
@@ -8,55 +18,155 @@ use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
 
-/// Cross-correlation of `[N, H, W, I]` with `[O, KH, KW, I]`, plus a bias `[O]` as a third operand.
-#[derive(Debug)]
-struct Conv2d {
-    stride: [usize; 2],
-    padding: [usize; 2],
+/// One of the tensors that a convolution ties together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// `[N, …, I]`.
+    Input,
+    /// `[O, …, I / groups]`.
+    Weight,
+    /// `[N, …, O]`.
+    Output,
 }
 
-impl Conv2d {
-    fn shape(&self, x: Shape, w: Shape) -> ConvShape {
-        ConvShape::new([x[0], x[1], x[2], x[3]], w[0], [w[1], w[2]])
-            .with_stride(self.stride)
-            .with_padding(self.padding)
+impl Part {
+    /// What this part is computed from, in the order of the operands.
+    fn from(self) -> [Part; 2] {
+        match self {
+            Part::Output => [Part::Input, Part::Weight],
+            Part::Input => [Part::Output, Part::Weight],
+            Part::Weight => [Part::Input, Part::Output],
+        }
     }
 }
 
-impl Op for Conv2d {
+/// What tells the sizes.
+#[derive(Debug, Clone, Copy)]
+#[allow(clippy::large_enum_variant, reason = "there is one for a call of an op, and it is copied once")]
+enum Rule {
+    /// The user's options; the operands tell the rest.
+    Options(Conv),
+    /// Those of the convolution that this op is a gradient of.
+    Sizes(ConvShape),
+}
+
+/// Computes `part` from the other two, and adds a bias (one number a channel) as a third operand.
+#[derive(Debug)]
+struct Convolution {
+    part: Part,
+    /// Axes between samples and channels.
+    rank: usize,
+    rule: Rule,
+}
+
+/// The shape of a part.
+fn shape_of(part: Part, s: &ConvShape, rank: usize) -> Result<Shape> {
+    let (first, sizes, last) = match part {
+        Part::Input => (s.batch, s.size, s.in_c),
+        Part::Weight => (s.out_c, s.kernel, s.in_c / s.groups),
+        Part::Output => (s.batch, s.out_size()?, s.out_c),
+    };
+    Ok(Shape::new(&[&[first], &sizes[3 - rank..], &[last]].concat()))
+}
+
+/// Computes `part` of a convolution from `a` and `b`, in the order of [`Part::from`].
+fn compute<T: Real>(
+    cpu: &Cpu,
+    s: &ConvShape,
+    part: Part,
+    [a, b]: [&[T]; 2],
+    bias: Option<&[T]>,
+    to: &mut [T],
+    accumulate: bool,
+) -> phalanx_host::Result<()> {
+    match part {
+        Part::Output => conv_forward(cpu, s, a, b, bias, to, accumulate),
+        Part::Input => {
+            if let Some(bias) = bias {
+                to.chunks_exact_mut(bias.len().max(1)).for_each(|row| row.copy_from_slice(bias));
+            }
+            conv_input_gradient(cpu, s, b, a, to, accumulate || bias.is_some())
+        }
+        Part::Weight => conv_weight_gradient(cpu, s, a, b, to, accumulate),
+    }
+}
+
+impl Convolution {
+    fn sizes(&self, a: Shape, b: Shape) -> Result<ConvShape> {
+        let (op, rank) = (self.name(), self.rank);
+        let misfit = |hint| Error::Shapes { op, lhs: a, rhs: b, hint };
+        let conv = match self.rule {
+            Rule::Options(conv) => conv,
+            Rule::Sizes(s) => {
+                let [first, second] = self.part.from();
+                let fits = shape_of(first, &s, rank)? == a && shape_of(second, &s, rank)? == b;
+                return if fits { Ok(s) } else { Err(misfit("they are not those of the convolution")) };
+            }
+        };
+        if a.len() != rank + 2 || b.len() != rank + 2 {
+            return Err(misfit(
+                "it takes [N,..,C] and a weight [O,..,I/groups] with an axis for each dimension",
+            ));
+        }
+        let (x, sizes) = (a[rank + 1], &a[1..=rank]);
+        let (rows, kernel, share) = (b[0], &b[1..=rank], b[rank + 1]);
+        let channels = share.saturating_mul(conv.group_count());
+        let refuse = |why: String| Error::Invalid { op, shape: a, why: format!("{why} (the weight is {b})") };
+        match self.part {
+            Part::Input if x != rows => {
+                Err(misfit("the weight [I,..,O/groups] has one row for each channel of [N,..,I]"))
+            }
+            Part::Input => conv.transposed_sizes([a[0], channels, rows], sizes, kernel).map_err(refuse),
+            _ if x != channels => {
+                Err(misfit("the channels of [N,..,I] are not those of the weight [O,..,I/groups]"))
+            }
+            _ => conv.sizes([a[0], channels, rows], sizes, kernel).map_err(refuse),
+        }
+    }
+
+    /// Computes another part of the same convolution.
+    fn other(&self, part: Part, s: ConvShape) -> Self {
+        Convolution { part, rank: self.rank, rule: Rule::Sizes(s) }
+    }
+}
+
+impl Op for Convolution {
     fn name(&self) -> &'static str {
-        "conv2d"
+        let names = match self.part {
+            Part::Output => ["conv1d", "conv2d", "conv3d"],
+            Part::Input => ["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"],
+            Part::Weight => ["conv1d_weight", "conv2d_weight", "conv3d_weight"],
+        };
+        names[self.rank - 1]
     }
 
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
-        ops::want_real("conv2d", inputs, 0)?;
-        (1..inputs.len()).try_for_each(|i| ops::want_same("conv2d", inputs, i))?;
-        let (x, w) = (inputs[0].shape(), inputs[1].shape());
-        if x.len() != 4 || w.len() != 4 || x[3] != w[3] {
-            let hint = "it takes images [N,H,W,I] and a weight [O,KH,KW,I] with the same I";
-            return Err(Error::Shapes { op: "conv2d", lhs: x, rhs: w, hint });
-        }
+        let op = self.name();
+        ops::want_real(op, inputs, 0)?;
+        (1..inputs.len()).try_for_each(|i| ops::want_same(op, inputs, i))?;
+        let s = self.sizes(inputs[0].shape(), inputs[1].shape())?;
+        let mut s = s;
+        s.outputs = Some(s.out_size()?);
+        let shape = shape_of(self.part, &s, self.rank)?;
         if inputs.len() == 3 {
+            let channels = shape[self.rank + 1];
             ops::want_shape(
-                "conv2d",
+                op,
                 inputs,
                 2,
-                [w[0]].into(),
-                "the bias has one number a row of the weight",
+                [channels].into(),
+                "the bias has one number a channel of the output",
             )?;
         }
-        let shape = self.shape(x, w);
-        let refuse = |e: phalanx_host::Error| Error::Invalid { op: "conv2d", shape: x, why: e.to_string() };
-        let (h, v) = (shape.out_h().map_err(refuse)?, shape.out_w().map_err(refuse)?);
-        Ok(Plan::one(inputs[0].dtype, [x[0], h, v, w[0]].into()).saving_inputs(3).dense(7))
+        Ok(Plan::one(inputs[0].dtype, shape).saving_inputs(3).dense(7))
     }
 
     fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], _: &mut [ViewMut]) -> Result<()> {
         let cpu = cx.cpu()?;
-        let shape = self.shape(ins[0].shape(), ins[1].shape());
-        ops::real!("conv2d", ins[0].dtype, T => {
+        let s = self.sizes(ins[0].shape(), ins[1].shape())?;
+        ops::real!(self.name(), ins[0].dtype, T => {
             let bias = ins.get(2).map(View::slice::<T>).transpose()?;
-            Ok(conv2d_forward(cpu, &shape, ins[0].slice()?, ins[1].slice()?, bias, outs[0].slice()?)?)
+            Ok(compute(cpu, &s, self.part, [ins[0].slice()?, ins[1].slice()?], bias, outs[0].slice()?, false)?)
         })
     }
 
@@ -69,10 +179,11 @@ impl Op for Conv2d {
     ) -> Result<()> {
         let Some(g) = &grads[0] else { return Ok(()) };
         let cpu = cx.cpu()?;
-        let (x, w) = (saved.input(0)?, saved.input(1)?);
-        let shape = self.shape(x.shape(), w.shape());
+        let (a, b) = (saved.input(0)?, saved.input(1)?);
+        let s = self.sizes(a.shape(), b.shape())?;
+        let [first, second] = self.part.from();
         let g = g.contiguous()?;
-        ops::real!("conv2d", g.dtype(), T => {
+        ops::real!(self.name(), g.dtype(), T => {
             let g = g.read()?;
             let g = g.slice::<T>()?;
             if let Some(mut slot) = sink.slot(2)? {
@@ -81,34 +192,95 @@ impl Op for Conv2d {
             }
             sink.settle(2)?;
             if let Some(mut slot) = sink.slot(1)? {
-                let accumulate = slot.accumulate();
-                conv2d_weight_gradient(cpu, &shape, x.read()?.slice()?, g, slot.slice()?, accumulate)?;
+                let (accumulate, a) = (slot.accumulate(), a.read()?);
+                let from = second.from().map(|p| if p == first { a.slice() } else { Ok(g) });
+                let [p, q] = from;
+                compute(cpu, &s, second, [p?, q?], None, slot.slice()?, accumulate)?;
             }
             sink.settle(1)?;
-            drop(x);
+            drop(a);
             if let Some(mut slot) = sink.slot(0)? {
-                let accumulate = slot.accumulate();
-                conv2d_input_gradient(cpu, &shape, w.read()?.slice()?, g, slot.slice()?, accumulate)?;
+                let (accumulate, b) = (slot.accumulate(), b.read()?);
+                let [p, q] = first.from().map(|p| if p == second { b.slice() } else { Ok(g) });
+                compute(cpu, &s, first, [p?, q?], None, slot.slice()?, accumulate)?;
             }
             Ok(())
         })
     }
+
+    fn backward_graph(
+        &self,
+        inputs: &[Option<Tensor>],
+        _: &[Option<Tensor>],
+        metas: &[Meta],
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Option<Tensor>>> {
+        let [Some(a), Some(b), ..] = inputs else { return Err(Error::GraphReleased { op: self.name() }) };
+        let Some(g) = &grads[0] else { return Ok(vec![None; metas.len()]) };
+        let s = self.sizes(a.shape(), b.shape())?;
+        let [first, second] = self.part.from();
+        let [p, q] = first.from().map(|p| if p == second { b } else { g });
+        let mut parts = vec![Some(apply_one(self.other(first, s), &[p, q])?)];
+        let [p, q] = second.from().map(|p| if p == first { a } else { g });
+        parts.push(Some(apply_one(self.other(second, s), &[p, q])?));
+        if metas.len() == 3 {
+            let axes: Vec<usize> = (0..=self.rank).collect();
+            parts.push(Some(g.sum(&axes, false)?));
+        }
+        Ok(parts)
+    }
 }
 
 impl Tensor {
-    /// The cross-correlation of images `[N, H, W, I]` with the weight `w` `[O, KH, KW, I]`, plus `bias`
-    /// `[O]`: `[N, OH, OW, O]`. `stride` and `padding` (zeros on either side) are height, width.
-    pub fn conv2d(
+    fn convolve(
         &self,
+        part: Part,
+        rank: usize,
         w: &Tensor,
         bias: Option<&Tensor>,
-        stride: [usize; 2],
-        padding: [usize; 2],
+        conv: &Conv,
     ) -> Result<Tensor> {
-        let op = Conv2d { stride, padding };
+        let op = Convolution { part, rank, rule: Rule::Options(*conv) };
         match bias {
             Some(b) => apply_one(op, &[self, w, b]),
             None => apply_one(op, &[self, w]),
         }
+    }
+
+    /// The cross-correlation of sequences `[N, T, I]` with the weight `w` `[O, K, I / groups]`, plus `bias`
+    /// `[O]`: `[N, OT, O]` (`torch.nn.functional.conv1d`, with channels last).
+    pub fn conv1d(&self, w: &Tensor, bias: Option<&Tensor>, conv: &Conv) -> Result<Tensor> {
+        self.convolve(Part::Output, 1, w, bias, conv)
+    }
+
+    /// The cross-correlation of images `[N, H, W, I]` with the weight `w` `[O, KH, KW, I / groups]`, plus
+    /// `bias` `[O]`: `[N, OH, OW, O]` (`torch.nn.functional.conv2d`, with channels last).
+    pub fn conv2d(&self, w: &Tensor, bias: Option<&Tensor>, conv: &Conv) -> Result<Tensor> {
+        self.convolve(Part::Output, 2, w, bias, conv)
+    }
+
+    /// The cross-correlation of volumes `[N, D, H, W, I]` with the weight `w` `[O, KD, KH, KW, I / groups]`,
+    /// plus `bias` `[O]`: `[N, OD, OH, OW, O]` (`torch.nn.functional.conv3d`, with channels last).
+    pub fn conv3d(&self, w: &Tensor, bias: Option<&Tensor>, conv: &Conv) -> Result<Tensor> {
+        self.convolve(Part::Output, 3, w, bias, conv)
+    }
+
+    /// The transposed convolution of sequences `[N, T, I]` with the weight `w` `[I, K, O / groups]`, plus
+    /// `bias` `[O]`: the gradient of the input of the convolution with `w` whose output they are
+    /// (`torch.nn.functional.conv_transpose1d`, with channels last).
+    pub fn conv_transpose1d(&self, w: &Tensor, bias: Option<&Tensor>, conv: &Conv) -> Result<Tensor> {
+        self.convolve(Part::Input, 1, w, bias, conv)
+    }
+
+    /// The transposed convolution of images `[N, H, W, I]` with the weight `w` `[I, KH, KW, O / groups]`, as
+    /// [`Tensor::conv_transpose1d`].
+    pub fn conv_transpose2d(&self, w: &Tensor, bias: Option<&Tensor>, conv: &Conv) -> Result<Tensor> {
+        self.convolve(Part::Input, 2, w, bias, conv)
+    }
+
+    /// The transposed convolution of volumes `[N, D, H, W, I]` with the weight `w`
+    /// `[I, KD, KH, KW, O / groups]`, as [`Tensor::conv_transpose1d`].
+    pub fn conv_transpose3d(&self, w: &Tensor, bias: Option<&Tensor>, conv: &Conv) -> Result<Tensor> {
+        self.convolve(Part::Input, 3, w, bias, conv)
     }
 }

@@ -8,6 +8,7 @@ macro_rules! runs {
     }};
 }
 
+mod convs;
 mod indexing;
 mod network;
 mod padding;
@@ -17,7 +18,7 @@ mod sequences;
 
 use std::sync::Arc;
 
-use phalanx_tensor::{Tensor, concat};
+use phalanx_tensor::{Conv, Tensor, concat};
 use serde_json::Value;
 
 use crate::row::{In, Kind, Row, Want};
@@ -37,6 +38,7 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("batch_norm", basic),
     ("loss", basic),
     ("shape", basic),
+    ("convs", convs::fill),
     ("indexing", indexing::fill),
     ("padding", padding::fill),
     ("pooling", pooling::fill),
@@ -134,8 +136,9 @@ fn basic(op: &str, p: &Value, row: &mut Row) {
             runs!(row, "matmul", second: true, |x| turn(&x[0], a)?.matmul(&turn(&x[1], b)?)?);
         }
         "conv2d" => {
-            let (stride, padding) = (pair(&p["stride"]), pair(&p["padding"]));
-            runs!(row, "conv2d", second: false, |x| x[0].conv2d(&x[1], x.get(2), stride, padding)?);
+            let [stride, padding] = ["stride", "padding"].map(|k| pair(&p[k]));
+            let conv = Conv::new().stride(&stride).padding(&padding);
+            runs!(row, "conv2d", second: true, |x| x[0].conv2d(&x[1], x.get(2), &conv)?);
         }
         "max_pool2d" => {
             let [kernel, stride, padding] = ["kernel", "stride", "padding"].map(|k| pair(&p[k]));

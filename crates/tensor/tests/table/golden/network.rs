@@ -1,7 +1,7 @@
 //! Whole networks.
 
 use phalanx_host::Isa;
-use phalanx_tensor::{DType, Tensor};
+use phalanx_tensor::{Conv, DType, Tensor};
 
 use super::{cases, floats, ints};
 use crate::row::{Array, close, device, doubles, gradients, real, value, weight};
@@ -12,13 +12,13 @@ fn mlp(x: &Tensor, p: &[Tensor]) -> Tensor {
 }
 
 fn lenet5(x: &Tensor, p: &[Tensor]) -> Tensor {
-    let stage = |x: &Tensor, i: usize, padding: [usize; 2]| {
+    let stage = |x: &Tensor, i: usize, padding: usize| {
         // torchvision's [O,I,KH,KW] as [O,KH,KW,I].
         let w = p[i].permute(&[0, 2, 3, 1]).unwrap();
-        let y = x.conv2d(&w, Some(&p[i + 1]), [1, 1], padding).unwrap().relu().unwrap();
+        let y = x.conv2d(&w, Some(&p[i + 1]), &Conv::new().padding(&[padding])).unwrap().relu().unwrap();
         y.max_pool2d([2, 2], [2, 2], [0, 0]).unwrap()
     };
-    let x = stage(&stage(x, 0, [2, 2]), 2, [0, 0]);
+    let x = stage(&stage(x, 0, 2), 2, 0);
     // The weights expect channels first.
     let x = x.permute(&[0, 3, 1, 2]).unwrap().reshape(&[x.shape()[0], 400]).unwrap();
     let x = x.linear(&p[4], Some(&p[5])).unwrap().relu().unwrap();

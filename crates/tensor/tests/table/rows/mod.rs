@@ -1,6 +1,7 @@
 //! The table: rows with a naive reference, a file a family. PyTorch's golden cases are added to them.
 
 mod attention;
+mod convs;
 mod elementwise;
 mod images;
 mod index;
@@ -18,6 +19,7 @@ use crate::row::Row;
 
 pub(crate) fn all() -> Vec<Row> {
     [
+        convs::all(),
         attention::all(),
         elementwise::all(),
         images::all(),
