@@ -9,7 +9,7 @@
 //! The output has `eval.logits`; `logits`, `aux.K` (logits of auxiliary heads) and `loss` (a sum) in training mode;
 //! `gradient.NAME` and `buffer.NAME`, the running statistics after the batch; `step.K.NAME`, the parameters after
 //! the one step of optimizer K; `losses`, the summed loss of each step.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
