@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the Python environment of the PyTorch peers: bench/peers/.venv with torch (CPU) and numpy.
+# Makes the Python environment of the PyTorch peers: bench/peers/.venv with torch and torchvision (CPU), numpy and
+# safetensors.
 #
 #   bench/peers/setup.sh           make it, or leave it alone when it works
 #   TORCH=2.15.0 bench/peers/setup.sh    a certain version
@@ -17,7 +18,7 @@ if [ ! -x "$python" ]; then
         exit 1
     fi
 fi
-if [ -n "${TORCH:-}" ] || ! "$python" -c 'import torch, numpy' 2>/dev/null; then
-    "$python" -m pip install --quiet --upgrade "torch${TORCH:+==$TORCH}" numpy
+if [ -n "${TORCH:-}" ] || ! "$python" -c 'import torch, torchvision, numpy, safetensors' 2>/dev/null; then
+    "$python" -m pip install --quiet --upgrade "torch${TORCH:+==$TORCH}" torchvision numpy safetensors
 fi
 "$python" -c 'import torch; print("torch", torch.__version__)'

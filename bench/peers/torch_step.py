@@ -7,20 +7,22 @@ input ends the worker. It stays alive between requests so that neither the impor
 measured, and blocks on its input meanwhile, so that it costs the other side nothing. With `--world`
 it is one rank of a gloo group; then every rank must get the same requests.
 
-    {"what": "step", "model": "mlp"|"lenet5", "batch": N, "variant": {...}, "steps": N}
+    {"what": "step", "model": "mlp"|"lenet5"|torchvision's, "batch": N, "variant": {...}, "steps": N}
     {"what": "gemm", "m": M, "n": N, "k": K, "repeats": N}
     {"what": "allreduce", "bytes": N, "repeats": N}
     {"what": "variants", "model": NAME}
+    {"what": "memory"}
 
 A step is forward, cross-entropy, backward and SGD (momentum 0.9, weight decay 1e-4) in float32, on one
 thread, with the batch in memory. A variant names what PyTorch lets its user choose: the memory format,
 the implementation of the optimizer, oneDNN on or off, a static graph in DDP. The caller tries them all
-and keeps the fastest.
+and keeps the fastest. "memory" answers with the most memory that this process had at once.
 """
 
 import argparse
 import itertools
 import json
+import resource
 import statistics
 import sys
 import time
@@ -58,6 +60,17 @@ def lenet5():
 MODELS = {"mlp": mlp, "lenet5": lenet5}
 
 
+def made(model):
+    """A network, the shape of its images and the number of its classes."""
+    if model in MODELS:
+        return MODELS[model](), (1, 28, 28), CLASSES
+    # Only here, as nothing else needs it.
+    import torchvision
+
+    options = {"init_weights": False} if model == "googlenet" else {}
+    return getattr(torchvision.models, model)(weights=None, **options), (3, 224, 224), 1000
+
+
 def variants(model):
     """What a user of PyTorch can choose for this model without changing the result."""
     formats = [False] if model == "mlp" else [False, True]
@@ -73,9 +86,9 @@ class Step:
     def __init__(self, model, batch, variant):
         torch.manual_seed(0)
         self.onednn = variant["onednn"]
-        self.net = MODELS[model]()
-        self.images = torch.randn(batch, 1, 28, 28)
-        self.labels = torch.randint(0, CLASSES, (batch,))
+        self.net, sizes, classes = made(model)
+        self.images = torch.randn(batch, *sizes)
+        self.labels = torch.randint(0, classes, (batch,))
         if variant["channels_last"]:
             self.net = self.net.to(memory_format=torch.channels_last)
             self.images = self.images.to(memory_format=torch.channels_last)
@@ -98,7 +111,11 @@ class Step:
 
     def step(self):
         self.optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(self.net(self.images), self.labels).backward()
+        out = self.net(self.images)
+        # GoogLeNet hands on the logits of its auxiliary heads.
+        heads = [out] if torch.is_tensor(out) else [out.logits, out.aux_logits1, out.aux_logits2]
+        losses = [F.cross_entropy(y, self.labels) for y in heads]
+        (losses[0] + 0.3 * sum(losses[1:])).backward()
         self.optimizer.step()
 
 
@@ -112,7 +129,7 @@ def step(request):
     ready = READY[key]
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     with torch.backends.mkldnn.flags(enabled=ready.onednn):
-        for _ in range(5):
+        for _ in range(request.get("warm", 5)):
             ready.step()
         times = timed(ready.step, request["steps"])
     return {
@@ -138,6 +155,13 @@ def allreduce(request):
     run()
     seconds = statistics.median(timed(run, request["repeats"]))
     return {"seconds_p50": seconds, "bus_bandwidth_gb_s": 2 * (ranks - 1) / ranks * size * 1e-9 / seconds}
+
+
+def memory(request):
+    import torchvision  # noqa: F401  What it takes belongs to no network.
+
+    # In kilobytes on Linux.
+    return {"peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
 
 def timed(run, repeats):
@@ -167,6 +191,7 @@ def main():
         "step": step,
         "gemm": gemm,
         "allreduce": allreduce,
+        "memory": memory,
     }
     print(json.dumps({"torch": torch.__version__}), flush=True)
     for line in sys.stdin:

@@ -341,12 +341,12 @@ pub(crate) struct BenchStep {
     /// Samples of each rank in a step
     #[arg(long, default_value_t = 128)]
     pub batch: u64,
-    /// Height, width and channels of a sample
-    #[arg(long, value_name = "HxWxC", default_value = "28x28x1", value_parser = sizes)]
-    pub input: [usize; 3],
-    /// Classes
-    #[arg(long, default_value_t = 10)]
-    pub classes: usize,
+    /// Height, width and channels of a sample [default: what the model was made for]
+    #[arg(long, value_name = "HxWxC", value_parser = sizes)]
+    pub input: Option<[usize; 3]>,
+    /// Classes [default: as many as the model was made for]
+    #[arg(long)]
+    pub classes: Option<usize>,
     #[command(flatten)]
     pub world: WorldArgs,
     /// Virtual shards [default: one a rank]

@@ -45,6 +45,7 @@ pub fn open(spec: &str, split: Split) -> Result<Arc<dyn Source>> {
         None if crate::fetchable().contains(&spec) => {
             format!("; `phalanx data fetch {spec}` puts it into a directory to name here")
         }
+        None if spec.contains('/') => "; nothing is there".to_owned(),
         None => String::new(),
     };
     Err(Error::UnknownSet { spec: spec.to_owned(), offers: embedded_names().join(", "), hint })

@@ -2,7 +2,7 @@
 //! sizes, so after the first step nothing large comes from the system.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,8 +44,25 @@ impl Drop for Block {
 
 #[derive(Default)]
 struct State {
-    free: HashMap<usize, Vec<Block>>,
+    /// By size; no list is empty.
+    free: BTreeMap<usize, Vec<Block>>,
     stats: PoolStats,
+}
+
+impl State {
+    /// A free block for a request of that class. A large request takes one of up to half as much again where its class
+    /// has none: the gradients of a backward pass then lie where larger activations were before, and do not add to them.
+    fn take(&mut self, class: usize) -> Option<Block> {
+        let most = if class < LARGE { class } else { class + class / 2 };
+        let size = *self.free.range(class..=most).next()?.0;
+        let blocks = self.free.get_mut(&size)?;
+        let block = blocks.pop()?;
+        if blocks.is_empty() {
+            self.free.remove(&size);
+        }
+        self.stats.cached -= size;
+        Some(block)
+    }
 }
 
 /// A caching allocator; cloning it clones the reference.
@@ -79,11 +96,8 @@ impl Pool {
     pub fn alloc(&self, bytes: usize) -> Result<Buffer> {
         let class = size_class(bytes);
         let mut state = self.state();
-        let block = match state.free.get_mut(&class).and_then(Vec::pop) {
-            Some(block) => {
-                state.stats.cached -= class;
-                block
-            }
+        let block = match state.take(class) {
+            Some(block) => block,
             None => {
                 let out = Error::OutOfMemory { bytes };
                 let layout = Layout::from_size_align(class, ALIGN).map_err(|_| out.clone())?;
@@ -94,7 +108,7 @@ impl Pool {
                 Block { base, layout }
             }
         };
-        state.stats.live += class;
+        state.stats.live += block.layout.size();
         state.stats.peak = state.stats.peak.max(state.stats.live);
         drop(state);
         Ok(Buffer { block: Some(block), bytes, pool: self.clone() })
@@ -204,6 +218,22 @@ mod tests {
         assert_eq!(pool.stats(), first);
         pool.trim();
         assert_eq!(pool.stats().cached, 0);
+    }
+
+    #[test]
+    fn large_requests_take_blocks_that_are_somewhat_larger() {
+        let pool = Pool::new();
+        drop((pool.alloc(3_000_000).unwrap(), pool.alloc(12_000_000).unwrap(), pool.alloc(1500).unwrap()));
+        let cached = pool.stats().cached;
+        let somewhat = pool.alloc(2_500_000).unwrap();
+        assert_eq!((somewhat.len(), pool.stats().large_system_allocs), (2_500_000, 2));
+        assert_eq!(pool.stats().live + pool.stats().cached, cached);
+        // Nothing near is left, and small requests keep to their class.
+        let (_much, _small) = (pool.alloc(2_500_000).unwrap(), pool.alloc(1100).unwrap());
+        assert_eq!(pool.stats().large_system_allocs, 3);
+        drop(somewhat);
+        drop(pool.alloc(3_000_000).unwrap());
+        assert_eq!(pool.stats().large_system_allocs, 3);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! epoch, sample and row: never by thread, rank or batch.
 
 mod config;
+mod imagenet;
 mod ops;
 #[cfg(test)]
 mod tests;

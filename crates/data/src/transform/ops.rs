@@ -2,6 +2,7 @@
 
 use phalanx_host::rng::Stream;
 
+use super::imagenet::{ColorJitter, Lighting, RandomResizedCrop};
 use super::{Image, Param, Row, Step, Value};
 use crate::{Error, FieldSpec, Result};
 
@@ -59,10 +60,48 @@ pub(super) const ROWS: &[Row] = &[
         ],
         build: Translate::build,
     },
+    Row {
+        name: "random-resized-crop",
+        help: "cuts a random piece out and scales it to the image's size, bilinear",
+        random: true,
+        params: &[
+            number("scale_min", 0.08, 1.0, false, "the least part of the image's area"),
+            number("scale_max", 1.0, 1.0, false, "the greatest part of it"),
+            Param {
+                min: 1.0,
+                ..number(
+                    "ratio",
+                    4.0 / 3.0,
+                    100.0,
+                    false,
+                    "the most that width is of height, or height of width",
+                )
+            },
+        ],
+        build: RandomResizedCrop::build,
+    },
+    Row {
+        name: "color-jitter",
+        help: "changes brightness, contrast and saturation by random factors, in random order; before normalise",
+        random: true,
+        params: &[
+            number("brightness", 0.4, 1.0, false, "the most that its factor is off 1"),
+            number("contrast", 0.4, 1.0, false, "likewise"),
+            number("saturation", 0.4, 1.0, false, "likewise"),
+        ],
+        build: ColorJitter::build,
+    },
+    Row {
+        name: "lighting",
+        help: "shifts colours at random along the principal components of ImageNet's; before normalise",
+        random: true,
+        params: &[number("deviation", 0.1, 10.0, false, "standard deviation, in those of the components")],
+        build: Lighting::build,
+    },
 ];
 
 /// The number at place `i`; 0 when it is none, which the table rules out.
-fn at(values: &[Value], i: usize) -> f64 {
+pub(super) fn at(values: &[Value], i: usize) -> f64 {
     match values.get(i) {
         Some(Value::Number(x)) => *x,
         _ => 0.0,

@@ -129,6 +129,7 @@ fn no_strength_is_no_change() {
         "{ name = \"rotate\", degrees = 0 }",
         "{ name = \"translate\", pixels = 0 }",
         "{ name = \"pad-and-crop\", padding = 0 }",
+        "{ name = \"lighting\", deviation = 0 }",
     ];
     // By the table of bytes and by the long way: the same bits.
     assert_eq!(run(&idle, &spec, &pixels, Some(key(3))), plain);
@@ -168,7 +169,10 @@ fn random_numbers_belong_to_the_sample() {
 fn rows_are_checked_and_misspellings_corrected() {
     for (text, expected) in [
         ("{ name = \"flop\" }", "unknown transform \"flop\"; did you mean \"flip\"?"),
-        ("{ name = \"zzz\" }", "there are normalise, pad-and-crop, flip, rotate, translate"),
+        (
+            "{ name = \"zzz\" }",
+            "there are normalise, pad-and-crop, flip, rotate, translate, random-resized-crop",
+        ),
         ("{ name = \"rotate\", degree = 3 }", "unknown parameter \"degree\"; did you mean \"degrees\"?"),
         ("{ name = \"flip\", p = 1.5 }", "transform flip, p: is 1.5, and must be in [0, 1]"),
         ("{ name = \"flip\", p = nan }", "must be in [0, 1]"),
@@ -193,6 +197,14 @@ fn rows_are_checked_and_misspellings_corrected() {
     assert!(refused(&["{ name = \"normalise\", mean = [1, 2] }"]).contains("2 numbers for images of 3"));
     assert!(refused(&["{ name = \"translate\", pixels = 1, fraction = 0.1 }"]).contains("not both"));
     assert!(refused(&[AS_IS, AS_IS]).contains("twice"));
+    let crop = "{ name = \"random-resized-crop\", scale_min = 0.5, scale_max = 0.4 }";
+    assert!(refused(&[crop]).contains("scale_min 0.5 is above scale_max 0.4"));
+    for name in ["lighting", "color-jitter"] {
+        let grey = FieldSpec::image([4, 4, 1], 255.0);
+        let rows = [transform(&format!("{{ name = \"{name}\" }}")).unwrap()];
+        let error = Pipeline::new(&rows, &grey, true).err().unwrap().to_string();
+        assert!(error.contains("red, green and blue, not [4, 4, 1]"), "{error}");
+    }
 }
 
 #[test]
@@ -209,4 +221,77 @@ fn every_row_has_working_defaults_and_survives_a_round_trip() {
     let given = Transform::new("normalise", &[("mean", Value::List(vec![0.5, 0.25]))]).unwrap();
     assert_eq!(toml::from_str::<Transform>(&toml::to_string(&given).unwrap()).unwrap(), given);
     assert_eq!(given.value("std"), Some(&Value::Auto));
+}
+
+#[test]
+fn pieces_are_scaled_as_areas() {
+    // PyTorch's interpolate(mode = "bilinear") of the piece: a pixel's middle is at half of it.
+    let mut line = Image { shape: [1, 4, 1], pixels: vec![9.0, 2.0, 6.0, 9.0], scratch: Vec::new() };
+    imagenet::enlarge(&mut line, [0, 1, 1, 2]);
+    assert_eq!(line.pixels, [2.0, 3.0, 5.0, 6.0]);
+    let mut square = Image { shape: [3, 3, 2], pixels: vec![0.0; 18], scratch: Vec::new() };
+    square.pixels.iter_mut().enumerate().for_each(|(i, x)| *x = i as f32);
+    imagenet::enlarge(&mut square, [1, 0, 2, 2]);
+    // Of the rows [6, 7, 8, 9] and [12, 13, 14, 15].
+    let want = [6., 7., 7., 8., 8., 9., 9., 10., 10., 11., 11., 12., 12., 13., 13., 14., 14., 15.];
+    for (got, want) in square.pixels.iter().zip(want) {
+        assert!((got - want).abs() < 1e-5, "{:?}", square.pixels);
+    }
+}
+
+#[test]
+fn pieces_keep_to_their_bounds_and_reach_the_rims() {
+    // Each pixel tells its row and its column.
+    let spec = FieldSpec { dtype: DType::F32, ..FieldSpec::image([40, 60, 2], 1.0) };
+    let pixels: Vec<f32> = (0..2400).flat_map(|i| [(i / 60) as f32, (i % 60) as f32]).collect();
+    let rows = ["{ name = \"random-resized-crop\", scale_min = 0.2, scale_max = 0.5, ratio = 1.5 }", AS_IS];
+    let rows: Vec<_> = rows.iter().map(|r| transform(r).unwrap()).collect();
+    let mut pipeline = Pipeline::new(&rows, &spec, true).unwrap();
+    let (mut out, mut rims) = (vec![0.0; 4800], [false; 4]);
+    for i in 0..300 {
+        pipeline.run(bytemuck::cast_slice(&pixels), Some(key(i)), &mut out);
+        let ([top, left], [bottom, right]) = ([out[0], out[1]], [out[4798], out[4799]]);
+        let (tall, wide) = (bottom - top + 1.0, right - left + 1.0);
+        let (area, ratio) = (tall * wide / 2400.0, wide / tall);
+        assert!((0.18..=0.53).contains(&area) && (0.62..=1.6).contains(&ratio), "{tall} by {wide}");
+        let at = [top == 0.0, left == 0.0, bottom == 39.0, right == 59.0];
+        rims.iter_mut().zip(at).for_each(|(seen, at)| *seen |= at);
+    }
+    assert_eq!(rims, [true; 4]);
+}
+
+#[test]
+fn colours_change_by_hand() {
+    let spec = FieldSpec::image([1, 2, 3], 255.0);
+    let image =
+        || Image { shape: [1, 2, 3], pixels: vec![10., 20., 30., 200., 100., 50.], scratch: Vec::new() };
+    // Lighting adds one number a channel to every pixel: a mix of the three components.
+    let mut lit = image();
+    step("{ name = \"lighting\", deviation = 0.5 }", &spec).apply(&mut lit, &mut key(1).stream());
+    let mut stream = key(1).stream();
+    let draws: Vec<f64> = (0..3).map(|_| 0.5 * 255.0 * stream.normal()).collect();
+    let red = 0.2175 * draws[0] * -0.5675 + 0.0188 * draws[1] * 0.7192 + 0.0045 * draws[2] * 0.4009;
+    assert!((f64::from(lit.pixels[0]) - 10.0 - red).abs() < 1e-4, "{:?}", lit.pixels);
+    assert!((lit.pixels[3] - lit.pixels[0] - 190.0).abs() < 1e-3 && red.abs() > 1e-3);
+    // With one of the three at work its factor can be told, and the rest follows from it.
+    for (what, fixed) in [("brightness", 0.0), ("contrast", 71.175)] {
+        let off = ["brightness", "contrast", "saturation"].iter().filter(|w| **w != what);
+        let off: String = off.map(|w| format!(", {w} = 0")).collect();
+        let mut changed = image();
+        step(&format!("{{ name = \"color-jitter\"{off} }}"), &spec).apply(&mut changed, &mut key(5).stream());
+        let factor = (changed.pixels[5] - fixed) / (50.0 - fixed);
+        assert!((0.6..=1.4).contains(&factor) && (factor - 1.0).abs() > 1e-3, "{what}: {factor}");
+        for (x, from) in changed.pixels.iter().zip(image().pixels) {
+            let want = (fixed + (from - fixed) * factor).clamp(0.0, 255.0);
+            assert!((x - want).abs() < 1e-3, "{what}: {:?}", changed.pixels);
+        }
+    }
+    // Saturation leaves each pixel as bright as it was.
+    let mut faded = image();
+    let row = "{ name = \"color-jitter\", brightness = 0, contrast = 0, saturation = 0.4 }";
+    step(row, &spec).apply(&mut faded, &mut key(5).stream());
+    let bright = |p: &[f32]| 0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2];
+    for (x, from) in faded.pixels.chunks(3).zip(image().pixels.chunks(3)) {
+        assert!((bright(x) - bright(from)).abs() < 1e-3 && (x[0] - from[0]).abs() > 1e-3, "{x:?}");
+    }
 }
