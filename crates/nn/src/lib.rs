@@ -22,11 +22,11 @@ pub use forward::Forward;
 pub use init::Init;
 pub use layer::{
     Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer,
-    Linear, LocalResponseNorm, MaxPool2d, NormOptions, Pair, Sequential,
+    Linear, LocalResponseNorm, MaxPool2d, NormOptions, Pair, Prelu, Sequential,
 };
 pub use model::{
-    LayerKind, LayerListing, LayerOption, LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary,
-    build, list as list_models, summarise,
+    Approximate, LayerKind, LayerListing, LayerOption, LayerSummary, Listed, Listing, Memory, ModelConfig,
+    Row, Summary, build, list as list_models, summarise,
 };
 pub use norm::{MOMENTUM, NormId, NormRecord, NormValues, Norms};
 pub use optim::{Ema, EmaConfig, Optimizer, OptimizerConfig, Update, clip_factor};

@@ -1,5 +1,6 @@
 //! Layers: parameters by id, computation by ops. A layer holds no values; [`Forward`] hands them out.
 
+mod activation;
 mod conv;
 mod linear;
 mod norm;
@@ -8,12 +9,13 @@ mod simple;
 
 use std::fmt::Debug;
 
+pub use activation::{Activation, Prelu};
 pub use conv::Conv2d;
 pub use linear::Linear;
 pub use norm::{BatchNorm, NormOptions};
 use phalanx_tensor::{Shape, Tensor};
 pub use pool::{AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool, LocalResponseNorm, MaxPool2d, Pair};
-pub use simple::{Activation, Dropout, Flatten};
+pub use simple::{Dropout, Flatten};
 
 use crate::{Error, Forward, Result};
 

@@ -4,7 +4,7 @@ use super::joint::{Auxiliary, Branches, NormRelu, Residual, Sum};
 use super::{Row, norm_options, windows};
 use crate::layer::{
     Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer,
-    Linear, LocalResponseNorm, MaxPool2d, NormOptions, Sequential,
+    Linear, LocalResponseNorm, MaxPool2d, NormOptions, Prelu, Sequential,
 };
 use crate::{Builder, Error, Init, Result};
 
@@ -143,7 +143,7 @@ impl<'a> Stack<'a> {
     }
 
     pub(crate) fn relu(&mut self) {
-        self.push((Activation::Relu, self.shape));
+        self.push((Activation::relu(), self.shape));
     }
 
     pub(crate) fn dropout(&mut self, name: &str, p: f64) -> Result<()> {
@@ -306,6 +306,10 @@ impl<'a> Stack<'a> {
     fn build_row(&mut self, row: &Row, classes: usize) -> Result<()> {
         let (b, input) = (&mut *self.builder, self.shape);
         match *row {
+            Row::Prelu { per_channel, init } => {
+                let made = Prelu::build(b, input, per_channel, Init::Constant(init as f32))?;
+                self.push(made);
+            }
             Row::Conv { out, kernel, stride, padding, bias, init } => {
                 let made = Conv2d::build(b, input, out, [kernel, stride, padding], bias, init)?;
                 self.push(made);
@@ -318,9 +322,6 @@ impl<'a> Stack<'a> {
                 let made = BatchNorm::build_with(b, input, norm_options(eps, momentum, affine))?;
                 self.push(made);
             }
-            Row::Relu {} => self.push((Activation::Relu, input)),
-            Row::Sigmoid {} => self.push((Activation::Sigmoid, input)),
-            Row::Tanh {} => self.push((Activation::Tanh, input)),
             Row::MaxPool { kernel, stride, padding, ceil } => {
                 let made = MaxPool2d::build(b, input, windows(kernel, stride, padding).ceil(ceil))?;
                 self.push(made);
@@ -349,6 +350,10 @@ impl<'a> Stack<'a> {
             Row::Lrn { size, alpha, beta, k } => {
                 let made = LocalResponseNorm::build(b, input, size, [alpha, beta, k])?;
                 self.push(made);
+            }
+            _ => {
+                let place = self.builder.place("activation");
+                self.push((row.activation(&place)?, input));
             }
         }
         Ok(())

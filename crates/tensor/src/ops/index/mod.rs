@@ -12,7 +12,7 @@ use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
 
 /// A shape as (outer, size of the axis, inner).
-fn around(shape: Shape, axis: usize) -> [usize; 3] {
+pub(crate) fn around(shape: Shape, axis: usize) -> [usize; 3] {
     [shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product()]
 }
 
@@ -128,6 +128,12 @@ impl Op for Pick {
 struct PutBack {
     pick: Pick,
     source: Shape,
+}
+
+/// `units` (one for each index) added to zeros of shape `source` at their places along `axis`: the way back of
+/// [`Tensor::gather`].
+pub(crate) fn put_back(units: &Tensor, axis: usize, indices: &Tensor, source: Shape) -> Result<Tensor> {
+    apply_one(PutBack { pick: Pick { unit: Unit::Element, axis }, source }, &[units, indices])
 }
 
 impl Op for PutBack {

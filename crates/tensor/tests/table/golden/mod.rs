@@ -8,9 +8,11 @@ macro_rules! runs {
     }};
 }
 
+mod functions;
 mod network;
 mod padding;
 mod pooling;
+mod reductions;
 
 use std::sync::Arc;
 
@@ -36,6 +38,10 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("padding", padding::fill),
     ("pooling", pooling::fill),
     ("response", pooling::fill),
+    ("functions", functions::fill),
+    ("pairs", functions::fill),
+    ("reductions", reductions::fill),
+    ("along", reductions::fill),
 ];
 
 fn cases(family: &str) -> Vec<Value> {
@@ -119,7 +125,7 @@ fn basic(op: &str, p: &Value, row: &mut Row) {
         }
         "sum" => runs!(row, "sum", second: true, |x| x[0].sum(&axes, keep)?),
         "mean" => runs!(row, "mean", second: true, |x| x[0].mean(&axes, keep)?),
-        "max" => runs!(row, "max", second: false, |x| x[0].max(&axes, keep)?),
+        "max" => runs!(row, "max", second: true, |x| x[0].max(&axes, keep)?),
         "matmul" => {
             let [a, b] = ["transpose_a", "transpose_b"].map(|k| p[k].as_bool().unwrap());
             let turn = |t: &Tensor, yes: bool| if yes { t.t() } else { Ok(t.clone()) };
