@@ -5,7 +5,7 @@ use phalanx_host::{Cpu, DType};
 use crate::op::{Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::{apply, apply_one};
-use crate::{Error, Result, Spec, Tensor, View, ViewMut, ops};
+use crate::{Error, Result, Shape, Spec, Tensor, View, ViewMut, ops};
 
 /// Calls `task(line, out)` for every line along an axis of `length` of a contiguous tensor, whose elements lie
 /// `inner` apart; `out` is the line's own `per` numbers of all.
@@ -187,6 +187,12 @@ impl TopK {
     }
 }
 
+impl TopK {
+    fn grad(self, g: &Tensor, places: &Tensor, source: Shape) -> Result<Tensor> {
+        Tensor::zeros(g.dtype(), source, g.device())?.scatter_add(self.axis, places, g)
+    }
+}
+
 impl Op for TopK {
     fn name(&self) -> &'static str {
         self.name
@@ -232,7 +238,7 @@ impl Op for TopK {
         sink: &mut GradSink,
     ) -> Result<()> {
         let Some(g) = &grads[0] else { return Ok(()) };
-        let grad = ops::index::put_back(g, self.axis, &saved.output(1)?, sink.shape(0))?;
+        let grad = self.grad(g, &saved.output(1)?, sink.shape(0))?;
         sink.pass(0, grad)
     }
 
@@ -244,7 +250,7 @@ impl Op for TopK {
         grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
         let (Some(places), Some(g)) = (&outputs[1], &grads[0]) else { return Ok(vec![None]) };
-        Ok(vec![Some(ops::index::put_back(g, self.axis, places, metas[0].shape())?)])
+        Ok(vec![Some(self.grad(g, places, metas[0].shape())?)])
     }
 }
 

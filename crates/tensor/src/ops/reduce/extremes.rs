@@ -63,7 +63,9 @@ impl Extreme {
     ) -> Result<Tensor> {
         let released = || Error::GraphReleased { op: self.name };
         match (&self.axes.0[..], places) {
-            (&[axis], Some(places)) => ops::index::put_back(g, axis, places, source),
+            (&[axis], Some(places)) => {
+                Tensor::zeros(g.dtype(), source, g.device())?.scatter_add(axis, places, g)
+            }
             (axes, _) => {
                 let (x, y) = (x.ok_or_else(released)?, y.ok_or_else(released)?);
                 let equal = x.eq(y)?.to(g.dtype())?;

@@ -9,10 +9,12 @@ macro_rules! runs {
 }
 
 mod functions;
+mod indexing;
 mod network;
 mod padding;
 mod pooling;
 mod reductions;
+mod sequences;
 
 use std::sync::Arc;
 
@@ -27,6 +29,7 @@ type Fill = fn(&str, &Value, &mut Row);
 
 /// The golden files and who reads them.
 const FAMILIES: &[(&str, Fill)] = &[
+    ("attention", sequences::fill),
     ("elementwise", basic),
     ("reduce", basic),
     ("matmul", basic),
@@ -35,6 +38,7 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("batch_norm", basic),
     ("loss", basic),
     ("shape", basic),
+    ("indexing", indexing::fill),
     ("padding", padding::fill),
     ("pooling", pooling::fill),
     ("response", pooling::fill),
@@ -42,6 +46,7 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("pairs", functions::fill),
     ("reductions", reductions::fill),
     ("along", reductions::fill),
+    ("sequences", sequences::fill),
 ];
 
 fn cases(family: &str) -> Vec<Value> {
@@ -90,6 +95,7 @@ fn row_of(family: &str, case: &Value) -> Row {
         second: false,
         any_type: false,
         smooth: true,
+        slopes: true,
         bad: vec![],
     };
     let (_, fill) = FAMILIES.iter().find(|f| f.0 == family).unwrap();
@@ -168,14 +174,18 @@ fn basic(op: &str, p: &Value, row: &mut Row) {
             row.any_type = true;
         }
         "concat" => runs!(row, "concat", second: true, |x| concat(&x.iter().collect::<Vec<_>>(), axis)?),
-        "gather" => runs!(row, "index_select", second: true, |x| {
-            x[0].index_select(axis, &Tensor::from_slice(&index, [index.len()], x[0].device())?)?
-        }),
+        "gather" => {
+            runs!(row, "index_select", second: true, |x| {
+                x[0].index_select(axis, &Tensor::from_slice(&index, [index.len()], x[0].device())?)?
+            });
+            row.any_type = true;
+        }
         "gather_along" => {
             let shape: Vec<usize> = ints(&p["shape"]);
             runs!(row, "gather", second: true, |x| {
                 x[0].gather(axis, &Tensor::from_slice(&index, &shape[..], x[0].device())?)?
             });
+            row.any_type = true;
         }
         _ => {}
     }
