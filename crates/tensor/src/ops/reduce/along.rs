@@ -124,9 +124,9 @@ impl Op for Cumulative {
                 let (x, g, out) = (x.slice::<T>()?, g.slice::<T>()?, out.slice::<T>()?);
                 let (mut dx, mut line, mut slopes) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
                 for i in 0..x.len().checked_div(n).unwrap_or(0) {
-                    for j in 0..n {
+                    for (j, (line, slope)) in line.iter_mut().zip(&mut slopes).enumerate() {
                         let at = place(i, j, [n, inner]);
-                        (line[j], slopes[j]) = (x[at].into(), g[at].into());
+                        (*line, *slope) = (x[at].into(), g[at].into());
                     }
                     Cumulative::product_gradient(&line, &slopes, &mut dx);
                     dx.iter().enumerate().for_each(|(j, &v)| out[place(i, j, [n, inner])] = v as T);
@@ -221,9 +221,10 @@ impl Op for TopK {
             let mut made = vec![0.0; outer * inner * 2 * k];
             lines(cx.cpu()?, x, [n, inner], &mut made, 2 * k, &|line, out| self.run(line, out));
             for (i, found) in made.chunks(2 * k.max(1)).enumerate() {
-                for j in 0..k {
+                let (found, from) = found.split_at(k);
+                for (j, (&value, &from)) in found.iter().zip(from).enumerate() {
                     let at = place(i, j, [k, inner]);
-                    (y[at], places[at]) = (found[j] as T, found[k + j] as i64);
+                    (y[at], places[at]) = (value as T, from as i64);
                 }
             }
             Ok(())
