@@ -95,6 +95,7 @@ def pairs():
         "atan2": torch.atan2,
         "remainder": torch.remainder,
         "pow": torch.pow,
+        "logaddexp": torch.logaddexp,
     }
     for op, f in several.items():
         for a, b in (([3, 5], [3, 5]), ([3, 1], [1, 5]), ([2, 3, 4], [3, 1]), ([], [2, 3])):

@@ -248,6 +248,10 @@ pairs! {
             let size = a.square()?.add(&b.square()?)?;
             if i == 0 { g.mul(b)?.div(&size) } else { g.mul(a)?.div(&size)?.neg() }
         };
+    /// ln(e^a + e^b) without overflow (torch.logaddexp); both operands broadcast.
+    logaddexp(other)
+        |a, b| if a == b { a + LN_2 } else { a.max(b) + (-(a - b).abs()).exp().ln_1p() };
+        |i, a, b, g| { let d = a.sub(b)?; g.mul(&if i == 0 { d } else { d.neg()? }.sigmoid()?) };
 }
 
 fn power_gradient(i: usize, base: &Tensor, exponent: &Tensor, g: &Tensor) -> Result<Tensor> {

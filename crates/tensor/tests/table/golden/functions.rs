@@ -53,6 +53,7 @@ fn two(op: &str) -> Option<(&'static str, Two)> {
         ("remainder", Tensor::remainder),
         ("pow", Tensor::pow),
         ("prelu", Tensor::prelu),
+        ("logaddexp", Tensor::logaddexp),
     ];
     all.iter().copied().find(|f| f.0 == op)
 }
