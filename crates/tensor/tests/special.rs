@@ -35,6 +35,9 @@ fn the_largest_is_not_a_number_before_all_and_the_first_of_equals() {
     assert_eq!(x.argmax(1).unwrap().to_vec::<i64>().unwrap(), [1, 0, 0]);
 }
 
+/// A function, its operand, what it gives, and the gradient of the sum of that.
+type Case<'a> = (&'a str, fn(&Tensor) -> phalanx_tensor::Result<Tensor>, &'a [f32], &'a [f32], &'a [f32]);
+
 /// Whether two lists are equal, not a number being equal to itself.
 fn same(got: &[f32], want: &[f32]) -> bool {
     got.len() == want.len() && got.iter().zip(want).all(|(a, b)| a == b || (a.is_nan() && b.is_nan()))
@@ -42,8 +45,7 @@ fn same(got: &[f32], want: &[f32]) -> bool {
 
 #[test]
 fn slopes_at_kinks_are_pytorchs() {
-    type F = fn(&Tensor) -> phalanx_tensor::Result<Tensor>;
-    let cases: [(&str, F, &[f32], &[f32], &[f32]); 15] = [
+    let cases: [Case; 15] = [
         ("abs", |x| x.abs(), &[0.0, -0.0, NAN], &[0.0, 0.0, NAN], &[0.0, 0.0, 0.0]),
         (
             "clamp",
@@ -113,8 +115,7 @@ fn masks_tell_numbers_from_others_in_every_type() {
 
 #[test]
 fn reductions_know_zeros_ties_infinities_and_no_elements() {
-    type F = fn(&Tensor) -> phalanx_tensor::Result<Tensor>;
-    let cases: [(&str, F, &[f32], &[f32], &[f32]); 15] = [
+    let cases: [Case; 15] = [
         ("amax", |x| x.reshape(&[1, 3])?.max(&[0, 1], false), &[1.0, 1.0, 0.0], &[1.0], &[0.5, 0.5, 0.0]),
         ("amax", |x| x.reshape(&[3, 1])?.max(&[0, 1], false), &[1.0, NAN, 0.0], &[NAN], &[NAN; 3]),
         ("min", |x| x.min(&[0], false), &[1.0, 1.0, NAN], &[NAN], &[0.0, 0.0, 1.0]),

@@ -90,9 +90,7 @@ impl Row {
     fn problem(&self) -> Option<String> {
         match *self {
             Row::Celu { alpha: 0.0 } => Some("alpha is 0, which x is divided by".into()),
-            Row::Softplus { beta, .. } if beta == 0.0 => {
-                Some("beta is 0, which the result is divided by".into())
-            }
+            Row::Softplus { beta: 0.0, .. } => Some("beta is 0, which the result is divided by".into()),
             Row::HardTanh { min, max } if min > max => Some(format!("min {min} is larger than max {max}")),
             Row::HardShrink { lambda } | Row::SoftShrink { lambda } if lambda < 0.0 => {
                 Some(format!("lambda is {lambda}, but must not be negative"))

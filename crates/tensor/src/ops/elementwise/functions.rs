@@ -5,6 +5,7 @@ use std::f64::consts::{LN_2, LN_10};
 use std::fmt;
 
 use phalanx_host::Cpu;
+use phalanx_host::simd::Real;
 
 use super::math::Math;
 use super::{From, Function, Operands, Pair, apply_binary, apply_unary, cpu};
@@ -47,7 +48,7 @@ impl Function for Rare {
 
     fn gradient(&self, cpu: &Cpu, saved: &View, g: &View, dx: &mut ViewMut, add: bool) -> Result<()> {
         ops::real!(self.0.name, saved.dtype, T => {
-            let slope = |x: T| (self.0.slope)(self.1, x.into()) as T;
+            let slope = |x: T| (self.0.slope)(self.1, x.to_f64()) as T;
             cpu::map_gradient_by::<T>(cpu, saved.slice()?, g.slice()?, dx.slice()?, &|saved, g, dx| {
                 for ((dx, g), x) in dx.iter_mut().zip(g).zip(saved) {
                     *dx = g * slope(*x) + if add { *dx } else { 0.0 };
@@ -204,7 +205,7 @@ impl Pair for RarePair {
         ops::real!(self.0.name, a.dtype, T => {
             cpu::zip_by::<T, T>(cpu, a, b, out.slice()?, &|a, b, out| {
                 for (i, o) in out.iter_mut().enumerate() {
-                    *o = (self.0.value)(a.at(i).into(), b.at(i).into()) as T;
+                    *o = (self.0.value)(a.at(i).to_f64(), b.at(i).to_f64()) as T;
                 }
             })
         })

@@ -1,5 +1,6 @@
 //! What keeps an axis and is computed along it: cumulative sums and products, the k largest, sorting.
 
+use phalanx_host::simd::Real;
 use phalanx_host::{Cpu, DType};
 
 use crate::op::{Exec, Meta, Op, Plan, Saved};
@@ -126,7 +127,7 @@ impl Op for Cumulative {
                 for i in 0..x.len().checked_div(n).unwrap_or(0) {
                     for (j, (line, slope)) in line.iter_mut().zip(&mut slopes).enumerate() {
                         let at = place(i, j, [n, inner]);
-                        (*line, *slope) = (x[at].into(), g[at].into());
+                        (*line, *slope) = (x[at].to_f64(), g[at].to_f64());
                     }
                     Cumulative::product_gradient(&line, &slopes, &mut dx);
                     dx.iter().enumerate().for_each(|(j, &v)| out[place(i, j, [n, inner])] = v as T);
