@@ -24,12 +24,12 @@ pub use layer::{
     Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, ConvConfig, ConvKind, Convolution, Embedding,
     Flatten, FractionalMaxPool, FractionalTo, GlobalAvgPool, Layer, Linear, LocalResponseNorm,
     LocallyConnected2d, MaxPool2d, MultiheadAttention, Noise, NoiseKind, NormOptions, Pad, PadAmount,
-    PadName, Padding, PaddingName, Pair, PerAxis, PixelShuffle, Recurrent, RecurrentCell, RecurrentConfig,
-    Sequential, Sight, Sizes, Upsample, UpsampleMode, UpsampleTo,
+    PadName, Padding, PaddingName, Pair, PerAxis, PixelShuffle, Prelu, Recurrent, RecurrentCell,
+    RecurrentConfig, Sequential, Sight, Sizes, Upsample, UpsampleMode, UpsampleTo,
 };
 pub use model::{
-    LayerKind, LayerListing, LayerOption, LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary,
-    build, list as list_models, summarise,
+    Approximate, LayerKind, LayerListing, LayerOption, LayerSummary, Listed, Listing, Memory, ModelConfig,
+    Row, Summary, build, list as list_models, summarise,
 };
 pub use norm::{MOMENTUM, NormId, NormRecord, NormValues, Norms};
 pub use optim::{Ema, EmaConfig, Optimizer, OptimizerConfig, Update, clip_factor};

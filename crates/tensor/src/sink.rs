@@ -153,6 +153,14 @@ impl Slot<'_> {
             SlotMemory::Pool(b) => Ok(b.as_mut_slice()),
         }
     }
+
+    /// The raw bytes.
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
+        match &mut self.memory {
+            SlotMemory::Arena(a) => a.bytes_mut(),
+            SlotMemory::Pool(b) => b.bytes_mut(),
+        }
+    }
 }
 
 impl GradSink<'_> {
@@ -234,11 +242,7 @@ impl GradSink<'_> {
             Some(place @ None) => *place = Some(Grad::Shared(grad)),
             Some(Some(_)) => {
                 if let Some(mut slot) = self.slot(i)? {
-                    let bytes = match &mut slot.memory {
-                        SlotMemory::Arena(a) => a.bytes_mut(),
-                        SlotMemory::Pool(b) => b.bytes_mut(),
-                    };
-                    ops::shape::add_into(&Exec::new(device), &grad, bytes)?;
+                    ops::shape::add_into(&Exec::new(device), &grad, slot.bytes())?;
                 }
             }
             None => {}

@@ -35,6 +35,168 @@ fn the_largest_is_not_a_number_before_all_and_the_first_of_equals() {
     assert_eq!(x.argmax(1).unwrap().to_vec::<i64>().unwrap(), [1, 0, 0]);
 }
 
+/// A function, its operand, what it gives, and the gradient of the sum of that.
+type Case<'a> = (&'a str, fn(&Tensor) -> phalanx_tensor::Result<Tensor>, &'a [f32], &'a [f32], &'a [f32]);
+
+/// Whether two lists are equal, not a number being equal to itself.
+fn same(got: &[f32], want: &[f32]) -> bool {
+    got.len() == want.len() && got.iter().zip(want).all(|(a, b)| a == b || (a.is_nan() && b.is_nan()))
+}
+
+#[test]
+fn slopes_at_kinks_are_pytorchs() {
+    let cases: [Case; 15] = [
+        ("abs", |x| x.abs(), &[0.0, -0.0, NAN], &[0.0, 0.0, NAN], &[0.0, 0.0, 0.0]),
+        (
+            "clamp",
+            |x| x.clamp(Some(-1.0), Some(1.0)),
+            &[-1.0, 1.0, NAN, 0.5],
+            &[-1.0, 1.0, NAN, 0.5],
+            &[0.0, 0.0, 0.0, 1.0],
+        ),
+        ("relu6", |x| x.relu6(), &[0.0, 6.0, 7.0], &[0.0, 6.0, 6.0], &[0.0, 0.0, 0.0]),
+        ("leaky_relu", |x| x.leaky_relu(0.25), &[0.0, NAN], &[0.0, NAN], &[0.25, 0.25]),
+        ("elu", |x| x.elu(0.5), &[0.0, 200.0], &[0.0, 200.0], &[0.5, 1.0]),
+        ("hard_sigmoid", |x| x.hard_sigmoid(), &[-3.0, 3.0], &[0.0, 1.0], &[0.0, 0.0]),
+        ("hard_swish", |x| x.hard_swish(), &[-3.0, 3.0], &[0.0, 3.0], &[0.0, 1.0]),
+        ("threshold", |x| x.threshold(0.5, 20.0), &[0.5, NAN, 1.0], &[20.0, NAN, 1.0], &[0.0, 0.0, 1.0]),
+        ("hard_shrink", |x| x.hard_shrink(0.5), &[0.5, -0.5], &[0.0, 0.0], &[0.0, 0.0]),
+        ("soft_shrink", |x| x.soft_shrink(0.5), &[0.5, -0.5], &[0.0, 0.0], &[0.0, 0.0]),
+        ("softplus", |x| x.softplus(1.0, 20.0), &[100.0, -200.0, NAN], &[100.0, 0.0, NAN], &[1.0, 0.0, NAN]),
+        ("log_sigmoid", |x| x.log_sigmoid(), &[-800.0, 800.0], &[-800.0, 0.0], &[1.0, 0.0]),
+        ("pow", |x| x.pow_scalar(0.0), &[0.0, NAN], &[1.0, 1.0], &[0.0, 0.0]),
+        ("pow", |x| x.pow_scalar(0.5), &[0.0, -1.0], &[0.0, NAN], &[INF, NAN]),
+        ("round", |x| x.round(), &[0.5, 1.5, 2.5], &[0.0, 2.0, 2.0], &[0.0, 0.0, 0.0]),
+    ];
+    for (name, f, x, want, slopes) in cases {
+        let x = Tensor::from_slice(x, [x.len()], &device()).unwrap().leaf();
+        let y = f(&x).unwrap();
+        assert!(same(&y.to_vec().unwrap(), want), "{name}: {:?}", y.to_vec::<f32>());
+        let got = gradient(&y, &x);
+        assert!(same(&got, slopes), "{name}: {got:?}");
+    }
+    let a = tensor(&[1.0, NAN, 1.0, 2.0, -INF, 0.0], [6]).leaf();
+    let b = tensor(&[1.0, 1.0, NAN, 1.0, -3.0, -0.0], [6]).leaf();
+    let y = a.maximum(&b).unwrap();
+    assert!(same(&y.to_vec().unwrap(), &[1.0, NAN, NAN, 2.0, -3.0, 0.0]), "{:?}", y.to_vec::<f32>());
+    let both = |y: &Tensor, x: [&Tensor; 2]| {
+        let all = y.sum_all().unwrap().gradients().unwrap();
+        x.map(|x| all.get(x).unwrap().to_vec::<f32>().unwrap())
+    };
+    assert_eq!(both(&y, [&a, &b]), [[0.5, 1.0, 1.0, 1.0, 0.0, 0.5], [0.5, 1.0, 1.0, 0.0, 1.0, 0.5]]);
+    let (x, slope) = (tensor(&[0.0, -1.0, 1.0], [3]).leaf(), tensor(&[0.25], [1]).leaf());
+    let slopes = both(&x.prelu(&slope).unwrap(), [&x, &slope]);
+    assert_eq!(slopes, [vec![0.25, 0.25, 1.0], vec![-1.0]]);
+    let (base, exponent) = (tensor(&[0.0, 0.0, 2.0], [3]).leaf(), tensor(&[0.0, 2.0, 0.0], [3]).leaf());
+    let y = base.pow(&exponent).unwrap();
+    assert_eq!(y.to_vec::<f32>().unwrap(), [1.0, 0.0, 1.0]);
+    let [of_base, of_exponent] = both(&y, [&base, &exponent]);
+    assert_eq!((of_base, &of_exponent[..2]), (vec![0.0; 3], &[0.0; 2][..]));
+    assert!((of_exponent[2] - 2f32.ln()).abs() < 1e-6);
+}
+
+#[test]
+fn masks_tell_numbers_from_others_in_every_type() {
+    let x = tensor(&[1.0, NAN, INF, -INF], [4]);
+    let bits = |t: phalanx_tensor::Result<Tensor>| t.unwrap().to_vec::<u8>().unwrap();
+    for x in [x.clone(), x.to(DType::F64).unwrap(), x.to(DType::BF16).unwrap()] {
+        assert_eq!(bits(x.isnan()), [0, 1, 0, 0]);
+        assert_eq!((bits(x.isfinite()), bits(x.isinf())), (vec![1, 0, 0, 0], vec![0, 0, 1, 1]));
+        assert_eq!((bits(x.ne(&x)), bits(x.eq(&x))), (vec![0, 1, 0, 0], vec![1, 0, 1, 1]));
+        assert_eq!((bits(x.le_scalar(1.0)), bits(x.gt_scalar(0.3))), (vec![1, 0, 0, 1], vec![1, 0, 1, 0]));
+        assert_eq!(bits(x.masked_fill(&x.isnan().unwrap(), 7.0).unwrap().eq_scalar(7.0)), [0, 1, 0, 0]);
+    }
+    let whole = Tensor::from_slice(&[1i64, 2, i64::MAX], [3], &device()).unwrap();
+    assert_eq!((bits(whole.isnan()), bits(whole.isfinite())), (vec![0; 3], vec![1; 3]));
+    assert_eq!((bits(whole.gt_scalar(1.5)), bits(whole.eq(&whole))), (vec![0, 1, 1], vec![1; 3]));
+    let text = whole.eq(&x.slice(0, 0, 3).unwrap()).unwrap_err().to_string();
+    assert!(text.starts_with("eq:") && text.contains("i64"), "{text}");
+}
+
+#[test]
+fn reductions_know_zeros_ties_infinities_and_no_elements() {
+    let cases: [Case; 15] = [
+        ("amax", |x| x.reshape(&[1, 3])?.max(&[0, 1], false), &[1.0, 1.0, 0.0], &[1.0], &[0.5, 0.5, 0.0]),
+        ("amax", |x| x.reshape(&[3, 1])?.max(&[0, 1], false), &[1.0, NAN, 0.0], &[NAN], &[NAN; 3]),
+        ("min", |x| x.min(&[0], false), &[1.0, 1.0, NAN], &[NAN], &[0.0, 0.0, 1.0]),
+        ("prod", |x| x.prod(&[0], false), &[2.0, 0.0, 3.0], &[0.0], &[0.0, 6.0, 0.0]),
+        ("prod", |x| x.prod(&[0], false), &[2.0, 0.0, 0.0], &[0.0], &[0.0; 3]),
+        ("var", |x| x.var(&[0], 1.0, false), &[1.0], &[NAN], &[NAN]),
+        ("std", |x| x.std(&[0], 1.0, false), &[1.0, 1.0], &[0.0], &[0.0, 0.0]),
+        ("norm", |x| x.norm(2.0, &[0], false), &[0.0, 0.0], &[0.0], &[0.0, 0.0]),
+        ("norm", |x| x.norm(f64::INFINITY, &[0], false), &[2.0, -2.0, 1.0], &[2.0], &[0.5, -0.5, 0.0]),
+        ("norm", |x| x.norm(f64::NEG_INFINITY, &[0], false), &[2.0, 1.0, -1.0], &[1.0], &[0.0, 0.5, -0.5]),
+        ("norm", |x| x.norm(1.5, &[0], false), &[2.0, 0.0], &[2.0], &[1.0, 0.0]),
+        ("norm", |x| x.norm(0.0, &[0], false), &[2.0, 0.0], &[1.0], &[0.0, 0.0]),
+        ("logsumexp", |x| x.logsumexp(&[0], false), &[INF, 1.0], &[INF], &[NAN, 0.0]),
+        ("logsumexp", |x| x.logsumexp(&[0], false), &[1000.0, 1000.0], &[1000.6932], &[0.5, 0.5]),
+        (
+            "cumprod",
+            |x| x.cumprod(0),
+            &[2.0, 0.0, 3.0, 0.0, 4.0],
+            &[2.0, 0.0, 0.0, 0.0, 0.0],
+            &[1.0, 8.0, 0.0, 0.0, 0.0],
+        ),
+    ];
+    for (name, f, x, want, slopes) in cases {
+        let x = Tensor::from_slice(x, [x.len()], &device()).unwrap().leaf();
+        let y = f(&x).unwrap();
+        assert!(same(&y.to_vec().unwrap(), want), "{name}: {:?}", y.to_vec::<f32>());
+        let close =
+            gradient(&y, &x).iter().zip(slopes).all(|(a, b)| (a - b).abs() < 1e-4 || same(&[*a], &[*b]));
+        assert!(close, "{name}: {:?}", gradient(&y, &x));
+    }
+    let none = tensor(&[], [0, 2]);
+    let values = |t: phalanx_tensor::Result<Tensor>| t.unwrap().to_vec::<f32>().unwrap();
+    assert_eq!(values(none.prod(&[0], false)), [1.0; 2]);
+    assert_eq!(values(none.logsumexp(&[0], false)), [-INF; 2]);
+    assert_eq!(values(none.norm(2.0, &[0], false)), [0.0; 2]);
+    assert!(values(none.var(&[0], 0.0, false)).iter().all(|v| v.is_nan()));
+    let bits = |t: phalanx_tensor::Result<Tensor>| t.unwrap().to_vec::<u8>().unwrap();
+    let mask = none.to(DType::U8).unwrap();
+    assert_eq!((bits(mask.any(&[0], false)), bits(mask.all(&[0], false))), (vec![0; 2], vec![1; 2]));
+    for refused in [none.max(&[0], false), none.min(&[0, 1], true), none.norm(f64::INFINITY, &[0], false)] {
+        assert!(refused.unwrap_err().to_string().contains("empty"));
+    }
+}
+
+#[test]
+fn extremes_of_long_rows_are_the_first_of_equals_too() {
+    let mut x: Vec<f32> = (0..100_000).map(|i| (i % 1000) as f32).collect();
+    for threads in [1, 3] {
+        let device = Device::cpu(Cpu::new(Isa::detect(), threads).unwrap());
+        let place = |x: &[f32], largest: bool| {
+            let t = Tensor::from_slice(x, [x.len()], &device).unwrap();
+            let at = if largest { t.argmax(0) } else { t.argmin(0) };
+            at.unwrap().to_vec::<i64>().unwrap()[0]
+        };
+        assert_eq!((place(&x, true), place(&x, false)), (999, 0));
+        x[70_000] = 2000.0;
+        x[90_000] = -1.0;
+        assert_eq!((place(&x, true), place(&x, false)), (70_000, 90_000));
+        (x[50_000], x[60_000]) = (NAN, NAN);
+        assert_eq!((place(&x, true), place(&x, false)), (50_000, 50_000));
+        x.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 1000) as f32);
+    }
+}
+
+#[test]
+fn the_k_largest_come_first_of_equals_first_and_not_a_number_is_larger_than_all() {
+    let x = tensor(&[3.0, 1.0, 3.0, 2.0, NAN], [5]).leaf();
+    let places = |found: &(Tensor, Tensor)| found.1.to_vec::<i64>().unwrap();
+    let top = x.top_k(3, 0, true, true).unwrap();
+    assert!(same(&top.0.to_vec().unwrap(), &[NAN, 3.0, 3.0]) && places(&top) == [4, 0, 2]);
+    assert_eq!(gradient(&top.0, &x), [1.0, 0.0, 1.0, 0.0, 1.0]);
+    assert_eq!(places(&x.top_k(3, 0, true, false).unwrap()), [0, 2, 4]);
+    assert_eq!(places(&x.top_k(3, 0, false, true).unwrap()), [1, 3, 0]);
+    assert_eq!(places(&x.sort(0, false).unwrap()), [1, 3, 0, 2, 4]);
+    assert_eq!(places(&x.sort(0, true).unwrap()), [4, 0, 2, 3, 1]);
+    assert_eq!(x.top_k(0, 0, true, true).unwrap().0.shape()[..], [0]);
+    let text = x.top_k(6, 0, true, true).unwrap_err().to_string();
+    assert!(text.starts_with("top_k:") && text.contains("k is 6, but axis 0 has 5"), "{text}");
+    assert!(x.sort(1, true).unwrap_err().to_string().starts_with("sort:"));
+}
+
 #[test]
 fn pooling_keeps_not_a_number_and_infinities_and_takes_the_first_of_equals() {
     // One image of one row; windows of three; the vector path and the path for odd numbers.

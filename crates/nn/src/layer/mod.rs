@@ -1,5 +1,6 @@
 //! Layers: parameters by id, computation by ops. A layer holds no values; [`Forward`] hands them out.
 
+mod activation;
 mod attention;
 mod conv;
 mod embedding;
@@ -14,6 +15,7 @@ mod spatial;
 
 use std::fmt::Debug;
 
+pub use activation::{Activation, Prelu};
 pub use attention::{MultiheadAttention, Sight};
 pub use conv::{ConvConfig, ConvKind, Convolution, Padding, PaddingName, Sizes};
 pub use embedding::Embedding;
@@ -24,7 +26,7 @@ pub use norm::{BatchNorm, NormOptions};
 use phalanx_tensor::{Shape, Tensor};
 pub use pool::{AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool, LocalResponseNorm, MaxPool2d, Pair};
 pub use recurrent::{Recurrent, RecurrentCell, RecurrentConfig};
-pub use simple::{Activation, Flatten};
+pub use simple::Flatten;
 pub use spatial::{
     FractionalMaxPool, FractionalTo, Pad, PadAmount, PadName, PerAxis, PixelShuffle, Upsample, UpsampleMode,
     UpsampleTo,

@@ -1,33 +1,9 @@
-//! Layers without parameters.
+//! Flattening.
 
 use phalanx_tensor::{Shape, Tensor};
-use serde::{Deserialize, Serialize};
 
 use super::Layer;
 use crate::{Builder, Forward, Result};
-
-/// A function of each element.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Activation {
-    /// max(x, 0)
-    #[default]
-    Relu,
-    /// 1 / (1 + e^−x)
-    Sigmoid,
-    /// Hyperbolic tangent.
-    Tanh,
-}
-
-impl Layer for Activation {
-    fn forward(&self, _: &Forward, x: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Activation::Relu => x.relu()?,
-            Activation::Sigmoid => x.sigmoid()?,
-            Activation::Tanh => x.tanh()?,
-        })
-    }
-}
 
 /// Makes a vector of each sample, channels first as the weights of torchvision's classifiers expect.
 #[derive(Debug)]

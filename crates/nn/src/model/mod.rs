@@ -1,5 +1,6 @@
 //! Models: named ones in code, others as rows of a configuration.
 
+mod activation;
 mod joint;
 pub(crate) mod kinds;
 mod stack;
@@ -9,13 +10,13 @@ mod zoo;
 use phalanx_tensor::Pool;
 use serde::{Deserialize, Serialize};
 
+pub use self::activation::Approximate;
 use self::kinds::described;
 pub use self::kinds::{LayerKind, LayerListing, LayerOption};
 use self::stack::Stack;
 pub use self::summary::{LayerSummary, Listed, Listing, Memory, Summary, list, summarise};
 use crate::layer::{
-    Activation, ConvConfig, Layer, NormOptions, PadAmount, PadName, Pair, PerAxis, RecurrentCell,
-    UpsampleMode,
+    ConvConfig, Layer, NormOptions, PadAmount, PadName, Pair, PerAxis, RecurrentCell, UpsampleMode,
 };
 use crate::{Builder, Error, Init, Result};
 
@@ -29,9 +30,9 @@ pub struct ModelConfig {
     /// Sizes of the hidden layers (`mlp`; `alexnet*` and `vgg-*` have two).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden: Option<Vec<usize>>,
-    /// The function between layers (`mlp`, `lenet5`).
+    /// The function between layers (`mlp`, `lenet5`), by the name of its row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub activation: Option<Activation>,
+    pub activation: Option<String>,
     /// The probability of dropping where the model drops.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f64>,
@@ -119,6 +120,96 @@ pub enum Row {
     Sigmoid {},
     /// Hyperbolic tangent.
     Tanh {},
+    /// x, but at least 0 and at most 6.
+    Relu6 {},
+    /// x where it is positive, elsewhere a fixed slope times it.
+    LeakyRelu {
+        /// The slope.
+        #[serde(default = "activation::hundredth")]
+        slope: f64,
+    },
+    /// x where it is positive, elsewhere a learned slope times it.
+    Prelu {
+        /// Whether each channel has a slope of its own.
+        #[serde(default)]
+        per_channel: bool,
+        /// What slopes begin with.
+        #[serde(default = "activation::quarter")]
+        init: f64,
+    },
+    /// x where it is positive, elsewhere alpha · (e^x − 1).
+    Elu {
+        /// The limit towards −∞ is −alpha.
+        #[serde(default = "activation::unit")]
+        alpha: f64,
+    },
+    /// ELU with the constants of self-normalising networks.
+    Selu {},
+    /// x where it is positive, elsewhere alpha · (e^(x/alpha) − 1).
+    Celu {
+        /// The limit towards −∞ is −alpha.
+        #[serde(default = "activation::unit")]
+        alpha: f64,
+    },
+    /// x · Φ(x), where Φ is the distribution function of the standard normal distribution.
+    Gelu {
+        /// "tanh" for the approximation by tanh.
+        #[serde(default)]
+        approximate: Approximate,
+    },
+    /// x / (1 + e^−x), also called swish.
+    Silu {},
+    /// x · tanh(ln(1 + e^x))
+    Mish {},
+    /// ln(1 + e^(beta · x)) / beta
+    Softplus {
+        /// How sharply it bends.
+        #[serde(default = "activation::unit")]
+        beta: f64,
+        /// Where beta · x exceeds it, the result is x.
+        #[serde(default = "activation::twenty")]
+        threshold: f64,
+    },
+    /// x / (1 + |x|)
+    Softsign {},
+    /// e^(−x²)
+    Gaussian {},
+    /// x/6 + ½, but at least 0 and at most 1.
+    HardSigmoid {},
+    /// x times its hard sigmoid.
+    HardSwish {},
+    /// x, but at least min and at most max.
+    HardTanh {
+        /// The least result.
+        #[serde(default = "activation::minus_unit")]
+        min: f64,
+        /// The largest result.
+        #[serde(default = "activation::unit")]
+        max: f64,
+    },
+    /// −ln(1 + e^−x)
+    LogSigmoid {},
+    /// x − tanh(x)
+    TanhShrink {},
+    /// x where its size exceeds lambda, else 0.
+    HardShrink {
+        /// The bound.
+        #[serde(default = "activation::half")]
+        lambda: f64,
+    },
+    /// x moved towards 0 by lambda.
+    SoftShrink {
+        /// How far.
+        #[serde(default = "activation::half")]
+        lambda: f64,
+    },
+    /// x where it exceeds the threshold, else a value.
+    Threshold {
+        /// The threshold.
+        threshold: f64,
+        /// The value.
+        value: f64,
+    },
     /// The largest value of each window.
     MaxPool {
         /// The window's side, or its height and width.
@@ -379,6 +470,9 @@ impl ModelConfig {
             return fail(format!("it has both the name {name:?} and layers; give one of the two"));
         }
         zoo::resolve(name, self)?;
+        if let Some(function) = &self.activation {
+            Row::of_function(function)?;
+        }
         if let Some(0) = self.hidden.iter().flatten().min() {
             return fail("a hidden layer has 0 outputs".into());
         }

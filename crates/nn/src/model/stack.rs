@@ -5,8 +5,8 @@ use super::{Row, norm_options, windows};
 use crate::layer::{
     Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, ConvConfig, ConvKind, Convolution, Embedding,
     Flatten, FractionalMaxPool, FractionalTo, GlobalAvgPool, Layer, Linear, LocalResponseNorm,
-    LocallyConnected2d, MaxPool2d, Noise, NoiseKind, NormOptions, Pad, Padding, PixelShuffle, Recurrent,
-    RecurrentConfig, Sequential, Sizes, Upsample, UpsampleTo,
+    LocallyConnected2d, MaxPool2d, Noise, NoiseKind, NormOptions, Pad, Padding, PixelShuffle, Prelu,
+    Recurrent, RecurrentConfig, Sequential, Sizes, Upsample, UpsampleTo,
 };
 use crate::{Builder, Error, Init, Result};
 
@@ -156,7 +156,7 @@ impl<'a> Stack<'a> {
     }
 
     pub(crate) fn relu(&mut self) {
-        self.push((Activation::Relu, self.shape));
+        self.push((Activation::relu(), self.shape));
     }
 
     pub(crate) fn dropout(&mut self, name: &str, p: f64) -> Result<()> {
@@ -321,6 +321,10 @@ impl<'a> Stack<'a> {
     fn build_row(&mut self, row: &Row, classes: usize) -> Result<()> {
         let (b, input) = (&mut *self.builder, self.shape);
         match *row {
+            Row::Prelu { per_channel, init } => {
+                let made = Prelu::build(b, input, per_channel, Init::Constant(init as f32))?;
+                self.push(made);
+            }
             Row::Conv1d(ref c) => self.build_conv(ConvKind::Plain(1), c)?,
             Row::Conv(ref c) => self.build_conv(ConvKind::Plain(2), c)?,
             Row::Conv3d(ref c) => self.build_conv(ConvKind::Plain(3), c)?,
@@ -339,9 +343,6 @@ impl<'a> Stack<'a> {
                 let made = BatchNorm::build_with(b, input, norm_options(eps, momentum, affine))?;
                 self.push(made);
             }
-            Row::Relu {} => self.push((Activation::Relu, input)),
-            Row::Sigmoid {} => self.push((Activation::Sigmoid, input)),
-            Row::Tanh {} => self.push((Activation::Tanh, input)),
             Row::MaxPool { kernel, stride, padding, ceil } => {
                 let made = MaxPool2d::build(b, input, windows(kernel, stride, padding).ceil(ceil))?;
                 self.push(made);
@@ -414,6 +415,10 @@ impl<'a> Stack<'a> {
             Row::Embedding { count, size, padding } => {
                 let made = Embedding::build(b, input, [count, size], padding)?;
                 self.push(made);
+            }
+            _ => {
+                let place = self.builder.place("activation");
+                self.push((row.activation(&place)?, input));
             }
         }
         Ok(())

@@ -24,7 +24,7 @@ mod walk;
 
 pub use attention::Attention;
 pub use conv::Conv;
-pub(crate) use elementwise::{broadcast, stretch};
+pub(crate) use elementwise::stretch;
 pub use index::{concat, stack};
 pub use loss::top_k_errors;
 pub use moves::{PadMode, fold};
@@ -88,6 +88,14 @@ pub(crate) fn want_indices(op: &'static str, inputs: &[Meta], i: usize) -> Resul
     match inputs[i].dtype {
         DType::I64 => Ok(()),
         got => Err(Error::DTypes { op, operand: i, got, want: "i64 (indices)".to_owned() }),
+    }
+}
+
+/// Checks that operand `i` is a mask.
+pub(crate) fn want_mask(op: &'static str, inputs: &[Meta], i: usize) -> Result<()> {
+    match inputs[i].dtype {
+        DType::U8 => Ok(()),
+        got => Err(Error::DTypes { op, operand: i, got, want: "u8 (a mask)".to_owned() }),
     }
 }
 

@@ -67,6 +67,15 @@ pub(crate) fn split(a: &Array, axis: usize, size: usize) -> Array {
     Array { shape, data: a.data.clone() }
 }
 
+/// The error function by its series, for numbers of the table's inputs.
+pub(crate) fn erf(x: f64) -> f64 {
+    let term = |n: u32| {
+        let factorial: f64 = (1..=n).map(f64::from).product();
+        (-1f64).powi(n as i32) * x.powi(2 * n as i32 + 1) / (factorial * f64::from(2 * n + 1))
+    };
+    std::f64::consts::FRAC_2_SQRT_PI * (0..25).map(term).sum::<f64>()
+}
+
 pub(crate) fn sum(x: &[f64]) -> f64 {
     x.iter().sum()
 }
@@ -77,6 +86,23 @@ pub(crate) fn mean(x: &[f64]) -> f64 {
 
 pub(crate) fn largest(x: &[f64]) -> f64 {
     x.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+}
+
+pub(crate) fn negated(x: &[f64]) -> Vec<f64> {
+    x.iter().map(|v| -v).collect()
+}
+
+pub(crate) fn variance(x: &[f64]) -> f64 {
+    let middle = mean(x);
+    mean(&x.iter().map(|v| (v - middle).powi(2)).collect::<Vec<_>>())
+}
+
+pub(crate) fn length(x: &[f64]) -> f64 {
+    x.iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+pub(crate) fn log_sum_exp(x: &[f64]) -> f64 {
+    x.iter().map(|v| v.exp()).sum::<f64>().ln()
 }
 
 pub(crate) fn place_of_largest(x: &[f64]) -> f64 {

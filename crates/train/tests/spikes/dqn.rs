@@ -166,7 +166,7 @@ impl Spike for Corridor {
             b.scope(scope, |b| {
                 let hidden = b.scope("fc1", |b| Linear::build(b, [CELLS].into(), 16, true, Init::Uniform))?;
                 layers.push(hidden.0);
-                layers.push(Activation::Relu);
+                layers.push(Activation::relu());
                 layers.push(b.scope("fc2", |b| Linear::build(b, hidden.1, ACTIONS, true, Init::Uniform))?.0);
                 Ok::<(), Error>(())
             })?;

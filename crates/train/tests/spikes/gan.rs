@@ -93,14 +93,14 @@ impl Spike for Points {
         };
         let mut discriminator = Sequential::new();
         discriminator.push(linear(&mut b, "d.fc1", 2, 16)?);
-        discriminator.push(Activation::Relu);
+        discriminator.push(Activation::relu());
         discriminator.push(b.scope("d.drop", |b| Noise::build(b, [16].into(), NoiseKind::Dropout, 0.2))?.0);
         discriminator.push(linear(&mut b, "d.fc2", 16, 1)?);
         let split = b.next_param();
         let mut generator = Sequential::new();
         generator.push(linear(&mut b, "g.fc1", NOISE, 16)?);
         generator.push(b.scope("g.bn", |b| BatchNorm::build(b, [16].into()))?.0);
-        generator.push(Activation::Tanh);
+        generator.push(Activation::tanh());
         generator.push(linear(&mut b, "g.fc2", 16, 2)?);
         let end = b.next_param();
         let (params, norms) = setup::parameters(b, 7, comm)?;

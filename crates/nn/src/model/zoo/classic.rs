@@ -1,6 +1,6 @@
 //! Small models for small images, as rows of layers.
 
-use crate::layer::{Activation, ConvConfig, Padding, Sizes};
+use crate::layer::{ConvConfig, Padding, Sizes};
 use crate::model::stack::Stack;
 use crate::model::{ModelConfig, Row};
 use crate::{Init, Result};
@@ -18,12 +18,9 @@ fn pool() -> Row {
     Row::MaxPool { kernel: 2.into(), stride: None, padding: 0.into(), ceil: false }
 }
 
-fn act(a: Activation) -> Row {
-    match a {
-        Activation::Relu => Row::Relu {},
-        Activation::Sigmoid => Row::Sigmoid {},
-        Activation::Tanh => Row::Tanh {},
-    }
+/// The model's function between layers, `relu` unless it is given.
+fn act(config: &ModelConfig) -> Result<Row> {
+    Row::of_function(config.activation.as_deref().unwrap_or("relu"))
 }
 
 /// Rows under their names.
@@ -38,12 +35,12 @@ pub(super) fn perceptron(s: &mut Stack<'_>, _: &ModelConfig, classes: usize) -> 
 
 /// Linear layers with a function between them.
 pub(super) fn mlp(s: &mut Stack<'_>, config: &ModelConfig, classes: usize) -> Result<()> {
-    let activation = config.activation.unwrap_or_default();
+    let activation = act(config)?;
     let hidden = config.hidden.clone().unwrap_or_else(|| vec![512]);
     let mut made = vec![("flatten".to_owned(), Row::Flatten {})];
     for (i, &out) in hidden.iter().enumerate() {
         made.push((format!("fc{}", i + 1), linear(Some(out))));
-        made.push((format!("act{}", i + 1), act(activation)));
+        made.push((format!("act{}", i + 1), activation.clone()));
     }
     if let Some(p) = config.dropout {
         made.push(("dropout".into(), Row::Dropout { p }));
@@ -55,7 +52,7 @@ pub(super) fn mlp(s: &mut Stack<'_>, config: &ModelConfig, classes: usize) -> Re
 /// LeNet-5 (LeCun et al., 1998) as it is taught today: max pooling, full connections, 28×28 padded to
 /// 32×32.
 pub(super) fn lenet5(s: &mut Stack<'_>, config: &ModelConfig, classes: usize) -> Result<()> {
-    let activation = config.activation.unwrap_or_default();
+    let activation = act(config)?;
     let (smallest, input) = (12, s.shape);
     if input[0] < smallest || input[1] < smallest {
         let why = format!("its two convolutions and poolings need at least {smallest} by {smallest} pixels");
@@ -63,16 +60,16 @@ pub(super) fn lenet5(s: &mut Stack<'_>, config: &ModelConfig, classes: usize) ->
     }
     let made = [
         ("conv1", conv(6, 5, 2, Init::Uniform, true)),
-        ("act1", act(activation)),
+        ("act1", activation.clone()),
         ("pool1", pool()),
         ("conv2", conv(16, 5, 0, Init::Uniform, true)),
-        ("act2", act(activation)),
+        ("act2", activation.clone()),
         ("pool2", pool()),
         ("flatten", Row::Flatten {}),
         ("fc1", linear(Some(120))),
-        ("act3", act(activation)),
+        ("act3", activation.clone()),
         ("fc2", linear(Some(84))),
-        ("act4", act(activation)),
+        ("act4", activation.clone()),
         ("fc3", linear(None)),
     ];
     rows(s, classes, made.map(|(name, row)| (name.to_owned(), row)))

@@ -1,11 +1,10 @@
-//! Conversions between element types, and comparisons.
+//! Conversions between element types.
 
 use half::{bf16, f16};
 use phalanx_host::{DType, Element};
 
 use crate::half_storage::{is_half, round, widen};
 use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
-use crate::ops::walk::Walk;
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Result, Tensor, View, ViewMut, ops};
@@ -87,47 +86,6 @@ impl Op for To {
     }
 }
 
-/// 1 where the first operand is larger, else 0.
-#[derive(Debug)]
-struct Gt;
-
-impl Op for Gt {
-    fn name(&self) -> &'static str {
-        "gt"
-    }
-
-    fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
-        ops::want_real("gt", inputs, 0)?;
-        ops::want_same("gt", inputs, 1)?;
-        Ok(Plan::one(DType::U8, ops::broadcast("gt", inputs[0].shape(), inputs[1].shape())?))
-    }
-
-    fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], _: &mut [ViewMut]) -> Result<()> {
-        cx.cpu()?;
-        let shape = outs[0].shape;
-        let (a, b) = (ops::stretch("gt", &ins[0], shape)?, ops::stretch("gt", &ins[1], shape)?);
-        let out = outs[0].slice::<u8>()?;
-        if out.is_empty() {
-            return Ok(());
-        }
-        ops::real!("gt", a.dtype, T => {
-            let (x, y) = (a.slice::<T>()?, b.slice::<T>()?);
-            let walk = Walk::new([&a.layout, &b.layout]);
-            let (n, [sx, sy]) = (walk.inner(), walk.steps());
-            walk.for_runs(0, walk.runs(), |r, [p, q]| {
-                for (i, o) in out[r * n..(r + 1) * n].iter_mut().enumerate() {
-                    *o = u8::from(x[p + i * sx] > y[q + i * sy]);
-                }
-            });
-            Ok(())
-        })
-    }
-
-    fn backward(&self, _: &Exec, _: Saved, _: &[Option<Tensor>], _: &mut GradSink) -> Result<()> {
-        Ok(())
-    }
-}
-
 impl Tensor {
     /// The same values as `dtype`: rounded to the nearest float, cut towards zero and to the type's
     /// range for integers (not a number is 0). Gradients flow between floats alone; other
@@ -138,11 +96,5 @@ impl Tensor {
             d if d.is_float() && self.dtype().is_float() => apply_one(To(d), &[self]),
             d => apply_one(To(d), &[&self.detach()]),
         }
-    }
-
-    /// A mask (u8): 1 where this tensor is larger than `other`, else 0, also where either is not a
-    /// number. Both broadcast; there is no gradient.
-    pub fn gt(&self, other: &Tensor) -> Result<Tensor> {
-        apply_one(Gt, &[&self.detach(), &other.detach()])
     }
 }

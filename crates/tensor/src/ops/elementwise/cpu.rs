@@ -34,12 +34,18 @@ impl<E: Math, R: UnaryRule> Kernel<E> for Map<'_, E, R> {
     }
 }
 
+/// Part of a map over contiguous operands: `y = f(x)`.
+pub(super) type Part<'a, E> = &'a (dyn Fn(&[E], &mut [E]) + Sync);
+
+/// `out = f(x)` by parts; `x` is contiguous. The parts are compiled once for each function, the rest of
+/// this is not.
+pub(super) fn map_by<E: Math>(cpu: &Cpu, x: &[E], out: &mut [E], part: Part<E>) {
+    cpu.workers.chunks(out, PIECE, |i, y| part(&x[i * PIECE..i * PIECE + y.len()], y));
+}
+
 /// `out = f(x)`; `x` is contiguous.
 pub(super) fn map<E: Math, R: UnaryRule>(cpu: &Cpu, rule: R, x: &[E], out: &mut [E]) {
-    cpu.workers.chunks(out, PIECE, |i, y| {
-        let x = &x[i * PIECE..i * PIECE + y.len()];
-        E::dispatch(cpu.isa, Map { x, y, rule });
-    });
+    map_by(cpu, x, out, &|x, y| E::dispatch(cpu.isa, Map { x, y, rule }));
 }
 
 struct MapGradient<'a, E, R> {
@@ -73,6 +79,17 @@ impl<E: Math, R: UnaryRule> Kernel<E> for MapGradient<'_, E, R> {
     }
 }
 
+/// Part of a gradient over contiguous operands: `dx (+)= g · f'(saved)`, given (saved, g, dx).
+pub(super) type GradientPart<'a, E> = &'a (dyn Fn(&[E], &[E], &mut [E]) + Sync);
+
+/// `dx (+)= g · f'(saved)` by parts; all contiguous.
+pub(super) fn map_gradient_by<E: Math>(cpu: &Cpu, saved: &[E], g: &[E], dx: &mut [E], part: GradientPart<E>) {
+    cpu.workers.chunks(dx, PIECE, |i, dx| {
+        let at = i * PIECE..i * PIECE + dx.len();
+        part(&saved[at.clone()], &g[at], dx);
+    });
+}
+
 /// `dx (+)= g · f'(saved)`; all contiguous.
 pub(super) fn map_gradient<E: Math, R: UnaryRule>(
     cpu: &Cpu,
@@ -82,17 +99,23 @@ pub(super) fn map_gradient<E: Math, R: UnaryRule>(
     dx: &mut [E],
     accumulate: bool,
 ) {
-    cpu.workers.chunks(dx, PIECE, |i, dx| {
-        let at = i * PIECE..i * PIECE + dx.len();
-        E::dispatch(cpu.isa, MapGradient { saved: &saved[at.clone()], g: &g[at], dx, accumulate, rule });
+    map_gradient_by(cpu, saved, g, dx, &|saved, g, dx| {
+        E::dispatch(cpu.isa, MapGradient { saved, g, dx, accumulate, rule });
     });
 }
 
 /// How an operand runs along the innermost axis.
 #[derive(Clone, Copy)]
-struct Run<'a, E> {
+pub(super) struct Run<'a, E> {
     data: &'a [E],
     step: usize,
+}
+
+impl<E: Copy> Run<'_, E> {
+    /// Element `i`.
+    pub(super) fn at(&self, i: usize) -> E {
+        self.data[i * self.step]
+    }
 }
 
 impl<E: Real> Run<'_, E> {
@@ -143,20 +166,22 @@ impl<E: Math, R: BinaryRule> Kernel<E> for Zip<'_, E, R> {
     }
 }
 
-/// `out = f(a, b)`, both stretched to `out`'s shape.
-pub(super) fn zip<E: Math, R: BinaryRule>(
+/// Part of a map over two operands: `out = f(a, b)`.
+pub(super) type PairPart<'a, E, O> = &'a (dyn Fn(Run<E>, Run<E>, &mut [O]) + Sync);
+
+/// `out = f(a, b)` by parts, both operands stretched to `out`'s shape.
+pub(super) fn zip_by<E: Element, O: Send>(
     cpu: &Cpu,
-    rule: R,
     a: &View,
     b: &View,
-    out: &mut [E],
+    out: &mut [O],
+    part: PairPart<E, O>,
 ) -> Result<()> {
     let (x, y) = (a.slice::<E>()?, b.slice::<E>()?);
     let walk = Walk::new([&a.layout, &b.layout]);
     let (n, [sa, sb]) = (walk.inner(), walk.steps());
-    let row = |[p, q]: [usize; 2], out: &mut [E]| {
-        let (a, b) = (Run { data: &x[p..], step: sa }, Run { data: &y[q..], step: sb });
-        E::dispatch(cpu.isa, Zip { a, b, out, rule });
+    let row = |[p, q]: [usize; 2], out: &mut [O]| {
+        part(Run { data: &x[p..], step: sa }, Run { data: &y[q..], step: sb }, out);
     };
     if out.is_empty() {
         return Ok(());
@@ -173,18 +198,33 @@ pub(super) fn zip<E: Math, R: BinaryRule>(
     Ok(())
 }
 
+/// `out = f(a, b)`, both stretched to `out`'s shape.
+pub(super) fn zip<E: Math, R: BinaryRule>(
+    cpu: &Cpu,
+    rule: R,
+    a: &View,
+    b: &View,
+    out: &mut [E],
+) -> Result<()> {
+    zip_by::<E, E>(cpu, a, b, out, &|a, b, out| E::dispatch(cpu.isa, Zip { a, b, out, rule }))
+}
+
 /// `out = if mask != 0 { a } else { b }`, all stretched to `out`'s shape.
-pub(super) fn select<E: Element>(mask: &View, a: &View, b: &View, out: &mut [E]) -> Result<()> {
+pub(super) fn select<E: Element>(cpu: &Cpu, mask: &View, a: &View, b: &View, out: &mut [E]) -> Result<()> {
     let (m, x, y) = (mask.slice::<u8>()?, a.slice::<E>()?, b.slice::<E>()?);
     if out.is_empty() {
         return Ok(());
     }
     let walk = Walk::new([&mask.layout, &a.layout, &b.layout]);
     let (n, [sm, sa, sb]) = (walk.inner(), walk.steps());
-    walk.for_runs(0, walk.runs(), |r, [p, q, s]| {
-        for (i, o) in out[r * n..(r + 1) * n].iter_mut().enumerate() {
-            *o = if m[p + i * sm] != 0 { x[q + i * sa] } else { y[s + i * sb] };
-        }
+    let rows = PIECE.div_ceil(n);
+    cpu.workers.chunks(out, rows * n, |i, out| {
+        let from = i * rows;
+        walk.for_runs(from, from + out.len() / n, |r, [p, q, s]| {
+            for (i, o) in out[(r - from) * n..][..n].iter_mut().enumerate() {
+                *o = if m[p + i * sm] != 0 { x[q + i * sa] } else { y[s + i * sb] };
+            }
+        });
     });
     Ok(())
 }

@@ -15,7 +15,7 @@ use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
 
 /// A shape as (outer, size of the axis, inner).
-fn around(shape: Shape, axis: usize) -> [usize; 3] {
+pub(crate) fn around(shape: Shape, axis: usize) -> [usize; 3] {
     [shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product()]
 }
 

@@ -1,7 +1,11 @@
 //! Reductions over axes.
 
+mod along;
 mod cpu;
-mod largest;
+mod extremes;
+mod fold;
+mod moments;
+mod products;
 
 use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::sink::GradSink;

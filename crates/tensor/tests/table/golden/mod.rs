@@ -9,10 +9,12 @@ macro_rules! runs {
 }
 
 mod convs;
+mod functions;
 mod indexing;
 mod network;
 mod padding;
 mod pooling;
+mod reductions;
 mod resampling;
 mod sequences;
 
@@ -44,6 +46,10 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("pooling", pooling::fill),
     ("resampling", resampling::fill),
     ("response", pooling::fill),
+    ("functions", functions::fill),
+    ("pairs", functions::fill),
+    ("reductions", reductions::fill),
+    ("along", reductions::fill),
     ("sequences", sequences::fill),
 ];
 
@@ -129,7 +135,7 @@ fn basic(op: &str, p: &Value, row: &mut Row) {
         }
         "sum" => runs!(row, "sum", second: true, |x| x[0].sum(&axes, keep)?),
         "mean" => runs!(row, "mean", second: true, |x| x[0].mean(&axes, keep)?),
-        "max" => runs!(row, "max", second: false, |x| x[0].max(&axes, keep)?),
+        "max" => runs!(row, "max", second: true, |x| x[0].max(&axes, keep)?),
         "matmul" => {
             let [a, b] = ["transpose_a", "transpose_b"].map(|k| p[k].as_bool().unwrap());
             let turn = |t: &Tensor, yes: bool| if yes { t.t() } else { Ok(t.clone()) };

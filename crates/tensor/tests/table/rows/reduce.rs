@@ -1,11 +1,13 @@
 //! Reductions over axes.
 
+use phalanx_tensor::Tensor;
+
 use crate::naive as n;
-use crate::row::{Array, Row, input, row};
+use crate::row::{Array, Row, input, mask, row};
 
 pub(super) fn all() -> Vec<Row> {
     let whole = |op,
-                 run: fn(&[phalanx_tensor::Tensor]) -> phalanx_tensor::Result<phalanx_tensor::Tensor>,
+                 run: fn(&[Tensor]) -> phalanx_tensor::Result<Tensor>,
                  axes: &'static [usize],
                  f: fn(&[f64]) -> f64,
                  to: &'static [usize]| {
@@ -46,31 +48,75 @@ pub(super) fn all() -> Vec<Row> {
             rows.push(reduction!("mean" mean).second());
         }
     }
-    for (shape, axes) in [
-        (&[13usize, 7][..], &[0usize][..]),
+    // The second case is cut into blocks.
+    let cases: [(&[usize], &[usize]); 7] = [
+        (&[13, 7], &[0]),
+        (&[2, 40_000], &[1]),
         (&[13, 7], &[1]),
         (&[3, 5, 4], &[0, 2]),
         (&[1], &[0]),
         (&[9, 4, 2], &[1, 2]),
-    ] {
-        let row = row(
-            "max",
-            vec![input(shape)],
-            move |x| x[0].max(axes, false),
-            move |x| n::reduce(&x[0], axes, false, n::largest),
-        );
-        let row = row.bad(&[&[3, 0]], |x| x[0].max(&[1], false)).bad(&[&[3]], |x| x[0].max(&[1], true));
-        rows.push(if axes[0] > 0 { row.batch(&[0]) } else { row });
+        (&[150, 200], &[0]),
+    ];
+    for (shape, axes) in cases {
+        macro_rules! reduction {
+            ($name:literal |$t:ident, $a:ident| $run:expr, |$g:ident| $want:expr) => {{
+                let run = move |x: &[Tensor]| {
+                    let ($t, $a) = (&x[0], axes);
+                    $run
+                };
+                let want = move |x: &[Array]| n::reduce(&x[0], axes, false, |$g| $want);
+                let row = row($name, vec![input(shape)], run, want)
+                    .bad(&[&[3, 4]], |x| {
+                        let ($t, $a) = (&x[0], &[2][..]);
+                        $run
+                    })
+                    .bad(&[&[3, 4]], |x| {
+                        let ($t, $a) = (&x[0], &[1, 0][..]);
+                        $run
+                    });
+                if axes[0] > 0 { row.batch(&[0]) } else { row }
+            }};
+        }
+        rows.extend([
+            reduction!("var" | t, a | t.var(a, 0.0, false), |g| n::variance(g)).second(),
+            reduction!("std" | t, a | t.std(a, 0.0, false), |g| n::variance(g).sqrt()).second(),
+            reduction!("norm" | t, a | t.norm(2.0, a, false), |g| n::length(g)).second(),
+            reduction!("logsumexp" | t, a | t.logsumexp(a, false), |g| n::log_sum_exp(g)).second(),
+        ]);
+        // In longer rows single precision finds equals that double does not, and products leave the range.
+        if shape.iter().product::<usize>() < 1000 {
+            rows.extend([
+                reduction!("max" | t, a | t.max(a, false), |g| n::largest(g)).second(),
+                reduction!("min" | t, a | t.min(a, false), |g| -n::largest(&n::negated(g))).second(),
+                reduction!("prod" | t, a | t.prod(a, false), |g| g.iter().product()).second(),
+            ]);
+        }
+        for (name, all) in [("any", false), ("all", true)] {
+            let run = move |x: &[Tensor]| if all { x[0].all(axes, false) } else { x[0].any(axes, false) };
+            let want = move |g: &[f64]| {
+                let mut set = g.iter().map(|&x| x != 0.0);
+                f64::from(u8::from(if all { set.all(|s| s) } else { set.any(|s| s) }))
+            };
+            let want = move |x: &[Array]| n::reduce(&x[0], axes, false, want);
+            rows.push(row(name, vec![mask(shape)], run, want).no_gradient());
+        }
     }
     for (shape, axis) in [(&[13usize, 7][..], 0), (&[13, 7], 1), (&[3, 5, 4], 1), (&[6], 0)] {
-        let row = row(
-            "argmax",
-            vec![input(shape)],
-            move |x| x[0].argmax(axis),
-            move |x| n::reduce(&x[0], &[axis], false, n::place_of_largest),
-        );
-        let row = row.no_gradient().bad(&[&[3, 0]], |x| x[0].argmax(1)).bad(&[&[3]], |x| x[0].argmax(1));
-        rows.push(if axis == 1 { row.batch(&[0]) } else { row });
+        for (name, largest) in [("argmax", true), ("argmin", false)] {
+            let find = move |t: &Tensor, axis| if largest { t.argmax(axis) } else { t.argmin(axis) };
+            let place =
+                move |g: &[f64]| n::place_of_largest(&if largest { g.to_vec() } else { n::negated(g) });
+            let row = row(
+                name,
+                vec![input(shape)],
+                move |x| find(&x[0], axis),
+                move |x| n::reduce(&x[0], &[axis], false, place),
+            );
+            let row = row.no_gradient().bad(&[&[3, 0]], move |x| find(&x[0], 1));
+            let row = row.bad(&[&[3]], move |x| find(&x[0], 1));
+            rows.push(if axis == 1 { row.batch(&[0]) } else { row });
+        }
     }
     rows
 }
