@@ -24,7 +24,7 @@ pub use conv::{ConvShape, conv_forward, conv_input_gradient, conv_weight_gradien
 pub use cpu::Cpu;
 pub use element::{DType, Element};
 pub use error::{Error, Result};
-pub use gemm::{Mat, MatMut, Packed, gemm, gemm_bias, gemm_packed};
+pub use gemm::{Gemm, Mat, MatMut, Packed, gemm, gemm_bias, gemm_packed};
 pub use isa::Isa;
 pub use pool::{Buffer, Pool, PoolStats};
 pub use workers::Workers;

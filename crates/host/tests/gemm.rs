@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use phalanx_host::simd::Real;
-use phalanx_host::{Cpu, Isa, Mat, MatMut, Packed, gemm, gemm_packed};
+use phalanx_host::{Cpu, Gemm, Isa, Mat, MatMut, Packed, gemm, gemm_packed};
 use proptest::prelude::*;
 
 const SETS: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
@@ -173,6 +173,21 @@ fn a_broadcast_operand_and_misfits() {
     let wrong =
         gemm(&cpu, row, Mat::row_major(&b, 4, 3).unwrap(), MatMut::row_major(&mut c, 2, 3).unwrap(), false);
     assert!(wrong.unwrap_err().to_string().contains("(2, 3) by (4, 3)"));
+}
+
+#[test]
+fn a_workspace_that_others_have_used_changes_nothing() {
+    let cpu = Cpu::new(Isa::detect(), 1).unwrap();
+    let mut all = Gemm::new(&cpu);
+    for (m, k, n) in [(8, 8, 8), (70, 300, 90), (3, 5, 40), (33, 20, 1)] {
+        let (a, b) = (numbers::<f32>(1, m * k), numbers::<f32>(2, k * n));
+        let (mut one, mut two) = (vec![0.0; m * n], vec![f32::NAN; m * n]);
+        // The second operand lies transposed, so that it is packed.
+        let (a, b) = (Mat::row_major(&a, m, k).unwrap(), Mat::row_major(&b, n, k).unwrap().t());
+        gemm(&cpu, a, b, MatMut::row_major(&mut one, m, n).unwrap(), false).unwrap();
+        all.run(a, b, None, MatMut::row_major(&mut two, m, n).unwrap(), false).unwrap();
+        assert_eq!(one, two, "{m}x{k}x{n}");
+    }
 }
 
 #[test]

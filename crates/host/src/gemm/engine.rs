@@ -112,17 +112,25 @@ pub(crate) fn run(cpu: &Cpu, tasks: usize, work: usize, task: impl Fn(usize) + S
 /// so that a task cannot fail and a second call asks the system for nothing.
 pub(crate) struct Scratch {
     free: Mutex<Vec<Buffer>>,
+    /// Whether the buffers have no length, and there are none.
+    none: bool,
 }
 
 impl Scratch {
     pub(crate) fn new<E>(cpu: &Cpu, tasks: usize, len: usize) -> Result<Self> {
+        if len == 0 {
+            return Ok(Scratch { free: Mutex::default(), none: true });
+        }
         let buffers = tasks.min(cpu.workers.threads()).max(1);
         let free: Result<Vec<_>> = (0..buffers).map(|_| cpu.pool.alloc(len * size_of::<E>())).collect();
-        Ok(Scratch { free: Mutex::new(free?) })
+        Ok(Scratch { free: Mutex::new(free?), none: false })
     }
 
     /// Runs `f` with a buffer that nobody else has meanwhile; its contents are arbitrary.
     pub(crate) fn with<E: Real, R>(&self, f: impl FnOnce(&mut [E]) -> R) -> R {
+        if self.none {
+            return f(&mut []);
+        }
         let free = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let mut buffer = loop {
             // There are as many buffers as threads, so the first look finds one.

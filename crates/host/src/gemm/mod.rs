@@ -22,7 +22,7 @@ pub use packed::{Packed, gemm_packed};
 pub(crate) use tile::{Bias, Depth, Tile, Walk};
 
 use crate::simd::Real;
-use crate::{Cpu, Error, Result};
+use crate::{Buffer, Cpu, Error, Result};
 
 /// C = A·B, or C += A·B where `accumulate` is set; A is m x k, B is k x n, C is m x n.
 ///
@@ -38,36 +38,94 @@ pub fn gemm_bias<T: Real>(
     a: Mat<T>,
     b: Mat<T>,
     bias: Option<&[T]>,
-    mut c: MatMut<T>,
+    c: MatMut<T>,
     accumulate: bool,
 ) -> Result<()> {
-    if a.cols != b.rows || a.rows != c.rows || b.cols != c.cols {
-        return Err(Error::Product { a: (a.rows, a.cols), b: (b.rows, b.cols), c: (c.rows, c.cols) });
+    Gemm::new(cpu).run(a, b, bias, c, accumulate)
+}
+
+/// Products one after another, with one workspace: for many small ones. Each is as [`gemm_bias`] would make it.
+pub struct Gemm<'c, T: Real> {
+    cpu: &'c Cpu,
+    engine: Engine<T>,
+    packed: Option<Buffer>,
+}
+
+impl<'c, T: Real> Gemm<'c, T> {
+    /// For products on `cpu`.
+    pub fn new(cpu: &'c Cpu) -> Self {
+        Gemm { cpu, engine: Engine::new(cpu), packed: None }
     }
-    if let Some(bias) = bias
-        && bias.len() != c.cols
-    {
-        return Err(Error::Product { a: (1, bias.len()), b: (1, 1), c: (c.rows, c.cols) });
-    }
-    if c.rows == 0 || c.cols == 0 {
-        return Ok(());
-    }
-    let engine = Engine::new(cpu);
-    if a.cols == 0 {
-        if !accumulate {
-            c.fill(T::ZERO);
+
+    /// C = A·B + `bias`, or C += A·B + `bias` where `accumulate` is set; fails as [`gemm`].
+    pub fn run(
+        &mut self,
+        a: Mat<T>,
+        b: Mat<T>,
+        bias: Option<&[T]>,
+        mut c: MatMut<T>,
+        accumulate: bool,
+    ) -> Result<()> {
+        if a.cols != b.rows || a.rows != c.rows || b.cols != c.cols {
+            return Err(Error::Product { a: (a.rows, a.cols), b: (b.rows, b.cols), c: (c.rows, c.cols) });
         }
-        c.add_to_rows(bias);
-    } else if dots_are_better(&a, &b) {
-        dots(cpu, &engine, a, b, &mut c, accumulate);
-        c.add_to_rows(bias);
-    } else if cost(&engine, &b.t(), &a.t(), c.row_stride) < cost(&engine, &a, &b, c.col_stride) {
-        // Cᵀ = BᵀAᵀ is the same product with the vectors along the other side.
-        return product(cpu, &engine, b.t(), a.t(), c.t(), |_, rows| at(bias, rows, Bias::Rows), accumulate);
-    } else {
-        return product(cpu, &engine, a, b, c, |cols, _| at(bias, cols, Bias::Cols), accumulate);
+        if let Some(bias) = bias
+            && bias.len() != c.cols
+        {
+            return Err(Error::Product { a: (1, bias.len()), b: (1, 1), c: (c.rows, c.cols) });
+        }
+        if c.rows == 0 || c.cols == 0 {
+            return Ok(());
+        }
+        let engine = &self.engine;
+        if a.cols == 0 {
+            if !accumulate {
+                c.fill(T::ZERO);
+            }
+            c.add_to_rows(bias);
+        } else if dots_are_better(&a, &b) {
+            dots(self.cpu, engine, a, b, &mut c, accumulate);
+            c.add_to_rows(bias);
+        } else if cost(engine, &b.t(), &a.t(), c.row_stride) < cost(engine, &a, &b, c.col_stride) {
+            // Cᵀ = BᵀAᵀ is the same product with the vectors along the other side.
+            return self.product(b.t(), a.t(), c.t(), |_, rows| at(bias, rows, Bias::Rows), accumulate);
+        } else {
+            return self.product(a, b, c, |cols, _| at(bias, cols, Bias::Cols), accumulate);
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// The product in blocks; `bias(column, row)` is what a tile that starts there adds.
+    fn product(
+        &mut self,
+        a: Mat<T>,
+        b: Mat<T>,
+        c: MatMut<T>,
+        bias: impl Fn(usize, usize) -> Bias<T> + Sync,
+        accumulate: bool,
+    ) -> Result<()> {
+        let Gemm { cpu, engine: e, packed } = self;
+        let cut = Cut::new(e, b.rows, b.cols);
+        // Packing costs a pass over the operand; panels of a B with contiguous rows pay that back only
+        // when enough strips of A read them.
+        let pack = b.col_stride != 1 || a.rows.div_ceil(e.rows) > 2;
+        let bytes = if pack { cut.largest() * size_of::<T>() } else { 0 };
+        if packed.as_ref().map_or(0, Buffer::len) < bytes {
+            *packed = Some(cpu.pool.alloc(bytes)?);
+        }
+        let mut strips = Strips::new(cpu, e, &cut, a, c)?;
+        for p in cut.parts() {
+            let panels = match packed {
+                Some(packed) if pack => {
+                    fill(cpu, e, &cut, p, b, a.rows, packed.as_mut_slice());
+                    Panels::Packed(packed.as_slice())
+                }
+                _ => Panels::Plain(b),
+            };
+            strips.times(cpu, e, &cut, p, panels, &bias, accumulate);
+        }
+        Ok(())
+    }
 }
 
 /// The bias from number `i` on.
@@ -133,31 +191,3 @@ fn dots<T: Real>(cpu: &Cpu, e: &Engine<T>, a: Mat<T>, b: Mat<T>, c: &mut MatMut<
 
 /// Numbers along the sum that a task of dot products reads a row.
 const PER_TASK: usize = 1 << 15;
-
-/// The product in blocks; `bias(column, row)` is what a tile that starts there adds.
-fn product<T: Real>(
-    cpu: &Cpu,
-    e: &Engine<T>,
-    a: Mat<T>,
-    b: Mat<T>,
-    c: MatMut<T>,
-    bias: impl Fn(usize, usize) -> Bias<T> + Sync,
-    accumulate: bool,
-) -> Result<()> {
-    let cut = Cut::new(e, b.rows, b.cols);
-    // Packing costs a pass over the operand; panels of a B with contiguous rows pay that back only
-    // when enough strips of A read them.
-    let pack = b.col_stride != 1 || a.rows.div_ceil(e.rows) > 2;
-    let mut packed = cpu.pool.alloc(if pack { cut.largest() * size_of::<T>() } else { 0 })?;
-    let mut strips = Strips::new(cpu, e, &cut, a, c)?;
-    for p in cut.parts() {
-        let panels = if pack {
-            fill(cpu, e, &cut, p, b, a.rows, packed.as_mut_slice());
-            Panels::Packed(packed.as_slice())
-        } else {
-            Panels::Plain(b)
-        };
-        strips.times(cpu, e, &cut, p, panels, &bias, accumulate);
-    }
-    Ok(())
-}

@@ -1,4 +1,4 @@
-//! The walk over blocks of weights: 64 queries by 128 keys at a time.
+//! The walk over blocks of weights: 128 queries by 128 keys at a time.
 
 use phalanx_host::rng::Key;
 use phalanx_host::{Buffer, Cpu, Mat, MatMut, gemm};
@@ -11,7 +11,7 @@ use crate::ops::walk::Walk;
 use crate::{Layout, Result, Shape, View};
 
 /// Queries of a block.
-const ROWS: usize = 64;
+const ROWS: usize = 128;
 /// Keys of a block.
 const COLS: usize = 128;
 

@@ -1,7 +1,7 @@
 //! Products of all matrices of a batch.
 
 use phalanx_host::simd::Real;
-use phalanx_host::{Cpu, Mat, MatMut, gemm};
+use phalanx_host::{Cpu, Gemm, Mat, MatMut};
 
 use crate::ops::tasks::try_chunks;
 use crate::ops::walk::Walk;
@@ -74,17 +74,18 @@ pub(super) fn products<T: Real>(
     }
     let starts = starts(kept.iter().chain(&sums));
     let (x, y) = (a.slice::<T>()?, b.slice::<T>()?);
-    let one = |i: usize, c: &mut [T]| -> Result<()> {
+    let one = |gemm: &mut Gemm<T>, i: usize, c: &mut [T]| -> Result<()> {
         for (j, &[p, q]) in starts[i * chain..(i + 1) * chain].iter().enumerate() {
             let a = Mat::new(&x[p..], m, k, a_row, a_col)?;
             let b = Mat::new(&y[q..], k, n, b_row, b_col)?;
-            gemm(cpu, a, b, MatMut::row_major(c, m, n)?, accumulate || j > 0)?;
+            gemm.run(a, b, None, MatMut::row_major(c, m, n)?, accumulate || j > 0)?;
         }
         Ok(())
     };
     let group = (PER_TASK / (each * k * chain)).max(1);
     try_chunks(cpu, out, group * each, |task, out| {
-        out.chunks_exact_mut(each).enumerate().try_for_each(|(i, c)| one(task * group + i, c))
+        let mut gemm = Gemm::new(cpu);
+        out.chunks_exact_mut(each).enumerate().try_for_each(|(i, c)| one(&mut gemm, task * group + i, c))
     })
 }
 

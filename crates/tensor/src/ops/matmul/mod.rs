@@ -12,7 +12,7 @@ use crate::tape::apply_one;
 use crate::{Error, Layout, Result, Shape, Tensor, View, ViewMut, ops};
 
 /// A two-dimensional view as the host's matrix; strides and all.
-fn mat<'a, T: Real>(v: &View<'a>) -> Result<Mat<'a, T>> {
+pub(crate) fn mat<'a, T: Real>(v: &View<'a>) -> Result<Mat<'a, T>> {
     let (shape, strides) = (v.shape(), v.layout.strides());
     Ok(Mat::new(v.slice()?, shape[0], shape[1], strides[0], strides[1])?)
 }

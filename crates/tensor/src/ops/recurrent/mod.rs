@@ -15,6 +15,7 @@ use self::steps::{Back, Forward, Gradients, Made, Sizes};
 use crate::op::{Exec, Meta, Op, Plan, Saved, Spec};
 use crate::ops::columns::add_column_sums;
 use crate::ops::elementwise::math::Math;
+use crate::ops::matmul::mat;
 use crate::sink::{GradSink, Slot};
 use crate::tape::apply;
 use crate::tensor::Read;
@@ -146,7 +147,7 @@ impl Sequence {
             cells: saved.next().unwrap_or_else(|| Ok(Default::default()))?,
         };
         let bias = if self.bias { ins[2].slice()? } else { &[] };
-        let read = Forward { x: ins[0].slice()?, bias, weight: weight(&ins[1])?, from_zero: !self.start };
+        let read = Forward { x: ins[0].slice()?, bias, weight: mat(&ins[1])?, from_zero: !self.start };
         steps::forward(cpu, &of, &read, made)
     }
 
@@ -175,7 +176,7 @@ impl Sequence {
         let g = grads[0].as_ref().map(dense).transpose()?;
         let kept = saved.extra.iter().map(Tensor::read).collect::<Result<Vec<_>>>()?;
         let read = Back {
-            weight: weight(&w.view())?,
+            weight: mat(&w.view())?,
             y: y.slice()?,
             gates: some(kept.first())?,
             cells: some(kept.get(1))?,
@@ -233,12 +234,6 @@ impl Sequence {
 /// The elements, or none.
 fn some<T: Math>(t: Option<&Read>) -> Result<&[T]> {
     t.map_or(Ok(&[]), Read::slice)
-}
-
-/// The recurrent weight as the host's matrix; strides and all.
-fn weight<'a, T: Math>(view: &View<'a>) -> Result<Mat<'a, T>> {
-    let (shape, strides) = (view.shape(), view.layout.strides());
-    Ok(Mat::new(view.slice()?, shape[0], shape[1], strides[0], strides[1])?)
 }
 
 /// The gradient of the recurrent weight: one product over all steps but the first, whose state came in, and one for

@@ -40,8 +40,8 @@ pub(super) fn all() -> Vec<Row> {
         (&[1], [6, 3, 2, 1], true, None),
         (&[], [3, 4, 2, 5], false, Some(-1.5)),
         // Several blocks of queries and of keys.
-        (&[2], [70, 300, 8, 6], false, None),
-        (&[3], [200, 200, 5, 40], true, None),
+        (&[], [140, 150, 5, 6], false, None),
+        (&[1], [140, 140, 3, 8], true, None),
     ] {
         let shape = |rest: [usize; 2]| [lead, &rest].concat();
         let inputs = || vec![input(&shape([l, e])), input(&shape([s, e])), input(&shape([s, v]))];
@@ -88,7 +88,7 @@ pub(super) fn all() -> Vec<Row> {
         }),
     );
     // Dropping is what dropout does to the weights.
-    for [l, s] in [[5usize, 7usize], [70, 140]] {
+    for [l, s] in [[5usize, 7usize], [140, 130]] {
         let dropout = Some((0.4, Key::new(9)));
         rows.push(row(
             "attention",
