@@ -194,7 +194,8 @@ proptest! {
 }
 
 /// The paths that few random shapes take: many images in one piece of work, pieces of one image, one
-/// channel with large batches, kernels of one pixel, padding past the kernel, large groups.
+/// channel with large batches, kernels of one pixel, padding past the kernel, large groups, weights larger than any
+/// cache.
 #[test]
 fn chosen_shapes() {
     for (input, out, kernel, stride, padding, groups) in [
@@ -211,8 +212,8 @@ fn chosen_shapes() {
         ([2, 30, 31, 64], 66, [3, 3], 2, [1, 1], 1),
         ([2, 12, 13, 80], 96, [3, 3], 2, [1, 1], 2),
         ([1, 80, 70, 70], 70, [3, 3], 1, [1, 1], 70),
-        ([1, 6, 7, 500], 34, [3, 3], 1, [1, 1], 1),
-        ([1, 4, 5, 1200], 6, [3, 3], 1, [1, 1], 2),
+        ([3, 2, 2, 3200], 40, [3, 3], 1, [1, 1], 1),
+        ([2, 3, 4, 3200], 40, [3, 3], 1, [0, 0], 1),
         ([2, 5, 5, 0], 3, [3, 3], 1, [1, 1], 1),
         ([2, 5, 5, 3], 0, [3, 3], 1, [1, 1], 1),
         ([0, 5, 5, 3], 2, [3, 3], 1, [1, 1], 1),

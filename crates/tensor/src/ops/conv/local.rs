@@ -3,9 +3,8 @@
 use phalanx_host::simd::Real;
 use phalanx_host::{Cpu, Mat, MatMut, gemm};
 
-use super::Conv;
+use super::{Conv, gradients};
 use crate::op::{Exec, Meta, Op, Plan, Saved};
-use crate::ops::columns::add_column_sums;
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
@@ -181,22 +180,9 @@ impl Op for LocallyConnected {
         ops::real!(NAME, g.dtype(), T => {
             let g = g.read()?;
             let g = g.slice::<T>()?;
-            if let Some(mut slot) = sink.slot(2)? {
-                let accumulate = slot.accumulate();
-                add_column_sums(cpu, g, slot.slice()?, accumulate);
-            }
-            sink.settle(2)?;
-            if let Some(mut slot) = sink.slot(1)? {
-                let accumulate = slot.accumulate();
-                s.weight_gradient(cpu, x.read()?.slice()?, g, slot.slice()?, accumulate)?;
-            }
-            sink.settle(1)?;
-            drop(x);
-            if let Some(mut slot) = sink.slot(0)? {
-                let accumulate = slot.accumulate();
-                s.input_gradient(cpu, w.read()?.slice()?, g, slot.slice()?, accumulate)?;
-            }
-            Ok(())
+            let of_weight = |to: &mut [T], add| s.weight_gradient(cpu, x.read()?.slice()?, g, to, add);
+            let of_input = |to: &mut [T], add| s.input_gradient(cpu, w.read()?.slice()?, g, to, add);
+            gradients(cpu, g, sink, of_weight, of_input)
         })
     }
 }

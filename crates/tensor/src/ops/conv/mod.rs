@@ -91,6 +91,35 @@ fn compute<T: Real>(
     }
 }
 
+/// Hands out the gradients of a bias and two operands, the last one's first: a weight's sum is on its way between
+/// ranks before the input's is computed. Each function writes or adds one, and lets go of what it holds.
+fn gradients<T: Real>(
+    cpu: &Cpu,
+    g: &[T],
+    sink: &mut GradSink,
+    of_second: impl FnOnce(&mut [T], bool) -> Result<()>,
+    of_first: impl FnOnce(&mut [T], bool) -> Result<()>,
+) -> Result<()> {
+    if let Some(mut slot) = sink.slot(2)? {
+        let accumulate = slot.accumulate();
+        add_column_sums(cpu, g, slot.slice()?, accumulate);
+    }
+    sink.settle(2)?;
+    match sink.slot(1)? {
+        Some(mut slot) => {
+            let accumulate = slot.accumulate();
+            of_second(slot.slice()?, accumulate)?;
+        }
+        None => drop(of_second),
+    }
+    sink.settle(1)?;
+    if let Some(mut slot) = sink.slot(0)? {
+        let accumulate = slot.accumulate();
+        of_first(slot.slice()?, accumulate)?;
+    }
+    Ok(())
+}
+
 impl Convolution {
     fn sizes(&self, a: Shape, b: Shape) -> Result<ConvShape> {
         let (op, rank) = (self.name(), self.rank);
@@ -186,25 +215,17 @@ impl Op for Convolution {
         ops::real!(self.name(), g.dtype(), T => {
             let g = g.read()?;
             let g = g.slice::<T>()?;
-            if let Some(mut slot) = sink.slot(2)? {
-                let accumulate = slot.accumulate();
-                add_column_sums(cpu, g, slot.slice()?, accumulate);
-            }
-            sink.settle(2)?;
-            if let Some(mut slot) = sink.slot(1)? {
-                let (accumulate, a) = (slot.accumulate(), a.read()?);
-                let from = second.from().map(|p| if p == first { a.slice() } else { Ok(g) });
-                let [p, q] = from;
-                compute(cpu, &s, second, [p?, q?], None, slot.slice()?, accumulate)?;
-            }
-            sink.settle(1)?;
-            drop(a);
-            if let Some(mut slot) = sink.slot(0)? {
-                let (accumulate, b) = (slot.accumulate(), b.read()?);
+            let of_second = move |to: &mut [T], accumulate| {
+                let a = a.read()?;
+                let [p, q] = second.from().map(|p| if p == first { a.slice() } else { Ok(g) });
+                Ok(compute(cpu, &s, second, [p?, q?], None, to, accumulate)?)
+            };
+            let of_first = |to: &mut [T], accumulate| {
+                let b = b.read()?;
                 let [p, q] = first.from().map(|p| if p == second { b.slice() } else { Ok(g) });
-                compute(cpu, &s, first, [p?, q?], None, slot.slice()?, accumulate)?;
-            }
-            Ok(())
+                Ok(compute(cpu, &s, first, [p?, q?], None, to, accumulate)?)
+            };
+            gradients(cpu, g, sink, of_second, of_first)
         })
     }
 
