@@ -21,13 +21,14 @@ pub use error::{Error, Result};
 pub use forward::Forward;
 pub use init::Init;
 pub use layer::{
-    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer,
-    Linear, LocalResponseNorm, MaxPool2d, NormOptions, Pair, Sequential,
+    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, GroupNorm,
+    InstanceNorm, Layer, LayerNorm, Linear, LocalResponseNorm, MaxPool2d, NormOptions, Pair, RmsNorm,
+    Sequential,
 };
 pub use model::{
     LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary, build, list as list_models, summarise,
 };
-pub use norm::{MOMENTUM, NormId, NormRecord, NormValues, Norms};
+pub use norm::{Counted, MOMENTUM, NormId, NormRecord, NormValues, Norms};
 pub use optim::{Ema, EmaConfig, Optimizer, OptimizerConfig, Update, clip_factor};
 pub use params::{Find, ParamId, ParamSpec, Params, Stored, Values};
 pub use schedule::{Plateau, PlateauState, ScheduleConfig, ScheduleName};

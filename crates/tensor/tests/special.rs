@@ -103,7 +103,7 @@ fn indices_outside_their_axis_are_named_with_their_place() {
     is(x.gather(1, &column).unwrap_err(), 3, 1, 3);
     let weights = tensor(&[1.0, 0.0], [2]);
     is(x.cross_entropy(&list(&[0, 3]), Some(&weights)).unwrap_err(), 3, 1, 3);
-    is(top_k_errors(&x, &list(&[-7, 0]), &[1]).unwrap_err(), -7, 0, 3);
+    is(top_k_errors(&x, &list(&[-7, 0]), &[1], None).unwrap_err(), -7, 0, 3);
     let text = x.cross_entropy(&list(&[i64::MIN, 0]), None).unwrap_err().to_string();
     assert!(text.contains("cross_entropy") && text.contains("outside 0..3"), "{text}");
 }
@@ -113,13 +113,13 @@ fn top_k_errors_count_ties_and_numbers_that_are_none_against_us() {
     let logits =
         tensor(&[0.1, 0.9, 0.5, 0.2, 7.0, 7.0, 1.0, 2.0, NAN, 1.0, 2.0, 3.0, 1.0, NAN, 0.0, 0.5], [4, 4]);
     let labels = Tensor::from_slice(&[2i64, 0, 0, 0], [4], &device()).unwrap();
-    let errors = top_k_errors(&logits, &labels, &[1, 2, 4]).unwrap();
+    let errors = top_k_errors(&logits, &labels, &[1, 2, 4], None).unwrap();
     assert_eq!(errors[0], [true, true, true, true], "second; tied; not a number; below one");
     assert_eq!(errors[1], [false, false, true, false]);
     assert_eq!(errors[2], [false, false, true, false]);
-    assert!(top_k_errors(&logits, &logits, &[1]).unwrap_err().to_string().starts_with("top_k_errors:"));
+    assert!(top_k_errors(&logits, &logits, &[1], None).unwrap_err().to_string().starts_with("top_k_errors:"));
     let (rows, none) = (logits.slice(0, 0, 0).unwrap(), labels.slice(0, 0, 0).unwrap());
-    assert_eq!(top_k_errors(&rows, &none, &[1, 5]).unwrap(), [vec![], vec![]] as [Vec<bool>; 2]);
+    assert_eq!(top_k_errors(&rows, &none, &[1, 5], None).unwrap(), [vec![], vec![]] as [Vec<bool>; 2]);
 }
 
 #[test]

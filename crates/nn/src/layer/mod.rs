@@ -4,6 +4,7 @@ mod conv;
 mod linear;
 mod norm;
 mod pool;
+mod sample_norm;
 mod simple;
 
 use std::fmt::Debug;
@@ -13,6 +14,7 @@ pub use linear::Linear;
 pub use norm::{BatchNorm, NormOptions};
 use phalanx_tensor::{Shape, Tensor};
 pub use pool::{AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool, LocalResponseNorm, MaxPool2d, Pair};
+pub use sample_norm::{GroupNorm, InstanceNorm, LayerNorm, RmsNorm};
 pub use simple::{Activation, Dropout, Flatten};
 
 use crate::{Error, Forward, Result};

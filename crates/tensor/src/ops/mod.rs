@@ -19,8 +19,8 @@ mod walk;
 
 pub(crate) use elementwise::{broadcast, stretch};
 pub use index::{concat, stack};
-pub use loss::top_k_errors;
-pub use norm::{BatchNorm, Fuse};
+pub use loss::{CrossEntropy, PointLoss, Triplet, top_k_errors};
+pub use norm::{BatchNorm, Fuse, GroupNorm};
 pub use pool::Pool;
 
 /// Runs `$body` with the type alias `$t` for the compute type that `$dtype` names; other types are an

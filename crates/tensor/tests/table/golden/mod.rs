@@ -8,7 +8,9 @@ macro_rules! runs {
     }};
 }
 
+mod losses;
 mod network;
+mod norms;
 mod pooling;
 
 use std::sync::Arc;
@@ -34,6 +36,8 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("shape", basic),
     ("pooling", pooling::fill),
     ("response", pooling::fill),
+    ("losses", losses::fill),
+    ("norms", norms::fill),
 ];
 
 fn cases(family: &str) -> Vec<Value> {
@@ -61,14 +65,17 @@ fn floats(v: &Value) -> Vec<f64> {
 
 fn row_of(family: &str, case: &Value) -> Row {
     let (op, p) = (case["op"].as_str().unwrap(), case["params"].clone());
-    let positive: Vec<usize> = ints(&p["positive"]);
     let shapes: Vec<Vec<usize>> = case["inputs"].as_array().unwrap().iter().map(ints).collect();
     let wanted = case["gradients"].as_array().unwrap();
-    let kind = |k: usize| match (positive.contains(&k), wanted[k].is_null()) {
-        (false, false) => Kind::Value,
-        (true, false) => Kind::Positive,
-        (false, true) => Kind::Frozen,
-        (true, true) => Kind::FrozenPositive,
+    let named = |k: usize| ["positive", "unit", "signs"].into_iter().find(|n| ints(&p[*n]).contains(&k));
+    let kind = |k: usize| match (named(k), wanted[k].is_null()) {
+        (Some("positive"), false) => Kind::Positive,
+        (Some("positive"), true) => Kind::FrozenPositive,
+        (Some("unit"), false) => Kind::Unit,
+        (Some("unit"), true) => Kind::FrozenUnit,
+        (Some(_), _) => Kind::Signs,
+        (None, false) => Kind::Value,
+        (None, true) => Kind::Frozen,
     };
     let inputs = shapes.iter().enumerate().map(|(k, s)| In { shape: s.clone(), kind: kind(k) }).collect();
     let gradients = wanted.iter().map(|g| (!g.is_null()).then(|| floats(g))).collect();
