@@ -26,7 +26,8 @@ pub use layer::{
     Sequential,
 };
 pub use model::{
-    LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary, build, list as list_models, summarise,
+    LayerKind, LayerListing, LayerOption, LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary,
+    build, list as list_models, summarise,
 };
 pub use norm::{Counted, MOMENTUM, NormId, NormRecord, NormValues, Norms};
 pub use optim::{Ema, EmaConfig, Optimizer, OptimizerConfig, Update, clip_factor};

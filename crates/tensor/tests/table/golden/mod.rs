@@ -11,6 +11,7 @@ macro_rules! runs {
 mod losses;
 mod network;
 mod norms;
+mod padding;
 mod pooling;
 
 use std::sync::Arc;
@@ -34,6 +35,7 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("batch_norm", basic),
     ("loss", basic),
     ("shape", basic),
+    ("padding", padding::fill),
     ("pooling", pooling::fill),
     ("response", pooling::fill),
     ("losses", losses::fill),
