@@ -247,3 +247,54 @@ impl Criterion {
         Ok(Tensor::from_slice(&shares, [labels.len(), k], logits.device())?.to(logits.dtype())?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use phalanx_host::{Cpu, Isa};
+    use phalanx_tensor::Device;
+
+    use super::*;
+
+    #[test]
+    fn means_are_those_of_pytorch_and_a_label_is_a_probability_of_one() {
+        let device = Device::cpu(Cpu::new(Isa::detect(), 1).unwrap());
+        // The formula of tests/golden/make.py.
+        let logits: Vec<f32> = (0..12).map(|i| (0.8 * (0.7 * f64::from(i)).sin() + 0.1) as f32).collect();
+        let logits = Tensor::from_slice(&logits, [3, 4], &device).unwrap();
+        let labels = Tensor::from_slice(&[1i64, 3, 0], [3], &device).unwrap();
+        let shares = [0.0f32, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0];
+        let shares = Tensor::from_slice(&shares, [3, 4], &device).unwrap();
+        let weights = "[0.5, 2.0, 1.0, 0.25]";
+        for (table, want) in [
+            ("kind = \"cross_entropy\"".to_owned(), 1.837_916),
+            (
+                format!(
+                    "kind = \"cross_entropy\"\nlabel_smoothing = 0.1\nclass_weights = {weights}\nignore_index = 3"
+                ),
+                1.525_943,
+            ),
+            (format!("kind = \"bce\"\nlabel_smoothing = 0.1\npos_weight = {weights}"), 0.806_435),
+            ("kind = \"mse\"".into(), 0.675_891),
+            ("kind = \"l1\"".into(), 0.669_165),
+            ("kind = \"huber\"\ndelta = 0.5".into(), 0.228_006),
+            ("kind = \"smooth_l1\"\nbeta = 0.5".into(), 0.456_012),
+            ("kind = \"hinge\"".into(), 1.289_517),
+            ("kind = \"squared_hinge\"".into(), 1.925_659),
+            ("kind = \"exponential\"".into(), 1.501_851),
+            ("kind = \"logistic\"".into(), 0.880_262),
+            (format!("kind = \"multi_margin\"\np = 2\nmargin = 0.5\nclass_weights = {weights}"), 0.529_317),
+        ] {
+            let config: LossConfig = toml::from_str(&table).unwrap();
+            assert_eq!(config.is_default(), table == "kind = \"cross_entropy\"", "{table}");
+            let criterion = Criterion::new(&config, 4).unwrap();
+            let mean = |target: &Tensor| {
+                let (sum, weight) = criterion.sum(&logits, target, None).unwrap();
+                sum.item().unwrap() / weight
+            };
+            let got = mean(&labels);
+            assert!((got - want).abs() < 2e-6, "{table}: {got}, not {want}");
+            let soft = criterion.ignored().is_none() && !table.contains("class_weights");
+            assert!(!soft || (mean(&shares) - got).abs() < 2e-6, "{table}");
+        }
+    }
+}

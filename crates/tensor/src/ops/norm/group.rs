@@ -5,7 +5,7 @@
 use phalanx_host::simd::Real;
 
 use super::cpu::{self, Channels, Fused, Masked};
-use super::{check_eps, parameter_gradients, row_cpu};
+use super::{Given, check_eps, parameter_gradients, row_cpu};
 use crate::op::{Exec, Meta, Op, Plan, Saved, Spec};
 use crate::sink::GradSink;
 use crate::tape::apply;
@@ -28,8 +28,7 @@ pub struct GroupNorm {
 struct Grouped {
     groups: usize,
     eps: f64,
-    scaled: bool,
-    shifted: bool,
+    given: Given,
 }
 
 const OP: &str = "group_norm";
@@ -38,13 +37,6 @@ const OP: &str = "group_norm";
 fn sizes(shape: Shape) -> [usize; 3] {
     let last = shape.len() - 1;
     [shape[0], shape[1..last].iter().product(), shape[last]]
-}
-
-impl Grouped {
-    /// The operand with the shift.
-    fn beta(&self) -> Option<usize> {
-        self.shifted.then_some(1 + usize::from(self.scaled))
-    }
 }
 
 impl Op for Grouped {
@@ -64,14 +56,11 @@ impl Op for Grouped {
             return refuse(format!("its {channels} channels cannot be cut into {} groups", self.groups));
         }
         check_eps(OP, shape, self.eps)?;
-        for i in 1..inputs.len() {
-            ops::want_same(OP, inputs, i)?;
-            let hint = "it must be [C], one number for each of the last axis";
-            ops::want_shape(OP, inputs, i, [channels].into(), hint)?;
-        }
+        let hint = "it must be [C], one number for each of the last axis";
+        self.given.check(OP, inputs, [channels].into(), hint)?;
         let moments = Spec::new(dtype, [samples, self.groups].into());
-        let saved = if self.scaled { 0b11 } else { 0b1 };
-        let mut plan = Plan::one(dtype, shape).saving_inputs(saved).saving_outputs(0b10).dense(0b111);
+        let plan = Plan::one(dtype, shape).saving_inputs(self.given.saved());
+        let mut plan = plan.saving_outputs(0b10).dense(0b111);
         plan.outputs.extend([moments; 2]);
         Ok(plan.saving(dtype, moments.shape))
     }
@@ -84,11 +73,12 @@ impl Op for Grouped {
         let [_, rows, cols] = sizes(ins[0].shape());
         ops::real!(OP, ins[0].dtype, T => {
             let x = ins[0].slice::<T>()?;
-            let gamma = if self.scaled { ins[1].slice()?.to_vec() } else { vec![T::ONE; cols] };
-            let beta = match self.beta() {
-                Some(i) => ins[i].slice()?.to_vec(),
-                None => vec![T::ZERO; cols],
+            let [gamma, beta] = self.given.operands();
+            let of = |i: Option<usize>, plain: T| match i {
+                Some(i) => Ok::<_, Error>(ins[i].slice()?.to_vec()),
+                None => Ok(vec![plain; cols]),
             };
+            let (gamma, beta) = (of(gamma, T::ONE)?, of(beta, T::ZERO)?);
             let (y, all, groups) = (y.slice::<T>()?, rows * cols, self.groups);
             let (mean, variance, inverse) = (mean.slice::<T>()?, variance.slice()?, saved[0].slice()?);
             // A sample's mean, variance and inverse deviation, one after the other.
@@ -123,7 +113,7 @@ impl Op for Grouped {
         let Some(g) = &grads[0] else { return Ok(()) };
         let cpu = cx.cpu()?;
         let (x, mean) = (saved.input(0)?, saved.output(1)?);
-        let gamma = if self.scaled { Some(saved.input(1)?.read()?) } else { None };
+        let gamma = if self.given.gamma { Some(saved.input(1)?.read()?) } else { None };
         let [samples, rows, cols] = sizes(x.shape());
         let g = g.contiguous()?;
         ops::real!(OP, g.dtype(), T => {
@@ -146,7 +136,7 @@ impl Op for Grouped {
                 sums.copy_from_slice(&cpu::gradient_sums(cpu, rows, of.g, of.x, &of.mean, &of.inverse));
             });
             let total = row_cpu::total(&sums, 2 * cols);
-            parameter_gradients(sink, &total, [self.scaled.then_some(1), self.beta()])?;
+            parameter_gradients(sink, &total, self.given.operands())?;
             let Some(mut slot) = sink.slot(0)? else { return Ok(()) };
             let accumulate = slot.accumulate();
             cpu.workers.chunks(slot.slice()?, (rows * cols).max(1), |n, dx| {
@@ -215,8 +205,8 @@ impl Tensor {
         eps: f64,
     ) -> Result<GroupNorm> {
         let inputs: Vec<&Tensor> = std::iter::once(self).chain(gamma).chain(beta).collect();
-        let (scaled, shifted) = (gamma.is_some(), beta.is_some());
-        let mut outs = apply(Grouped { groups, eps, scaled, shifted }, &inputs)?.into_iter();
+        let op = Grouped { groups, eps, given: Given::of(gamma, beta) };
+        let mut outs = apply(op, &inputs)?.into_iter();
         let (Some(y), Some(mean), Some(variance)) = (outs.next(), outs.next(), outs.next()) else {
             return Err(Error::Backward { why: "group_norm has three outputs".into() });
         };

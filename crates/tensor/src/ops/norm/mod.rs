@@ -164,6 +164,37 @@ fn through_residual(
     Ok((g, None))
 }
 
+/// Whether a norm of single samples has been given gamma and beta, which then come after x.
+#[derive(Debug, Clone, Copy)]
+struct Given {
+    gamma: bool,
+    beta: bool,
+}
+
+impl Given {
+    fn of(gamma: Option<&Tensor>, beta: Option<&Tensor>) -> Self {
+        Given { gamma: gamma.is_some(), beta: beta.is_some() }
+    }
+
+    /// The operands that they are.
+    fn operands(self) -> [Option<usize>; 2] {
+        [self.gamma.then_some(1), self.beta.then_some(1 + usize::from(self.gamma))]
+    }
+
+    /// The inputs that the backward pass reads, x and gamma, as a bit mask.
+    fn saved(self) -> u32 {
+        if self.gamma { 0b11 } else { 0b1 }
+    }
+
+    /// Checks that both have `shape`.
+    fn check(self, op: &'static str, inputs: &[Meta], shape: Shape, hint: &'static str) -> Result<()> {
+        self.operands().into_iter().flatten().try_for_each(|i| {
+            ops::want_same(op, inputs, i)?;
+            ops::want_shape(op, inputs, i, shape, hint)
+        })
+    }
+}
+
 /// Gradients of gamma and beta, inputs `[i, j]` where there are such, from the sums over the rows of g times the
 /// normalised input, then of g.
 fn parameter_gradients<T: Real>(sink: &mut GradSink, sums: &[T], inputs: [Option<usize>; 2]) -> Result<()> {

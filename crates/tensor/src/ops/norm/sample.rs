@@ -1,7 +1,7 @@
 //! Layer normalisation (Ba, Kiros and Hinton, 2016) and root mean square normalisation (Zhang and Sennrich, 2019):
 //! each row by its own moments. `torch.nn.LayerNorm`'s and `torch.nn.RMSNorm`'s semantics.
 
-use super::{check_eps, parameter_gradients, row_cpu};
+use super::{Given, check_eps, parameter_gradients, row_cpu};
 use crate::op::{Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
@@ -15,19 +15,13 @@ struct RowNorm {
     eps: f64,
     /// Whether the mean is taken off first.
     centred: bool,
-    scaled: bool,
-    shifted: bool,
+    given: Given,
 }
 
 impl RowNorm {
     fn rule(&self, shape: Shape) -> row_cpu::Rule {
         let k = shape[shape.len() - self.axes..].iter().product();
         row_cpu::Rule { k, centred: self.centred, eps: self.eps }
-    }
-
-    /// The operand with the shift.
-    fn beta(&self) -> Option<usize> {
-        self.shifted.then_some(1 + usize::from(self.scaled))
     }
 }
 
@@ -45,24 +39,18 @@ impl Op for RowNorm {
         }
         check_eps(op, shape, self.eps)?;
         let (before, normalised) = shape.split_at(shape.len() - self.axes);
-        for i in 1..inputs.len() {
-            ops::want_same(op, inputs, i)?;
-            let hint = "it must have the shape of the axes that are normalised together";
-            ops::want_shape(op, inputs, i, normalised.into(), hint)?;
-        }
+        let hint = "it must have the shape of the axes that are normalised together";
+        self.given.check(op, inputs, normalised.into(), hint)?;
         let moments = [before.iter().product(), 2];
-        let saved = if self.scaled { 0b11 } else { 0b1 };
-        let plan = Plan::one(inputs[0].dtype, shape).saving_inputs(saved).dense(0b111);
+        let plan = Plan::one(inputs[0].dtype, shape).saving_inputs(self.given.saved()).dense(0b111);
         Ok(plan.saving(inputs[0].dtype, moments.into()))
     }
 
     fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], saved: &mut [ViewMut]) -> Result<()> {
         let cpu = cx.cpu()?;
         ops::real!(self.name(), ins[0].dtype, T => {
-            let affine = row_cpu::Affine {
-                gamma: if self.scaled { Some(ins[1].slice::<T>()?) } else { None },
-                beta: self.beta().map(|i| ins[i].slice()).transpose()?,
-            };
+            let [gamma, beta] = self.given.operands().map(|i| i.map(|i| ins[i].slice::<T>()).transpose());
+            let affine = row_cpu::Affine { gamma: gamma?, beta: beta? };
             let (rule, moments) = (self.rule(ins[0].shape()), saved[0].slice()?);
             row_cpu::normalise(cpu, rule, ins[0].slice()?, affine, outs[0].slice()?, moments);
             Ok(())
@@ -79,7 +67,7 @@ impl Op for RowNorm {
         let Some(g) = &grads[0] else { return Ok(()) };
         let cpu = cx.cpu()?;
         let x = saved.input(0)?;
-        let gamma = if self.scaled { Some(saved.input(1)?.read()?) } else { None };
+        let gamma = if self.given.gamma { Some(saved.input(1)?.read()?) } else { None };
         let (rule, g) = (self.rule(x.shape()), g.contiguous()?);
         let parameters = (1..3).any(|i| sink.wants(i));
         ops::real!(self.name(), g.dtype(), T => {
@@ -96,7 +84,7 @@ impl Op for RowNorm {
                     row_cpu::gradients(cpu, rule, of, unwanted.as_mut_slice(), false, parameters)
                 }
             };
-            parameter_gradients(sink, &sums, [self.scaled.then_some(1), self.beta()])
+            parameter_gradients(sink, &sums, self.given.operands())
         })
     }
 }
@@ -129,7 +117,6 @@ impl Tensor {
         centred: bool,
     ) -> Result<Tensor> {
         let inputs: Vec<&Tensor> = std::iter::once(self).chain(gamma).chain(beta).collect();
-        let (scaled, shifted) = (gamma.is_some(), beta.is_some());
-        apply_one(RowNorm { axes, eps, centred, scaled, shifted }, &inputs)
+        apply_one(RowNorm { axes, eps, centred, given: Given::of(gamma, beta) }, &inputs)
     }
 }
