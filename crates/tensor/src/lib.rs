@@ -23,8 +23,8 @@ pub use device::Device;
 pub use error::{Error, Result};
 pub use op::{Exec, Meta, Narrow, Op, Plan, Saved, Spec};
 pub use ops::{
-    BatchNorm, CrossEntropy, Fuse, GroupNorm, PadMode, PointLoss, Pool, Triplet, concat, fold, stack,
-    top_k_errors,
+    Attention, BatchNorm, Cell, CrossEntropy, Fuse, GroupNorm, PadMode, PointLoss, Pool, Recurred,
+    Recurrence, Triplet, concat, fold, stack, top_k_errors,
 };
 pub use phalanx_host::{DType, Element};
 pub use shape::{Layout, MAX_AXES, Shape};
