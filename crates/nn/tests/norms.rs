@@ -33,15 +33,15 @@ fn values(k: usize, n: usize) -> Vec<f32> {
     (0..n).map(|i| value(k, i) as f32).collect()
 }
 
-fn input(k: usize) -> Tensor {
-    Tensor::from_slice(&values(k, 24), [2, 2, 3, 2], &device()).unwrap()
-}
-
 impl Net {
     fn set(&self, name: &str, shape: &[usize], values: &[f32]) {
         let id = self.params.find(name).unwrap();
         assert_eq!(self.params.stored_shape(id)[..], *shape, "{name}");
         self.params.import(id, shape, values).unwrap();
+    }
+
+    fn input(&self, k: usize) -> Tensor {
+        Tensor::from_slice(&values(k, 24), [2, 2, 3, 2], &self.device).unwrap()
     }
 
     fn forward(&self, training: bool, x: &Tensor) -> (Tensor, Forward<'_>) {
@@ -51,8 +51,14 @@ impl Net {
     }
 
     /// The first numbers, channels last.
-    fn starts(&self, training: bool, x: &Tensor, want: [f32; 6]) {
-        let y = self.forward(training, x).0.reshape(&[2, 2, 2, 3]).unwrap().permute(&[0, 2, 3, 1]).unwrap();
+    fn starts(&self, training: bool, want: [f32; 6]) {
+        let y = self
+            .forward(training, &self.input(0))
+            .0
+            .reshape(&[2, 2, 2, 3])
+            .unwrap()
+            .permute(&[0, 2, 3, 1])
+            .unwrap();
         let got = y.to_vec::<f32>().unwrap();
         assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 2e-5), "{:?}, not {want:?}", &got[..6]);
     }
@@ -63,13 +69,13 @@ fn values_are_those_of_pytorch() {
     let whole = net("{ type = \"layer-norm\", axes = 3 }");
     whole.set("layers.0.weight", &[2, 2, 3], &values(2, 12));
     whole.set("layers.0.bias", &[2, 2, 3], &values(3, 12));
-    whole.starts(true, &input(0), [0.61605, -0.20747, 0.22103, 1.33792, 0.07219, -0.17935]);
+    whole.starts(true, [0.61605, -0.20747, 0.22103, 1.33792, 0.07219, -0.17935]);
     let group = net("{ type = \"group-norm\", groups = 1 }");
     group.set("layers.0.weight", &[2], &[1.0; 2]);
-    group.starts(false, &input(0), [-0.20048, 0.73667, 1.23307, 1.05525, 0.28683, -0.71077]);
+    group.starts(false, [-0.20048, 0.73667, 1.23307, 1.05525, 0.28683, -0.71077]);
     let rms = net("{ type = \"rms-norm\" }");
     rms.set("layers.0.weight", &[2], &[1.0; 2]);
-    rms.starts(true, &input(0), [0.22684, 1.3959, 1.05646, 0.94016, 1.26953, -0.62314]);
+    rms.starts(true, [0.22684, 1.3959, 1.05646, 0.94016, 1.26953, -0.62314]);
     for row in ["layer-norm", "rms-norm"] {
         let none = net(&format!("{{ type = \"{row}\", affine = false }}"));
         assert!(none.params.is_empty() && none.norms.statistics_len() == 0, "{row}");
@@ -81,12 +87,12 @@ fn instance_norms_follow_each_sample_and_fold_their_means_as_pytorch_does() {
     let mut net = net("{ type = \"instance-norm\", affine = true, track_running_stats = true }");
     net.set("layers.0.weight", &[2], &[1.5, 0.5]);
     net.set("layers.0.bias", &[2], &[0.25, -1.0]);
-    net.starts(true, &input(0), [0.07099, -0.68309, 2.30126, -0.52808, 0.82913, -1.38743]);
+    net.starts(true, [0.07099, -0.68309, 2.30126, -0.52808, 0.82913, -1.38743]);
     for k in 0..2 {
         // One sample a shard.
         let mut sums = vec![0.0; net.norms.statistics_len()];
         for shard in 0..2 {
-            let records = net.forward(true, &input(k).slice(0, shard, 1).unwrap()).1.take_statistics();
+            let records = net.forward(true, &net.input(k).slice(0, shard, 1).unwrap()).1.take_statistics();
             net.norms.contribution(&records, &mut sums).unwrap();
         }
         net.norms.fold(&sums).unwrap();
@@ -98,7 +104,7 @@ fn instance_norms_follow_each_sample_and_fold_their_means_as_pytorch_does() {
         let NormValues::Float(got) = got else { panic!("{got:?}") };
         assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 2e-6), "{got:?}, not {want:?}");
     }
-    net.starts(false, &input(0), [0.36765, -0.69019, 1.63501, -0.5972, 0.79847, -1.11271]);
+    net.starts(false, [0.36765, -0.69019, 1.63501, -0.5972, 0.79847, -1.11271]);
 }
 
 #[test]
