@@ -17,10 +17,17 @@ def weight(n):
     return [math.cos(0.9 * i) + 0.2 for i in range(n)]
 
 
-def tensor(k, shape, positive=False):
+KINDS = {
+    "positive": lambda x: abs(x) + 0.5,
+    "unit": lambda x: 0.5 + 0.5625 * (x - 0.1),
+    "signs": lambda x: 1.0 if x > 0.1 else -1.0,
+}
+
+
+def tensor(k, shape, kind=None):
     data = value(k, math.prod(shape))
-    if positive:
-        data = [abs(x) + 0.5 for x in data]
+    if kind:
+        data = [KINDS[kind](x) for x in data]
     return torch.tensor(data, dtype=F64).reshape(shape)
 
 
@@ -36,8 +43,8 @@ def project(t):
 
 def case(op, params, shapes, f, frozen=()):
     """Runs `f(*inputs)`, which gives one tensor or a tuple whose first is differentiated."""
-    positive = params.get("positive", [])
-    inputs = [tensor(k, s, k in positive) for k, s in enumerate(shapes)]
+    kinds = {k: kind for kind in KINDS for k in params.get(kind, [])}
+    inputs = [tensor(k, s, kinds.get(k)) for k, s in enumerate(shapes)]
     for k, x in enumerate(inputs):
         x.requires_grad_(k not in frozen)
     outputs = f(*inputs)

@@ -22,9 +22,11 @@ A file is {"about": text, "torch": version, "cases": [case, ...]}, a case is
      "outputs": [[values], ...], "gradients": [[values] or null, ...]}
 
 Outputs are flat, row-major. `gradients[k]` is the gradient of sum_i(weight(i) * outputs[0][i]) with
-respect to input k; null where none is wanted. Three keys of `params` mean the same in every case:
+respect to input k; null where none is wanted. Five keys of `params` mean the same in every case:
 
     "positive": [k, ...]   these inputs are |value(k, i)| + 0.5 instead of value(k, i)
+    "unit": [k, ...]       these are 0.5 + 0.5625 * (value(k, i) - 0.1), between 0 and 1
+    "signs": [k, ...]      these are 1 where value(k, i) > 0.1, else -1
     "shape"                the shape of outputs[0], where an op's parameters do not tell it
     "labels", "index", "condition"   integers that the formula cannot make
 

@@ -55,6 +55,26 @@ impl Workers {
             _ => data.chunks_mut(piece).enumerate().for_each(|(i, c)| task(i, c)),
         }
     }
+
+    /// As [`Workers::chunks`] over two slices cut into as many pieces, each by its own size: `task(i, a, b)`.
+    pub fn chunks_of_two<T: Send, U: Send>(
+        &self,
+        (a, piece_a): (&mut [T], usize),
+        (b, piece_b): (&mut [U], usize),
+        task: impl Fn(usize, &mut [T], &mut [U]) + Sync,
+    ) {
+        match &self.pool {
+            Some(pool) if a.len() > piece_a => {
+                use rayon::prelude::*;
+                let pairs = a.par_chunks_mut(piece_a).zip(b.par_chunks_mut(piece_b));
+                pool.install(|| pairs.enumerate().for_each(|(i, (a, b))| task(i, a, b)));
+            }
+            _ => {
+                let pairs = a.chunks_mut(piece_a).zip(b.chunks_mut(piece_b));
+                pairs.enumerate().for_each(|(i, (a, b))| task(i, a, b));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -68,6 +88,12 @@ mod tests {
             let mut data = vec![0u32; 1003];
             w.chunks(&mut data, 10, |i, c| c.iter_mut().for_each(|x| *x += i as u32 + 1));
             assert!(data.iter().enumerate().all(|(i, &x)| x == i as u32 / 10 + 1));
+            let mut half = vec![0u32; 202];
+            w.chunks_of_two((&mut data, 10), (&mut half, 2), |i, a, b| {
+                a.iter_mut().for_each(|x| *x -= i as u32);
+                b.iter_mut().for_each(|x| *x += i as u32);
+            });
+            assert!(data.iter().all(|&x| x == 1) && half.iter().enumerate().all(|(i, &x)| x == i as u32 / 2));
             let sum = std::sync::atomic::AtomicUsize::new(0);
             w.run(100, |i| {
                 sum.fetch_add(i, std::sync::atomic::Ordering::Relaxed);

@@ -1,7 +1,7 @@
 use phalanx_host::Arena;
 use phalanx_tensor::Shape;
 
-use crate::norm::{NormId, Norms};
+use crate::norm::{Counted, NormId, Norms};
 use crate::params::{ParamId, ParamSpec, Params, Stored};
 use crate::{Init, Result};
 
@@ -82,9 +82,10 @@ impl Builder {
         id
     }
 
-    /// Registers the running statistics of a norm; `momentum` is a batch's share in the new ones.
-    pub fn norm(&mut self, channels: usize, momentum: f64) -> NormId {
-        self.norms.register(self.name(""), channels, momentum)
+    /// Registers the running statistics of a norm; `momentum` is a batch's share in the new ones, `of` what they are
+    /// made of.
+    pub fn norm(&mut self, channels: usize, momentum: f64, of: Counted) -> NormId {
+        self.norms.register(self.name(""), channels, momentum, of)
     }
 
     /// The next parameter's index: where a part of a model (a phase's) begins or ends.

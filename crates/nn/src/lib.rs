@@ -22,16 +22,17 @@ pub use forward::Forward;
 pub use init::Init;
 pub use layer::{
     Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, ConvConfig, ConvKind, Convolution, Embedding,
-    Flatten, FractionalMaxPool, FractionalTo, GlobalAvgPool, Layer, Linear, LocalResponseNorm,
-    LocallyConnected2d, MaxPool2d, MultiheadAttention, Noise, NoiseKind, NormOptions, Pad, PadAmount,
-    PadName, Padding, PaddingName, Pair, PerAxis, PixelShuffle, Prelu, Recurrent, RecurrentCell,
-    RecurrentConfig, Sequential, Sight, Sizes, Upsample, UpsampleMode, UpsampleTo,
+    Flatten, FractionalMaxPool, FractionalTo, GlobalAvgPool, GroupNorm, InstanceNorm, Layer, LayerNorm,
+    Linear, LocalResponseNorm, LocallyConnected2d, MaxPool2d, MultiheadAttention, Noise, NoiseKind,
+    NormOptions, Pad, PadAmount, PadName, Padding, PaddingName, Pair, PerAxis, PixelShuffle, Prelu,
+    Recurrent, RecurrentCell, RecurrentConfig, RmsNorm, Sequential, Sight, Sizes, Upsample, UpsampleMode,
+    UpsampleTo,
 };
 pub use model::{
     Approximate, LayerKind, LayerListing, LayerOption, LayerSummary, Listed, Listing, Memory, ModelConfig,
     Row, Summary, build, list as list_models, summarise,
 };
-pub use norm::{MOMENTUM, NormId, NormRecord, NormValues, Norms};
+pub use norm::{Counted, MOMENTUM, NormId, NormRecord, NormValues, Norms};
 pub use optim::{Ema, EmaConfig, Optimizer, OptimizerConfig, Update, clip_factor};
 pub use params::{Find, ParamId, ParamSpec, Params, Stored, Values};
 pub use schedule::{Plateau, PlateauState, ScheduleConfig, ScheduleName};

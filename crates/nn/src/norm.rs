@@ -2,7 +2,7 @@
 //!
 //! Every shard is normalised by its own mean and variance. For the running statistics each gives its
 //! sums (count, Σx, Σx²); summed over the shards' tree they are those of the whole global batch, as if
-//! it had been one, whatever the number of ranks.
+//! it had been one, whatever the number of ranks. An instance norm gives (samples, Σ mean, Σ variance) instead.
 
 use phalanx_host::DType;
 use phalanx_tensor::{Device, Shape, Tensor};
@@ -25,8 +25,19 @@ struct Norm {
     batches: i64,
     /// The batch's share in the new running statistics.
     momentum: f64,
+    /// What its records count.
+    of: Counted,
     /// Where its sums begin in the flat vector.
     offset: usize,
+}
+
+/// What a norm's running statistics are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// The moments of all values of a channel in the batch: batch norm.
+    Values,
+    /// The means over the samples of each sample's own moments, variances unbiased: instance norm.
+    Samples,
 }
 
 /// What one use of a norm in training saw: tensors of one value a channel.
@@ -34,11 +45,11 @@ struct Norm {
 pub struct NormRecord {
     /// The norm.
     pub norm: NormId,
-    /// Values of each channel.
+    /// Values of each channel, or samples.
     pub count: usize,
     /// Their mean.
     pub mean: Tensor,
-    /// Their variance, biased.
+    /// Their variance, biased; of samples the mean of their unbiased variances.
     pub variance: Tensor,
 }
 
@@ -60,7 +71,7 @@ pub struct Norms {
 
 impl Norms {
     /// Registers a norm of `channels` channels: mean 0, variance 1, no batches.
-    pub(crate) fn register(&mut self, name: String, channels: usize, momentum: f64) -> NormId {
+    pub(crate) fn register(&mut self, name: String, channels: usize, momentum: f64, of: Counted) -> NormId {
         let id = NormId(self.norms.len() as u32);
         let norm = Norm {
             name,
@@ -68,6 +79,7 @@ impl Norms {
             variance: vec![1.0; channels],
             batches: 0,
             momentum,
+            of,
             offset: self.len,
         };
         self.norms.push(norm);
@@ -109,8 +121,12 @@ impl Norms {
             let sums = &mut out[norm.offset..norm.offset + 1 + 2 * channels];
             sums[0] += n;
             for c in 0..channels {
+                let square = match norm.of {
+                    Counted::Values => variance[c] + mean[c] * mean[c],
+                    Counted::Samples => variance[c],
+                };
                 sums[1 + c] += n * mean[c];
-                sums[1 + channels + c] += n * (variance[c] + mean[c] * mean[c]);
+                sums[1 + channels + c] += n * square;
             }
         }
         Ok(())
@@ -133,7 +149,11 @@ impl Norms {
             let follow = |old: f32, new: f64| ((1.0 - m) * f64::from(old) + m * new) as f32;
             for c in 0..channels {
                 let mean = sums[1 + c] / n;
-                let variance = (sums[1 + channels + c] / n - mean * mean).max(0.0) * unbias;
+                let square = sums[1 + channels + c] / n;
+                let variance = match norm.of {
+                    Counted::Values => (square - mean * mean).max(0.0) * unbias,
+                    Counted::Samples => square,
+                };
                 norm.mean[c] = follow(norm.mean[c], mean);
                 norm.variance[c] = follow(norm.variance[c], variance);
             }
@@ -197,8 +217,8 @@ mod tests {
         let mut results = Vec::new();
         for cut in [&[7usize][..], &[3, 4], &[1, 1, 5]] {
             let mut norms = Norms::default();
-            let id = norms.register("bn".into(), 1, MOMENTUM);
-            let unused = norms.register("other".into(), 2, MOMENTUM);
+            let id = norms.register("bn".into(), 1, MOMENTUM, Counted::Values);
+            let unused = norms.register("other".into(), 2, MOMENTUM, Counted::Values);
             let mut sums = vec![0.0; norms.statistics_len()];
             let mut at = 0;
             for &n in cut {
@@ -223,11 +243,11 @@ mod tests {
     #[test]
     fn statistics_travel_by_name() {
         let mut a = Norms::default();
-        a.register("bn".into(), 2, MOMENTUM);
+        a.register("bn".into(), 2, MOMENTUM, Counted::Values);
         a.fold(&[4.0, 1.0, 2.0, 3.0, 8.0]).unwrap();
         let stored = a.export();
         let mut b = Norms::default();
-        b.register("bn".into(), 2, MOMENTUM);
+        b.register("bn".into(), 2, MOMENTUM, Counted::Values);
         let mut find = |name: &str| {
             let (_, shape, values) = stored.iter().find(|(n, ..)| n == name)?;
             Some((
@@ -240,7 +260,7 @@ mod tests {
         };
         b.import(&mut find).unwrap();
         assert_eq!(b.export(), stored);
-        b.register("more".into(), 1, MOMENTUM);
+        b.register("more".into(), 1, MOMENTUM, Counted::Values);
         assert!(matches!(b.import(&mut find), Err(Error::Missing { name }) if name == "more.running_mean"));
     }
 }

@@ -20,6 +20,8 @@ pub enum Stored {
     Plain,
     /// A convolution's weight: ours is [O, KH, KW, I], stored as [O, I, KH, KW]; over any number of axes.
     Conv,
+    /// Laid out like a sample: ours is [.., C], stored as [C, ..].
+    Sample,
 }
 
 /// A stored array: its shape and its elements, row-major.
@@ -160,6 +162,7 @@ impl Params {
         let spec = self.spec(id);
         match (spec.stored, &spec.shape[..]) {
             (Stored::Conv, &[o, ref kernel @ .., i]) => Shape::new(&[&[o, i], kernel].concat()),
+            (Stored::Sample, [rest @ .., c]) => Shape::new(&[&[*c], rest].concat()),
             _ => spec.shape,
         }
     }
@@ -169,6 +172,7 @@ impl Params {
         let spec = self.spec(id);
         match (spec.stored, &spec.shape[..]) {
             (Stored::Conv, &[o, ref kernel @ .., i]) => swap(ours, o, kernel.iter().product(), i),
+            (Stored::Sample, [rest @ .., c]) => swap(ours, 1, rest.iter().product(), *c),
             _ => ours.to_vec(),
         }
     }
@@ -182,6 +186,7 @@ impl Params {
         let spec = self.spec(id);
         Ok(match (spec.stored, &spec.shape[..]) {
             (Stored::Conv, &[o, ref kernel @ .., i]) => swap(stored, o, i, kernel.iter().product()),
+            (Stored::Sample, [rest @ .., c]) => swap(stored, 1, *c, rest.iter().product()),
             _ => stored.to_vec(),
         })
     }

@@ -23,8 +23,8 @@ pub use device::Device;
 pub use error::{Error, Result};
 pub use op::{Exec, Meta, Narrow, Op, Plan, Saved, Spec};
 pub use ops::{
-    Attention, BatchNorm, Cell, Conv, FractionalPool, Fuse, Interpolation, PadMode, Pool, Recurred,
-    Recurrence, Resample, concat, fold, stack, top_k_errors,
+    Attention, BatchNorm, Cell, Conv, CrossEntropy, FractionalPool, Fuse, GroupNorm, Interpolation, PadMode,
+    PointLoss, Pool, Recurred, Recurrence, Resample, Triplet, concat, fold, stack, top_k_errors,
 };
 pub use phalanx_host::{DType, Element};
 pub use shape::{Layout, MAX_AXES, Shape};

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use phalanx_host::rng::Key;
 use phalanx_host::{Cpu, Isa};
-use phalanx_tensor::{DType, Device, Error, Tensor, top_k_errors};
+use phalanx_tensor::{CrossEntropy, DType, Device, Error, PointLoss, Tensor, top_k_errors};
 
 fn device() -> Device {
     static ONE: OnceLock<Device> = OnceLock::new();
@@ -271,9 +271,71 @@ fn indices_outside_their_axis_are_named_with_their_place() {
     assert_eq!(any.to_vec::<i64>().unwrap(), [9, 7], "any element type can be picked from");
     let weights = tensor(&[1.0, 0.0], [2]);
     is(x.cross_entropy(&list(&[0, 3]), Some(&weights)).unwrap_err(), 3, 1, 3);
-    is(top_k_errors(&x, &list(&[-7, 0]), &[1]).unwrap_err(), -7, 0, 3);
+    is(top_k_errors(&x, &list(&[-7, 0]), &[1], None).unwrap_err(), -7, 0, 3);
     let text = x.cross_entropy(&list(&[i64::MIN, 0]), None).unwrap_err().to_string();
     assert!(text.contains("cross_entropy") && text.contains("outside 0..3"), "{text}");
+}
+
+#[test]
+fn ignored_rows_count_nothing_whatever_they_hold() {
+    let x = tensor(&[1.0, 2.0, NAN, INF, 0.0, 0.0], [3, 2]).leaf();
+    let labels = Tensor::from_slice(&[1i64, -1, 0], [3], &device()).unwrap();
+    let how = CrossEntropy { ignore_index: Some(-1), ..CrossEntropy::default() };
+    for smoothing in [0.0, 0.1] {
+        let how = CrossEntropy { label_smoothing: smoothing, ..how };
+        let loss = x.cross_entropy_with(&labels, &how).unwrap();
+        assert!(loss.item().unwrap().is_finite());
+        let g = gradient(&loss, &x);
+        assert!(g[2..4] == [0.0, 0.0] && g[0] > 0.0 && g[5] > 0.0, "{g:?}");
+        assert_eq!(how.weight(&labels).unwrap(), 2.0);
+    }
+    let nll = x.nll(&labels, &how).unwrap();
+    assert_eq!((nll.item().unwrap(), gradient(&nll, &x)), (-2.0, vec![0.0, -1.0, 0.0, 0.0, -1.0, 0.0]));
+    let plain = x.cross_entropy_with(&labels, &CrossEntropy::default()).unwrap_err();
+    assert!(matches!(plain, Error::Index { index: -1, position: 1, limit: 2, .. }), "{plain}");
+    let classes = tensor(&[1.0, 2.0], [2]);
+    let weighed = CrossEntropy { class_weights: Some(&classes), ..CrossEntropy::default() };
+    assert!(matches!(weighed.weight(&labels), Err(Error::Index { index: -1, position: 1, limit: 2, .. })));
+    let all = CrossEntropy { ignore_index: Some(1), ..weighed };
+    let none = Tensor::full(1i64, [3], &device()).unwrap();
+    let loss = x.cross_entropy_with(&none, &all).unwrap();
+    assert_eq!((loss.item().unwrap(), all.weight(&none).unwrap()), (0.0, 0.0));
+}
+
+#[test]
+fn losses_of_single_numbers_are_exact_far_out_and_keep_what_is_no_number() {
+    let x = tensor(&[1e4, -1e4, 1e4, -1e4, -20.0], [5]).leaf();
+    let y = tensor(&[1.0, 0.0, 0.0, 1.0, 0.0], [5]);
+    let loss = x.bce_with_logits(&y, None, None).unwrap();
+    assert_eq!(loss.item().unwrap(), f64::from((2e4 + (-20f64).exp()) as f32));
+    let g = gradient(&loss, &x);
+    assert_eq!(g[..4], [0.0, 0.0, 1.0, -1.0]);
+    let small = (-20f32).exp();
+    assert!((g[4] - small).abs() < 1e-6 * small, "{}", g[4]);
+    let p = tensor(&[0.0, 1.0, 1e-9], [3]).leaf();
+    let wrong = p.point_loss(&tensor(&[1.0, 0.0, 0.0], [3]), PointLoss::Bce, None).unwrap();
+    assert!(
+        (wrong.item().unwrap() - 200.0).abs() < 1e-4 && gradient(&wrong, &p).iter().all(|g| g.is_finite())
+    );
+    for loss in [
+        PointLoss::Mse,
+        PointLoss::L1,
+        PointLoss::Huber { delta: 1.0 },
+        PointLoss::SmoothL1 { beta: 0.5 },
+        PointLoss::Bce,
+        PointLoss::BceWithLogits,
+        PointLoss::Hinge { margin: 1.0 },
+        PointLoss::SquaredHinge { margin: 1.0 },
+        PointLoss::HingeEmbedding { margin: -1.0 },
+        PointLoss::Exponential,
+        PointLoss::Logistic,
+        PointLoss::KlDiv { log_target: false },
+        PointLoss::KlDiv { log_target: true },
+        PointLoss::Poisson { log_input: true, full: true, eps: 1e-8 },
+    ] {
+        let (nan, one) = (tensor(&[0.5, NAN], [2]), tensor(&[0.5, -1.0], [2]));
+        assert!(nan.point_loss(&one, loss, None).unwrap().item().unwrap().is_nan(), "{loss:?}");
+    }
 }
 
 #[test]
@@ -281,13 +343,15 @@ fn top_k_errors_count_ties_and_numbers_that_are_none_against_us() {
     let logits =
         tensor(&[0.1, 0.9, 0.5, 0.2, 7.0, 7.0, 1.0, 2.0, NAN, 1.0, 2.0, 3.0, 1.0, NAN, 0.0, 0.5], [4, 4]);
     let labels = Tensor::from_slice(&[2i64, 0, 0, 0], [4], &device()).unwrap();
-    let errors = top_k_errors(&logits, &labels, &[1, 2, 4]).unwrap();
+    let errors = top_k_errors(&logits, &labels, &[1, 2, 4], None).unwrap();
     assert_eq!(errors[0], [true, true, true, true], "second; tied; not a number; below one");
     assert_eq!(errors[1], [false, false, true, false]);
     assert_eq!(errors[2], [false, false, true, false]);
-    assert!(top_k_errors(&logits, &logits, &[1]).unwrap_err().to_string().starts_with("top_k_errors:"));
+    let ignoring = top_k_errors(&logits, &labels, &[1], Some(2)).unwrap();
+    assert_eq!(ignoring[0], [false, true, true, true]);
+    assert!(top_k_errors(&logits, &logits, &[1], None).unwrap_err().to_string().starts_with("top_k_errors:"));
     let (rows, none) = (logits.slice(0, 0, 0).unwrap(), labels.slice(0, 0, 0).unwrap());
-    assert_eq!(top_k_errors(&rows, &none, &[1, 5]).unwrap(), [vec![], vec![]] as [Vec<bool>; 2]);
+    assert_eq!(top_k_errors(&rows, &none, &[1, 5], None).unwrap(), [vec![], vec![]] as [Vec<bool>; 2]);
 }
 
 #[test]

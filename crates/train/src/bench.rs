@@ -16,7 +16,7 @@ use crate::engine::{Clip, Engine, EngineOptions};
 use crate::faults::Faults;
 use crate::report::{peak_rss_bytes, quantile};
 use crate::share::from_rank_0;
-use crate::task::{Batch, Classification, Task};
+use crate::task::{Batch, Classification, Criterion, LossConfig, Task};
 use crate::{Error, Result, ranks, setup, tuning};
 
 /// What `bench gemm` measured.
@@ -253,7 +253,9 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
         if request.train { builder.training_multiply_adds() } else { builder.multiply_adds() };
     let (params, norms) = setup::parameters(builder, 1, comm)?;
     let optimizer = OptimizerConfig::sgd(0.01, 0.9, 1e-4);
-    let task: Box<dyn Task> = Box::new(Classification::new(layers, &params, optimizer, "image", "label"));
+    let criterion = Criterion::new(&LossConfig::default(), request.classes)?;
+    let task = Classification::new(layers, criterion, &params, optimizer, ["image", "label"]);
+    let task: Box<dyn Task> = Box::new(task);
     let options = EngineOptions {
         seed: 1,
         shards,

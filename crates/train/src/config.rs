@@ -9,6 +9,7 @@ use phalanx_nn::{EmaConfig, ModelConfig, OptimizerConfig, ScheduleConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Clip;
+use crate::task::LossConfig;
 use crate::{Error, Result};
 
 /// A run's configuration. Each component's table is that component's own type.
@@ -25,6 +26,9 @@ pub struct Config {
     /// How samples become batches.
     #[serde(default)]
     pub loader: LoaderConfig,
+    /// What the model's outputs are compared with the labels by; cross-entropy when left out.
+    #[serde(default, skip_serializing_if = "LossConfig::is_default")]
+    pub loss: LossConfig,
     /// How gradients change parameters.
     pub optimizer: OptimizerConfig,
     /// How the learning rate runs.

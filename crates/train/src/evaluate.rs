@@ -43,6 +43,11 @@ impl Evaluation {
     }
 }
 
+/// `sum / weight`; the mean of nothing is told as 0.
+pub(crate) fn mean(sum: f64, weight: f64) -> f64 {
+    if weight > 0.0 { sum / weight } else { 0.0 }
+}
+
 /// Steps between votes on whether to stop.
 const VOTE_EVERY: u64 = 8;
 
@@ -57,7 +62,8 @@ pub fn evaluate(
 ) -> Result<Option<Evaluation>> {
     let shards = u64::from(engine.options.shards);
     let mine = engine.shards()?;
-    let width = engine.task.evaluations().len() + 1;
+    // A sum and its weight for each.
+    let width = 2 * engine.task.evaluations().len();
     // No more samples at once than the set has: a small set is still spread over the shards.
     let global = (batch * shards).min(source.len().max(1));
     let range = u64::from(mine.start)..u64::from(mine.end);
@@ -79,7 +85,7 @@ pub fn evaluate(
         let batch = Batch::from_data(loaded.batch, &engine.device)?;
         let values = engine.task.evaluate(&batch, &engine.inference())?;
         let at = (loaded.item.shard as usize - mine.start as usize) * width;
-        sums[at..at + width].iter_mut().zip(&values).for_each(|(s, v)| *s += v);
+        sums[at..at + width].iter_mut().zip(values.as_flattened()).for_each(|(s, v)| *s += v);
     }
     // Every rank adds all shards' sums in the order of the shards: one result for any world.
     let all = engine.comm.all_gather(bytemuck::cast_slice(&sums), deadline())?;
@@ -89,15 +95,15 @@ pub fn evaluate(
             total.iter_mut().zip(shard).for_each(|(t, s)| *t += s);
         }
     }
-    let [loss, top1, top5, weight] = total[..] else {
-        let problem = format!("it has {} sums to evaluate, not 3 and a weight", width - 1);
+    let means: Vec<f64> = total.chunks(2).map(|of| mean(of[0], of[1])).collect();
+    let [loss, top1_error, top5_error] = means[..] else {
+        let problem = format!("it has {} means to evaluate, not 3", means.len());
         return Err(Error::Task { task: engine.task.name(), problem });
     };
-    let mean = |sum: f64| if weight > 0.0 { sum / weight } else { 0.0 };
     Ok(Some(Evaluation {
-        loss: mean(loss),
-        top1_error: mean(top1),
-        top5_error: mean(top5),
+        loss,
+        top1_error,
+        top5_error,
         samples: source.len(),
         ema: engine.evaluated_average().is_some(),
     }))

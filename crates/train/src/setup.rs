@@ -9,7 +9,7 @@ use phalanx_nn::{Builder, EmaConfig, Norms, Params};
 use phalanx_tensor::Device;
 
 use crate::config::Config;
-use crate::task::{Classification, Task};
+use crate::task::{Classification, Criterion, Task};
 use crate::{Error, Result};
 
 /// A task with its model.
@@ -55,9 +55,11 @@ pub fn classification(config: &Config, source: &dyn Source, comm: &Arc<dyn Commu
         return Err(missing("images of the form height, width, channels"));
     };
     let mut builder = Builder::new();
+    let criterion = Criterion::new(&config.loss, schema.classes.len())?;
     let layers = phalanx_nn::build(&config.model, [h, w, c], schema.classes.len(), &mut builder)?;
     let (params, norms) = parameters(builder, config.seed, comm)?;
-    let task = Classification::new(layers, &params, config.optimizer.clone(), &*image.name, &*label.name);
+    let fields = [&*image.name, &*label.name];
+    let task = Classification::new(layers, criterion, &params, config.optimizer.clone(), fields);
     Ok(Model { task: Box::new(task), params, norms })
 }
 
@@ -86,11 +88,13 @@ pub fn check(config: &Config) -> Result<()> {
     Isa::choose(&config.compute.isa)?;
     config.optimizer.check()?;
     config.schedule.check()?;
+    config.loss.check(None)?;
     config.ema.as_ref().map_or(Ok(()), EmaConfig::check)?;
     config.model.check()?;
     match phalanx_data::open(&config.data.train, phalanx_data::Split::Train) {
         Ok(source) => {
             let schema = source.schema();
+            config.loss.check(Some(schema.classes.len()))?;
             if let Some([h, w, c]) = schema.first(Role::Image).map(|f| &f.shape[..]) {
                 phalanx_nn::build(&config.model, [*h, *w, *c], schema.classes.len(), &mut Builder::new())?;
             }

@@ -211,3 +211,66 @@ fn the_time_that_a_run_takes_is_explained() {
     let sum: f64 = lines.iter().sum();
     assert!(sum < 1.05 * t.total_s && sum > 0.5 * t.total_s, "{sum} of {t:?}");
 }
+
+#[test]
+fn losses_that_weigh_classes_and_ignore_labels_keep_it() {
+    let tmp = tempfile::tempdir().unwrap();
+    let weights = "loss.class_weights=[0.3, 1.7, 1.0, 0.9, 2.2, 0.1, 1.3, 0.7, 0.45, 3.1]";
+    let smoothed = ["loss.kind=cross_entropy", "loss.label_smoothing=0.1", weights, "loss.ignore_index=7"];
+    let binary = ["loss.kind=bce", "loss.label_smoothing=0.05", "optimizer.lr=2.0"];
+    let recipes: [(&str, &[&str]); 3] = [
+        ("smoothed", &smoothed),
+        ("bce", &binary),
+        ("margin", &["loss.kind=multi_margin", "loss.p=2", "loss.margin=0.5"]),
+    ];
+    for (name, settings) in recipes {
+        let start =
+            |dir: &str, world: u32| request(&tmp.path().join(format!("{name}-{dir}")), world, settings);
+        let whole = run(&start("1", 1)).unwrap();
+        let eval = whole.eval.as_ref().unwrap();
+        assert!(eval.top1_error < 0.4, "{name}: {}", eval.top1_error);
+        for world in [2, 3] {
+            let mut request = start(&world.to_string(), world);
+            request.config.compute.threads = world as usize;
+            assert_eq!(hashes(&run(&request).unwrap()), hashes(&whole), "{name} on {world} ranks");
+        }
+        let mut cut = start("cut", 3);
+        for (world, steps) in [(3, Some(7)), (2, Some(19)), (4, None)] {
+            (cut.ranks, cut.max_steps) = (world, steps);
+            let got = run(&cut).unwrap();
+            if steps.is_none() {
+                assert_eq!(hashes(&got), hashes(&whole), "{name} cut and resized");
+            }
+        }
+    }
+    // The loss is part of what a run is, and the plain one is what there is without the table.
+    let e = run(&request(&tmp.path().join("smoothed-1"), 1, &smoothed[..3])).unwrap_err();
+    assert!(e.to_string().contains("loss.ignore_index was 7 there"), "{e}");
+    let plain = run(&request(&tmp.path().join("none"), 1, &[])).unwrap();
+    let named = run(&request(&tmp.path().join("none"), 1, &["loss.kind=cross_entropy"])).unwrap();
+    assert_eq!(hashes(&plain), hashes(&named));
+}
+
+#[test]
+fn wrong_losses_are_explained() {
+    let text = include_str!("../../../configs/digits.toml");
+    for (settings, say) in [
+        (&["loss.kind=cross_entrpy"][..], "did you mean `cross_entropy`"),
+        (&["loss.label_smoothing=0.1"], "missing key `kind`"),
+        (&["loss.kind=mse", "loss.delta=1"], "delta"),
+        (&["loss.kind=cross_entropy", "loss.label_smothing=0.1"], "did you mean `label_smoothing`"),
+        (&["loss.kind=cross_entropy", "loss.label_smoothing=1.5"], "label_smoothing is 1.5"),
+        (
+            &["loss.kind=cross_entropy", "loss.class_weights=[1, 2]"],
+            "2 weights, but the data set has 10 classes",
+        ),
+        (&["loss.kind=bce", "loss.pos_weight=[-1, 1]"], "pos_weight has -1"),
+        (&["loss.kind=huber", "loss.delta=0"], "delta is 0"),
+        (&["loss.kind=multi_margin", "loss.p=3"], "p is 3"),
+    ] {
+        let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
+        let parsed = Config::parse(text, "digits.toml", &settings);
+        let e = parsed.and_then(|c| phalanx_train::setup::check(&c)).unwrap_err();
+        assert!(e.to_string().contains(say) && e.exit_code() == 2, "{settings:?}: {e}");
+    }
+}

@@ -10,6 +10,7 @@ mod noise;
 mod norm;
 mod pool;
 mod recurrent;
+mod sample_norm;
 mod simple;
 mod spatial;
 
@@ -26,6 +27,7 @@ pub use norm::{BatchNorm, NormOptions};
 use phalanx_tensor::{Shape, Tensor};
 pub use pool::{AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool, LocalResponseNorm, MaxPool2d, Pair};
 pub use recurrent::{Recurrent, RecurrentCell, RecurrentConfig};
+pub use sample_norm::{GroupNorm, InstanceNorm, LayerNorm, RmsNorm};
 pub use simple::Flatten;
 pub use spatial::{
     FractionalMaxPool, FractionalTo, Pad, PadAmount, PadName, PerAxis, PixelShuffle, Upsample, UpsampleMode,

@@ -1,7 +1,7 @@
 use phalanx_tensor::{Fuse, Shape, Tensor};
 
 use super::Layer;
-use crate::norm::{MOMENTUM, NormId, NormRecord};
+use crate::norm::{Counted, MOMENTUM, NormId, NormRecord};
 use crate::params::{ParamId, Stored};
 use crate::{Builder, Error, Forward, Init, Result};
 
@@ -28,7 +28,7 @@ impl Default for NormOptions {
 }
 
 impl NormOptions {
-    fn check(&self, place: String) -> Result<()> {
+    pub(super) fn check(&self, place: String) -> Result<()> {
         let problem = match self {
             NormOptions { eps, .. } if !(*eps >= 0.0 && eps.is_finite()) => {
                 format!("eps is {eps}; it must be a number from 0 on")
@@ -44,18 +44,28 @@ impl NormOptions {
 
 /// γ and β, when a norm has them.
 #[derive(Debug)]
-struct Affine {
+pub(super) struct Affine {
     weight: ParamId,
     bias: ParamId,
 }
 
 impl Affine {
     /// Registers `weight` (γ) and `bias` (β, from 0) of `shape`.
-    fn build(b: &mut Builder, shape: Shape, options: &NormOptions) -> Option<Self> {
-        let mut param = |name: &str, init| b.param(name, shape, Stored::Plain, false, init, [1, 1]);
+    pub(super) fn build(
+        b: &mut Builder,
+        shape: Shape,
+        stored: Stored,
+        options: &NormOptions,
+    ) -> Option<Self> {
+        let mut param = |name: &str, init| b.param(name, shape, stored, false, init, [1, 1]);
         options
             .affine
             .then(|| Affine { weight: param("weight", options.gamma), bias: param("bias", Init::Zeros) })
+    }
+
+    /// γ and β.
+    pub(super) fn values(&self, cx: &Forward) -> [Tensor; 2] {
+        [cx.param(self.weight), cx.param(self.bias)]
     }
 }
 
@@ -80,8 +90,8 @@ impl BatchNorm {
         options.check(b.place("batch-norm"))?;
         let channels = channels(b, "batch-norm", input)?;
         let from = b.next_param();
-        let affine = Affine::build(b, [channels].into(), &options);
-        let norm = b.norm(channels, options.momentum);
+        let affine = Affine::build(b, [channels].into(), Stored::Plain, &options);
+        let norm = b.norm(channels, options.momentum, Counted::Values);
         b.describe("batch-norm", input, from, 0);
         Ok((BatchNorm { affine, norm, channels, eps: options.eps }, input))
     }
@@ -94,13 +104,7 @@ impl BatchNorm {
         residual: Option<&Tensor>,
         relu: bool,
     ) -> Result<Tensor> {
-        let (gamma, beta) = match &self.affine {
-            Some(a) => (cx.param(a.weight), cx.param(a.bias)),
-            None => {
-                let number = |v: f32| Tensor::full(v, [self.channels], cx.device());
-                (number(1.0)?, number(0.0)?)
-            }
-        };
+        let [gamma, beta] = values_or_none(cx, self.affine.as_ref(), self.channels)?;
         let fuse = Fuse { residual, relu };
         if !cx.training() {
             let (mean, variance) = cx.running(self.norm)?;
@@ -118,8 +122,17 @@ impl Layer for BatchNorm {
     }
 }
 
+/// γ and β of so many channels; 1 and 0 for a norm that has none.
+pub(super) fn values_or_none(cx: &Forward, affine: Option<&Affine>, channels: usize) -> Result<[Tensor; 2]> {
+    let number = |v: f32| Tensor::full(v, [channels], cx.device());
+    match affine {
+        Some(a) => Ok(a.values(cx)),
+        None => Ok([number(1.0)?, number(0.0)?]),
+    }
+}
+
 /// The number of channels of samples with channels last.
-fn channels(b: &Builder, kind: &str, input: Shape) -> Result<usize> {
+pub(super) fn channels(b: &Builder, kind: &str, input: Shape) -> Result<usize> {
     let why = "it takes samples with channels last".to_owned();
     input.last().copied().ok_or_else(|| Error::Layer { layer: b.place(kind), input, why })
 }

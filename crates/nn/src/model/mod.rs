@@ -114,6 +114,56 @@ pub enum Row {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         affine: Option<bool>,
     },
+    /// Layer normalisation of each sample's last axes.
+    LayerNorm {
+        /// How many: 1 (the channels of each pixel) when left out, 3 for whole images.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        axes: Option<usize>,
+        /// Added to variances; 1e-5 when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        eps: Option<f64>,
+        /// Whether there is a scale and a shift for each number; yes when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        affine: Option<bool>,
+    },
+    /// Root mean square normalisation of each sample's last axes.
+    RmsNorm {
+        /// As in `layer-norm`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        axes: Option<usize>,
+        /// Added to mean squares; 2^−23 when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        eps: Option<f64>,
+        /// Whether there is a scale for each number; yes when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        affine: Option<bool>,
+    },
+    /// Normalisation of groups of channels of each sample.
+    GroupNorm {
+        /// Groups of neighbouring channels.
+        groups: usize,
+        /// Added to variances; 1e-5 when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        eps: Option<f64>,
+        /// Whether there is a scale and a shift for each channel; yes when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        affine: Option<bool>,
+    },
+    /// Normalisation of each channel of each sample.
+    InstanceNorm {
+        /// Added to variances; 1e-5 when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        eps: Option<f64>,
+        /// A batch's share in the new running statistics; 0.1 when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        momentum: Option<f64>,
+        /// Whether there is a scale and a shift for each channel.
+        #[serde(default)]
+        affine: bool,
+        /// Whether running statistics are kept, and used in evaluation.
+        #[serde(default)]
+        track_running_stats: bool,
+    },
     /// max(x, 0)
     Relu {},
     /// 1 / (1 + e^−x)

@@ -4,9 +4,9 @@ use super::joint::{Auxiliary, Branches, NormRelu, Residual, Sum};
 use super::{Row, norm_options, windows};
 use crate::layer::{
     Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, ConvConfig, ConvKind, Convolution, Embedding,
-    Flatten, FractionalMaxPool, FractionalTo, GlobalAvgPool, Layer, Linear, LocalResponseNorm,
-    LocallyConnected2d, MaxPool2d, Noise, NoiseKind, NormOptions, Pad, Padding, PixelShuffle, Prelu,
-    Recurrent, RecurrentConfig, Sequential, Sizes, Upsample, UpsampleTo,
+    Flatten, FractionalMaxPool, FractionalTo, GlobalAvgPool, GroupNorm, InstanceNorm, Layer, LayerNorm,
+    Linear, LocalResponseNorm, LocallyConnected2d, MaxPool2d, Noise, NoiseKind, NormOptions, Pad, Padding,
+    PixelShuffle, Prelu, Recurrent, RecurrentConfig, RmsNorm, Sequential, Sizes, Upsample, UpsampleTo,
 };
 use crate::{Builder, Error, Init, Result};
 
@@ -341,6 +341,25 @@ impl<'a> Stack<'a> {
             }
             Row::BatchNorm { eps, momentum, affine } => {
                 let made = BatchNorm::build_with(b, input, norm_options(eps, momentum, affine))?;
+                self.push(made);
+            }
+            Row::LayerNorm { axes, eps, affine } => {
+                let options = norm_options(eps, None, affine);
+                let made = LayerNorm::build(b, input, axes.unwrap_or(1), options)?;
+                self.push(made);
+            }
+            Row::RmsNorm { axes, eps, affine } => {
+                let affine = affine.unwrap_or(true);
+                let made = RmsNorm::build(b, input, axes.unwrap_or(1), eps, affine)?;
+                self.push(made);
+            }
+            Row::GroupNorm { groups, eps, affine } => {
+                let made = GroupNorm::build(b, input, groups, norm_options(eps, None, affine))?;
+                self.push(made);
+            }
+            Row::InstanceNorm { eps, momentum, affine, track_running_stats } => {
+                let options = norm_options(eps, momentum, Some(affine));
+                let made = InstanceNorm::build(b, input, options, track_running_stats)?;
                 self.push(made);
             }
             Row::MaxPool { kernel, stride, padding, ceil } => {

@@ -189,6 +189,30 @@ pub(crate) fn batch_norm_train(x: &Array, gamma: &Array, beta: &Array, eps: f64)
     normalised(x, gamma, beta, |k| statistics[k], eps)
 }
 
+/// Each block of numbers, told by `block(i)`, by its own moments; then γ and β, told by `channel(i)`.
+pub(crate) fn norm_of_blocks(
+    x: &[Array],
+    block: impl Fn(usize) -> usize,
+    channel: impl Fn(usize) -> usize,
+    centred: bool,
+    eps: f64,
+) -> Array {
+    let n = x[0].data.len();
+    let blocks = (0..n).map(&block).max().map_or(0, |b| b + 1);
+    let moments: Vec<(f64, f64)> = (0..blocks)
+        .map(|b| {
+            let of: Vec<f64> = (0..n).filter(|&i| block(i) == b).map(|i| x[0].data[i]).collect();
+            let m = if centred { mean(&of) } else { 0.0 };
+            (m, mean(&of.iter().map(|v| (v - m) * (v - m)).collect::<Vec<_>>()))
+        })
+        .collect();
+    Array::new(&x[0].shape, |i| {
+        let (m, v) = moments[block(i)];
+        let y = (x[0].data[i] - m) / (v + eps).sqrt();
+        x.get(1).map_or(1.0, |g| g.data[channel(i)]) * y + x.get(2).map_or(0.0, |b| b.data[channel(i)])
+    })
+}
+
 pub(crate) fn batch_norm_eval(x: &[Array], eps: f64) -> Array {
     normalised(&x[0], &x[1], &x[2], |k| (x[3].data[k], x[4].data[k]), eps)
 }
@@ -209,6 +233,20 @@ fn scalar(x: f64) -> Array {
 pub(crate) fn cross_entropy(x: &Array, labels: &[i64], weights: Option<&Array>) -> Array {
     let logs = log_softmax(x);
     let loss = |(i, &l): (usize, &i64)| -weights.map_or(1.0, |w| w.data[i]) * pick(&logs, &[i, l as usize]);
+    scalar(labels.iter().enumerate().map(loss).sum())
+}
+
+/// Cross-entropy with weights of samples and classes, smoothing, and a label that is ignored.
+pub(crate) fn cross_entropy_with(x: &[Array], labels: &[i64], smoothing: f64, ignore: Option<i64>) -> Array {
+    let (logs, k) = (log_softmax(&x[0]), *x[0].shape.last().unwrap());
+    let each = labels.len() / x[0].shape[0];
+    let loss = |(r, &l): (usize, &i64)| {
+        let of = |c: usize| {
+            let hit = if c as i64 == l { 1.0 - smoothing } else { 0.0 };
+            -x[2].data[c] * (hit + smoothing / k as f64) * logs.data[r * k + c]
+        };
+        if Some(l) == ignore { 0.0 } else { x[1].data[r / each] * (0..k).map(of).sum::<f64>() }
+    };
     scalar(labels.iter().enumerate().map(loss).sum())
 }
 

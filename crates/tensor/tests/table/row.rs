@@ -23,9 +23,14 @@ impl Array {
 pub(crate) enum Kind {
     Value,
     Positive,
-    /// As `Value` without a gradient.
+    /// Between 0 and 1.
+    Unit,
+    /// As `Value` without a gradient, and so on.
     Frozen,
     FrozenPositive,
+    FrozenUnit,
+    /// −1 and 1, without a gradient.
+    Signs,
     Indices(Vec<i64>),
     Mask(Vec<u8>),
 }
@@ -51,7 +56,7 @@ impl In {
     }
 
     pub(crate) fn differentiable(&self) -> bool {
-        matches!(self.kind, Kind::Value | Kind::Positive)
+        matches!(self.kind, Kind::Value | Kind::Positive | Kind::Unit)
     }
 
     /// The elements of input number `k`.
@@ -59,6 +64,14 @@ impl In {
         Array::new(&self.shape, |i| match &self.kind {
             Kind::Value | Kind::Frozen => value(k, i),
             Kind::Positive | Kind::FrozenPositive => value(k, i).abs() + 0.5,
+            Kind::Unit | Kind::FrozenUnit => 0.5 + 0.5625 * (value(k, i) - 0.1),
+            Kind::Signs => {
+                if value(k, i) > 0.1 {
+                    1.0
+                } else {
+                    -1.0
+                }
+            }
             Kind::Indices(v) => v[i] as f64,
             Kind::Mask(v) => f64::from(v[i]),
         })

@@ -12,7 +12,7 @@ use super::{Outcome, Sets, TrainRequest, steps_per_epoch};
 use crate::checkpoint::{Progress, Writer};
 use crate::config::Config;
 use crate::engine::{Engine, StepReport};
-use crate::evaluate::evaluate;
+use crate::evaluate::{evaluate, mean};
 use crate::faults::Fault;
 use crate::ledger::{Ledger, Line};
 use crate::report::{Event, Reporter, Summary, peak_rss_bytes, quantile};
@@ -187,7 +187,7 @@ impl<'a> Session<'a> {
             self.tell(Event::Step {
                 step: self.progress.step,
                 epoch: self.progress.epoch,
-                loss: first.loss_sum / first.weight,
+                loss: mean(first.loss_sum, first.weight),
                 lr: self.engine.task().phases()[0].optimizer.lr() * factor,
                 samples_per_second: (self.progress.samples_seen - seen) as f64
                     / since.elapsed().as_secs_f64(),
@@ -200,7 +200,7 @@ impl<'a> Session<'a> {
     }
 
     fn epoch_loss(&self) -> f64 {
-        f64::from_bits(self.progress.epoch_loss_bits) / f64::from_bits(self.progress.epoch_weight_bits)
+        mean(f64::from_bits(self.progress.epoch_loss_bits), f64::from_bits(self.progress.epoch_weight_bits))
     }
 
     fn end_epoch(&mut self) -> Result<()> {

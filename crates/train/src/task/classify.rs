@@ -1,9 +1,9 @@
-//! Classification: cross-entropy on labels, errors at one and at five.
+//! Classification: a loss on labels, errors at one and at five.
 
 use phalanx_nn::{Layer, OptimizerConfig, Params};
 use phalanx_tensor::{Tensor, top_k_errors};
 
-use super::{Batch, Loss, Phase, PhaseId, ShardCx, Task};
+use super::{Batch, Criterion, Loss, Phase, PhaseId, ShardCx, Task};
 use crate::Result;
 
 /// A network whose outputs are the logits of classes. Auxiliary logits, where it hands on some, add their
@@ -11,22 +11,25 @@ use crate::Result;
 #[derive(Debug)]
 pub struct Classification {
     model: Box<dyn Layer>,
+    criterion: Criterion,
     phases: [Phase; 1],
     image: String,
     label: String,
 }
 
 impl Classification {
-    /// Trains all of `params` by `model`, from the batch fields `image` and `label`.
+    /// Trains all of `params` by `model`, from the batch fields `image` and `label`. Labels are classes, i64 `[N]`, or,
+    /// for training, probabilities of classes `[N, K]`.
     pub fn new(
         model: Box<dyn Layer>,
+        criterion: Criterion,
         params: &Params,
         optimizer: OptimizerConfig,
-        image: impl Into<String>,
-        label: impl Into<String>,
+        [image, label]: [&str; 2],
     ) -> Self {
         let phase = Phase { name: "train".into(), params: 0..params.len() as u32, optimizer };
-        Classification { model, phases: [phase], image: image.into(), label: label.into() }
+        let [image, label] = [image, label].map(str::to_owned);
+        Classification { model, criterion, phases: [phase], image, label }
     }
 
     fn logits(&self, batch: &Batch, cx: &ShardCx) -> Result<Tensor> {
@@ -45,26 +48,30 @@ impl Task for Classification {
 
     fn loss(&self, _: PhaseId, batch: &Batch, cx: &ShardCx) -> Result<Loss> {
         let (labels, weights) = (batch.field(&self.label)?, batch.weights_on(cx.device)?);
-        let mut sum = self.logits(batch, cx)?.cross_entropy(labels, weights.as_ref())?;
-        for (weight, logits) in cx.take_auxiliary() {
-            sum = sum.add(&logits.cross_entropy(labels, weights.as_ref())?.scale(weight)?)?;
+        let of = |logits: &Tensor| self.criterion.sum(logits, labels, weights.as_ref());
+        let (mut sum, weight) = of(&self.logits(batch, cx)?)?;
+        for (factor, logits) in cx.take_auxiliary() {
+            sum = sum.add(&of(&logits)?.0.scale(factor)?)?;
         }
-        Ok(Loss { sum, weight: batch.weight(), statistics: Vec::new() })
+        Ok(Loss { sum, weight, statistics: Vec::new() })
     }
 
     fn evaluations(&self) -> &[&'static str] {
         &["loss", "top1_error", "top5_error"]
     }
 
-    fn evaluate(&self, batch: &Batch, cx: &ShardCx) -> Result<Vec<f64>> {
+    fn evaluate(&self, batch: &Batch, cx: &ShardCx) -> Result<Vec<[f64; 2]>> {
         let (logits, labels) = (self.logits(batch, cx)?, batch.field(&self.label)?);
         let weights = batch.weights_on(cx.device)?;
-        let loss = logits.cross_entropy(labels, weights.as_ref())?.item()?;
-        let wrong = top_k_errors(&logits, labels, &[1, 5])?;
+        let (loss, weight) = self.criterion.sum(&logits, labels, weights.as_ref())?;
+        let ignore = self.criterion.ignored();
+        let wrong = top_k_errors(&logits, labels, &[1, 5], ignore)?;
+        let of = |i: usize| batch.weights.as_ref().map_or(1.0, |w| f64::from(w[i]));
+        let labels = labels.to_vec::<i64>()?;
+        let counted: f64 = (0..labels.len()).filter(|&i| Some(labels[i]) != ignore).map(of).sum();
         let weighed = |errors: &[bool]| -> f64 {
-            let of = |i: usize| batch.weights.as_ref().map_or(1.0, |w| f64::from(w[i]));
             errors.iter().enumerate().filter(|(_, e)| **e).map(|(i, _)| of(i)).sum()
         };
-        Ok(vec![loss, weighed(&wrong[0]), weighed(&wrong[1]), batch.weight()])
+        Ok(vec![[loss.item()?, weight], [weighed(&wrong[0]), counted], [weighed(&wrong[1]), counted]])
     }
 }

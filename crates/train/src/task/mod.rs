@@ -5,12 +5,14 @@
 //! memory, an environment), so that it moves with the shard when a run is resized.
 
 mod classify;
+mod loss;
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 pub use classify::Classification;
+pub use loss::{Criterion, LossConfig};
 use phalanx_host::{DType, Element};
 use phalanx_nn::{Forward, OptimizerConfig, ParamId, Params};
 use phalanx_tensor::{Device, Shape, Tensor};
@@ -216,15 +218,15 @@ pub trait Task: Send {
         Ok(())
     }
 
-    /// Names of the sums that [`Task::evaluate`] gives, the first being the loss; none when the task
+    /// Names of the means that [`Task::evaluate`] gives sums of, the first being the loss; none when the task
     /// cannot be evaluated.
     fn evaluations(&self) -> &[&'static str] {
         &[]
     }
 
-    /// Sums over one batch of the evaluation set, the weight last: one more than
+    /// Sums over one batch of the evaluation set, each with the weight that its mean divides by: as many as
     /// [`Task::evaluations`] names.
-    fn evaluate(&self, _batch: &Batch, _cx: &ShardCx) -> Result<Vec<f64>> {
+    fn evaluate(&self, _batch: &Batch, _cx: &ShardCx) -> Result<Vec<[f64; 2]>> {
         Ok(Vec::new())
     }
 

@@ -167,11 +167,95 @@ pub(super) fn softmax_gradient<E: Math>(
     });
 }
 
+/// What the rows of logits are compared with.
+#[derive(Clone, Copy)]
+pub(super) enum Target<'a, E> {
+    /// A class for each row.
+    Labels(&'a [i64]),
+    /// A probability for each logit.
+    Shares(&'a [E]),
+}
+
+/// How much each class of each row counts: class c of a row with `q[c]` times −log softmax(x)[c].
+#[derive(Clone, Copy)]
+pub(super) struct Goal<'a, E> {
+    /// The classes, numbers of a row.
+    pub(super) k: usize,
+    pub(super) target: Target<'a, E>,
+    /// The label whose rows count nothing.
+    pub(super) ignore: Option<i64>,
+    /// Weights of samples.
+    pub(super) weights: Option<&'a [E]>,
+    /// Rows of a sample.
+    pub(super) each: usize,
+    /// What a class's share of the target counts: its weight, less what smoothing takes.
+    pub(super) scale: &'a [E],
+    /// What each class counts in every row, from smoothing; empty without it.
+    pub(super) base: &'a [E],
+}
+
+/// One row's part of a [`Goal`].
+#[derive(Clone, Copy)]
+struct Aim<'a, E> {
+    /// The sample's weight; none is 1.
+    weight: Option<E>,
+    /// The label and what it counts besides `base`.
+    own: Option<(usize, E)>,
+    /// The row's probabilities.
+    shares: Option<&'a [E]>,
+}
+
+impl<'a, E: Math> Goal<'a, E> {
+    /// Row `r`, or nothing when it is ignored.
+    #[inline(always)]
+    fn aim(&self, r: usize) -> Option<Aim<'a, E>> {
+        let weight = self.weights.map(|w| w[r / self.each]);
+        match self.target {
+            Target::Labels(l) if Some(l[r]) == self.ignore => None,
+            Target::Labels(l) => {
+                let label = l[r] as usize;
+                Some(Aim { weight, own: Some((label, self.scale[label])), shares: None })
+            }
+            Target::Shares(t) => {
+                Some(Aim { weight, own: None, shares: Some(&t[r * self.k..(r + 1) * self.k]) })
+            }
+        }
+    }
+
+    /// What classes `i..i + w` count besides the label.
+    #[inline(always)]
+    fn counts<V: Simd<E>>(&self, shares: Option<&[E]>, i: usize, w: usize) -> V {
+        let base = if self.base.is_empty() { V::splat(E::ZERO) } else { load(self.base, i, w) };
+        shares.map_or(base, |t| load::<E, V>(t, i, w).mul_add(load(self.scale, i, w), base))
+    }
+
+    /// Whether a row's classes count one by one, not only its label.
+    #[inline(always)]
+    fn dense(&self, aim: &Aim<E>) -> bool {
+        aim.shares.is_some() || !self.base.is_empty()
+    }
+
+    /// Σ counts, and Σ counts · (x − top).
+    #[inline(always)]
+    fn sums<V: Simd<E>>(&self, shares: Option<&[E]>, x: &[E], top: E) -> [E; 2] {
+        let mut sums = [V::splat(E::ZERO); 2];
+        let mut i = 0;
+        while i < self.k {
+            let w = (self.k - i).min(V::LANES);
+            let q: V = self.counts(shares, i, w);
+            sums[0] = sums[0].add(q);
+            sums[1] = q.mul_add(load::<E, V>(x, i, w).sub(V::splat(top)), sums[1]);
+            i += w;
+        }
+        sums.map(V::sum)
+    }
+}
+
 struct Entropy<'a, E> {
-    k: usize,
+    goal: Goal<'a, E>,
+    /// The first row's number.
+    first: usize,
     x: &'a [E],
-    labels: &'a [i64],
-    weights: Option<&'a [E]>,
     p: &'a mut [E],
 }
 
@@ -179,59 +263,64 @@ impl<E: Math> Kernel<E> for Entropy<'_, E> {
     type Out = f64;
     #[inline(always)]
     fn run<V: Simd<E>>(self) -> f64 {
-        let mut total = 0.0;
-        let rows = self.x.chunks_exact(self.k).zip(self.p.chunks_exact_mut(self.k));
-        for (i, ((x, p), &label)) in rows.zip(self.labels).enumerate() {
+        let (goal, mut total) = (self.goal, 0.0);
+        let rows = self.x.chunks_exact(goal.k).zip(self.p.chunks_exact_mut(goal.k));
+        for (i, (x, p)) in rows.enumerate() {
+            let Some(aim) = goal.aim(self.first + i) else {
+                p.fill(E::ZERO);
+                continue;
+            };
             let top = largest::<E, V>(x);
             let sum = exponentials::<E, V>(x, top, p);
             let share = V::splat(E::ONE / sum);
             update::<E, V>(x, p, |_, p| p.mul(share));
-            let loss = log::<E, V>(sum) - (x[label as usize] - top);
-            total += self.weights.map_or(1.0, |w| w[i].to_f64()) * loss.to_f64();
+            let log = log::<E, V>(sum);
+            let own = aim.own.map_or(0.0, |(label, count)| {
+                let loss = log - (x[label] - top);
+                count.to_f64() * loss.to_f64()
+            });
+            let mut loss = own;
+            if goal.dense(&aim) {
+                // Both terms are at least 0: nothing cancels.
+                let [counts, dot] = goal.sums::<V>(aim.shares, x, top);
+                loss += (counts * log - dot).to_f64();
+            }
+            total += aim.weight.map_or(1.0, E::to_f64) * loss;
         }
         total
     }
 }
 
-/// The weighted sum of −log softmax(x)[label] over rows of `k` numbers; the softmax goes to `p`.
-pub(super) fn cross_entropy<E: Math>(
-    cpu: &Cpu,
-    k: usize,
-    x: &[E],
-    labels: &[i64],
-    weights: Option<&[E]>,
-    p: &mut [E],
-) -> f64 {
+/// The weighted sum of Σ counts · −log softmax(x) over rows; the softmax goes to `p`, zeros for ignored rows.
+pub(super) fn cross_entropy<E: Math>(cpu: &Cpu, goal: Goal<E>, x: &[E], p: &mut [E]) -> f64 {
     if p.is_empty() {
         return 0.0;
     }
-    let rows = rows_a_task(k);
-    let piece = rows * k;
+    let rows = rows_a_task(goal.k);
+    let piece = rows * goal.k;
     sum_of_tasks(p.len().div_ceil(piece), |sums| {
         cpu.workers.chunks(p, piece, |i, p| {
-            let at = i * rows..i * rows + p.len() / k;
-            let (x, weights) = (&x[i * piece..i * piece + p.len()], weights.map(|w| &w[at.clone()]));
-            put(sums, i, E::dispatch(cpu.isa, Entropy { k, x, labels: &labels[at], weights, p }));
+            let x = &x[i * piece..i * piece + p.len()];
+            put(sums, i, E::dispatch(cpu.isa, Entropy { goal, first: i * rows, x, p }));
         });
     })
 }
 
 /// The sum of what tasks hand in, in the order of their numbers.
-fn sum_of_tasks(tasks: usize, run: impl FnOnce(&Mutex<Vec<f64>>)) -> f64 {
+pub(super) fn sum_of_tasks(tasks: usize, run: impl FnOnce(&Mutex<Vec<f64>>)) -> f64 {
     let sums = Mutex::new(vec![0.0; tasks]);
     run(&sums);
     sums.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_iter().sum()
 }
 
-fn put(sums: &Mutex<Vec<f64>>, i: usize, sum: f64) {
+pub(super) fn put(sums: &Mutex<Vec<f64>>, i: usize, sum: f64) {
     sums.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[i] = sum;
 }
 
 struct EntropyGradient<'a, E> {
-    k: usize,
+    goal: Goal<'a, E>,
+    first: usize,
     p: &'a [E],
-    labels: &'a [i64],
-    weights: Option<&'a [E]>,
     g: E,
     dx: &'a mut [E],
     accumulate: bool,
@@ -241,29 +330,54 @@ impl<E: Math> Kernel<E> for EntropyGradient<'_, E> {
     type Out = ();
     #[inline(always)]
     fn run<V: Simd<E>>(self) {
-        let rows = self.p.chunks_exact(self.k).zip(self.dx.chunks_exact_mut(self.k));
-        for (i, ((p, dx), &label)) in rows.zip(self.labels).enumerate() {
-            let scale = self.weights.map_or(self.g, |w| self.g * w[i]);
-            let (v, label) = (V::splat(scale), label as usize);
-            // The label's own place apart: (p − 1) · scale keeps its digits where p is near 1.
-            let own = (p[label] - E::ONE) * scale;
-            let own = if self.accumulate { dx[label] + own } else { own };
-            match self.accumulate {
-                true => update::<E, V>(p, dx, |p, d| p.mul_add(v, d)),
-                false => update::<E, V>(p, dx, |p, _| p.mul(v)),
+        let goal = self.goal;
+        let rows = self.p.chunks_exact(goal.k).zip(self.dx.chunks_exact_mut(goal.k));
+        for (i, (p, dx)) in rows.enumerate() {
+            let Some(aim) = goal.aim(self.first + i) else {
+                if !self.accumulate {
+                    dx.fill(E::ZERO);
+                }
+                continue;
+            };
+            let g = aim.weight.map_or(self.g, |w| self.g * w);
+            let rest = match goal.dense(&aim) {
+                true => goal.sums::<V>(aim.shares, p, E::ZERO)[0],
+                false => E::ZERO,
+            };
+            // The label's own place apart: (p − 1) · count keeps its digits where p is near 1.
+            let own = aim.own.map(|(label, count)| {
+                let base = goal.base.get(label).copied().unwrap_or(E::ZERO);
+                let d = ((p[label] - E::ONE) * count + (rest * p[label] - base)) * g;
+                (label, if self.accumulate { dx[label] + d } else { d })
+            });
+            let v = V::splat(aim.own.map_or(rest, |(_, count)| count + rest) * g);
+            if goal.dense(&aim) {
+                let g = V::splat(g);
+                let mut j = 0;
+                while j < dx.len() {
+                    let w = (dx.len() - j).min(V::LANES);
+                    let q = goal.counts::<V>(aim.shares, j, w).mul(g);
+                    let d = load::<E, V>(p, j, w).mul(v).sub(q);
+                    store(if self.accumulate { d.add(load(dx, j, w)) } else { d }, dx, j, w);
+                    j += w;
+                }
+            } else if self.accumulate {
+                update::<E, V>(p, dx, |p, d| p.mul_add(v, d));
+            } else {
+                update::<E, V>(p, dx, |p, _| p.mul(v));
             }
-            dx[label] = own;
+            if let Some((label, d)) = own {
+                dx[label] = d;
+            }
         }
     }
 }
 
-/// `dx (+)= g · weight · (p − onehot(label))`.
+/// `dx (+)= g · weight · (Σ counts · p − counts)`.
 pub(super) fn cross_entropy_gradient<E: Math>(
     cpu: &Cpu,
-    k: usize,
+    goal: Goal<E>,
     p: &[E],
-    labels: &[i64],
-    weights: Option<&[E]>,
     g: E,
     dx: &mut [E],
     accumulate: bool,
@@ -271,110 +385,10 @@ pub(super) fn cross_entropy_gradient<E: Math>(
     if dx.is_empty() {
         return;
     }
-    let rows = rows_a_task(k);
-    let piece = rows * k;
+    let rows = rows_a_task(goal.k);
+    let piece = rows * goal.k;
     cpu.workers.chunks(dx, piece, |i, dx| {
-        let at = i * rows..i * rows + dx.len() / k;
-        let (p, weights) = (&p[i * piece..i * piece + dx.len()], weights.map(|w| &w[at.clone()]));
-        E::dispatch(cpu.isa, EntropyGradient { k, p, labels: &labels[at], weights, g, dx, accumulate });
-    });
-}
-
-struct Squares<'a, E> {
-    k: usize,
-    a: &'a [E],
-    b: &'a [E],
-    weights: Option<&'a [E]>,
-}
-
-impl<E: Math> Kernel<E> for Squares<'_, E> {
-    type Out = f64;
-    #[inline(always)]
-    fn run<V: Simd<E>>(self) -> f64 {
-        let mut total = 0.0;
-        for (i, (a, b)) in self.a.chunks_exact(self.k).zip(self.b.chunks_exact(self.k)).enumerate() {
-            let mut sum = 0.0;
-            // Short chains in the compute type, then doubles.
-            for (a, b) in a.chunks(32 * V::LANES).zip(b.chunks(32 * V::LANES)) {
-                let mut acc = V::splat(E::ZERO);
-                let mut j = 0;
-                while j < a.len() {
-                    let w = (a.len() - j).min(V::LANES);
-                    let d = load::<E, V>(a, j, w).sub(load(b, j, w));
-                    acc = d.mul_add(d, acc);
-                    j += w;
-                }
-                sum += acc.sum().to_f64();
-            }
-            total += self.weights.map_or(1.0, |w| w[i].to_f64()) * sum;
-        }
-        total
-    }
-}
-
-/// The weighted sum of (a − b)² over rows of `k` numbers.
-pub(super) fn squares<E: Math>(cpu: &Cpu, k: usize, a: &[E], b: &[E], weights: Option<&[E]>) -> f64 {
-    if a.is_empty() {
-        return 0.0;
-    }
-    let (rows, all) = (rows_a_task(k), a.len() / k);
-    sum_of_tasks(all.div_ceil(rows), |sums| {
-        cpu.workers.run(all.div_ceil(rows), |i| {
-            let at = i * rows..(i * rows + rows).min(all);
-            let of = at.start * k..at.end * k;
-            let kernel = Squares { k, a: &a[of.clone()], b: &b[of], weights: weights.map(|w| &w[at]) };
-            put(sums, i, E::dispatch(cpu.isa, kernel));
-        });
-    })
-}
-
-struct SquaresGradient<'a, E> {
-    k: usize,
-    a: &'a [E],
-    b: &'a [E],
-    weights: Option<&'a [E]>,
-    /// 2g for the gradient of a, −2g for that of b.
-    factor: E,
-    dx: &'a mut [E],
-    accumulate: bool,
-}
-
-impl<E: Math> Kernel<E> for SquaresGradient<'_, E> {
-    type Out = ();
-    #[inline(always)]
-    fn run<V: Simd<E>>(self) {
-        let rows = self.a.chunks_exact(self.k).zip(self.b.chunks_exact(self.k));
-        for (i, ((a, b), dx)) in rows.zip(self.dx.chunks_exact_mut(self.k)).enumerate() {
-            let factor = V::splat(self.weights.map_or(self.factor, |w| self.factor * w[i]));
-            let mut j = 0;
-            while j < dx.len() {
-                let w = (dx.len() - j).min(V::LANES);
-                let d = load::<E, V>(a, j, w).sub(load(b, j, w)).mul(factor);
-                store(if self.accumulate { d.add(load(dx, j, w)) } else { d }, dx, j, w);
-                j += w;
-            }
-        }
-    }
-}
-
-/// `dx (+)= factor · weight · (a − b)`.
-pub(super) fn squares_gradient<E: Math>(
-    cpu: &Cpu,
-    k: usize,
-    [a, b]: [&[E]; 2],
-    weights: Option<&[E]>,
-    factor: E,
-    dx: &mut [E],
-    accumulate: bool,
-) {
-    if dx.is_empty() {
-        return;
-    }
-    let rows = rows_a_task(k);
-    cpu.workers.chunks(dx, rows * k, |i, dx| {
-        let at = i * rows * k..i * rows * k + dx.len();
-        let weights = weights.map(|w| &w[i * rows..i * rows + dx.len() / k]);
-        let (a, b) = (&a[at.clone()], &b[at]);
-        E::dispatch(cpu.isa, SquaresGradient { k, a, b, weights, factor, dx, accumulate });
+        let p = &p[i * piece..i * piece + dx.len()];
+        E::dispatch(cpu.isa, EntropyGradient { goal, first: i * rows, p, g, dx, accumulate });
     });
 }

@@ -6,10 +6,16 @@ use crate::{Error, Result, Tensor};
 
 /// For each `k` of `ks`, whether each sample's label is missed by the `k` largest of its logits.
 ///
-/// `logits` are `[N, K]`, `labels` are i64 `[N]`; the answer is `[ks][N]`. Ties count against us: a
+/// `logits` are `[N, K]`, `labels` are i64 `[N]`; the answer is `[ks][N]`. A sample with the label `ignore` is missed by
+/// none. Ties count against us: a
 /// logit equal to the label's is taken to be larger. A label's logit that is not a number is always an
 /// error, and another's is taken to be larger. Fails with [`Error::Index`] for a label outside `0..K`.
-pub fn top_k_errors(logits: &Tensor, labels: &Tensor, ks: &[usize]) -> Result<Vec<Vec<bool>>> {
+pub fn top_k_errors(
+    logits: &Tensor,
+    labels: &Tensor,
+    ks: &[usize],
+    ignore: Option<i64>,
+) -> Result<Vec<Vec<bool>>> {
     const OP: &str = "top_k_errors";
     let (shape, of) = (logits.shape(), labels.shape());
     if shape.len() != 2 || *of != shape[..1] {
@@ -27,6 +33,10 @@ pub fn top_k_errors(logits: &Tensor, labels: &Tensor, ks: &[usize]) -> Result<Ve
     let k = shape[1];
     let mut ranks = Vec::with_capacity(shape[0]);
     for (position, label) in labels.to_vec::<i64>()?.into_iter().enumerate() {
+        if Some(label) == ignore {
+            ranks.push(0);
+            continue;
+        }
         let row = &rows[position * k..(position + 1) * k];
         let own = usize::try_from(label).ok().filter(|&l| l < k);
         let own = own.ok_or(Error::Index { op: OP, index: label, position, limit: k })?;

@@ -3,15 +3,31 @@
 
 pub(crate) mod cpu;
 mod cross_entropy;
+mod margin;
 mod metric;
-mod mse;
+mod point;
+mod point_cpu;
 
+pub use cross_entropy::CrossEntropy;
+pub use margin::Triplet;
 pub use metric::top_k_errors;
+pub use point::PointLoss;
 
 use crate::op::{Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
+
+/// Checks that operand `i` is a weight for each entry of the first axis of operand 0.
+fn check_weights(op: &'static str, inputs: &[Meta], i: usize) -> Result<()> {
+    ops::want_same(op, inputs, i)?;
+    let shape = inputs[0].shape();
+    let Some(&n) = shape.first() else {
+        let why = "it needs an axis of samples to be weighted".to_owned();
+        return Err(Error::Invalid { op, shape, why });
+    };
+    ops::want_shape(op, inputs, i, [n].into(), "there is one weight an entry of the first axis")
+}
 
 /// Softmax over the last axis, or its logarithm.
 #[derive(Debug, Clone, Copy)]

@@ -1,4 +1,5 @@
-//! Batch normalisation on the CPU, in an order fixed by the shape, and what can be fused with it.
+//! Normalisation by the moments of channels, or of groups of them, on the CPU, in an order fixed by the shape, and what can
+//! be fused with it.
 
 use phalanx_host::Cpu;
 use phalanx_host::simd::{Kernel, Real, Simd};
@@ -21,19 +22,45 @@ impl<E: Real> Terms<E, 2> for Spread<'_, E> {
     }
 }
 
-/// Mean and biased variance of the columns of `x`, in two passes; zeros when there are no rows.
-pub(super) fn moments<E: Real>(cpu: &Cpu, rows: usize, x: &[E], mean: &mut [E], variance: &mut [E]) {
-    let cols = mean.len();
-    column_sums(cpu, rows, cols, Plain(x), mean);
-    let share = E::from_f64(1.0 / rows.max(1) as f64);
-    mean.iter_mut().for_each(|m| *m = *m * share);
-    let tiled = Fold::of(cols).tile(mean);
+/// The sums over each group of neighbouring channels: as many groups as `out` has places.
+fn pool<E: Real>(sums: &[E], out: &mut [E]) {
+    let each = (sums.len() / out.len().max(1)).max(1);
+    for (o, group) in out.iter_mut().zip(sums.chunks(each)) {
+        *o = E::from_f64(group.iter().map(|s| s.to_f64()).sum());
+    }
+}
+
+/// Numbers of groups as numbers of their channels.
+pub(super) fn spread<E: Real>(groups: &[E], cols: usize) -> Vec<E> {
+    let each = cols / groups.len().max(1);
+    groups.iter().flat_map(|&g| std::iter::repeat_n(g, each)).collect()
+}
+
+/// Mean and biased variance of the columns of `x`, in two passes; zeros when there are no rows. Neighbouring columns
+/// share them when there are fewer places than columns.
+pub(super) fn moments<E: Real>(
+    cpu: &Cpu,
+    [rows, cols]: [usize; 2],
+    x: &[E],
+    mean: &mut [E],
+    variance: &mut [E],
+) {
+    let groups = mean.len();
     let mut sums = vec![E::ZERO; 2 * cols];
+    column_sums(cpu, rows, cols, Plain(x), &mut sums[..cols]);
+    let count = rows * (cols / groups.max(1));
+    let share = E::from_f64(1.0 / count.max(1) as f64);
+    pool(&sums[..cols], mean);
+    mean.iter_mut().for_each(|m| *m = *m * share);
+    let tiled = Fold::of(cols).tile(&spread(mean, cols));
     column_sums(cpu, rows, cols, Spread { x, mean: &tiled }, &mut sums);
+    let mut offs = vec![E::ZERO; groups];
+    pool(&sums[..cols], &mut offs);
+    pool(&sums[cols..], variance);
     // The mean was rounded: what the distances add up to corrects the variance for it.
-    for (c, v) in variance.iter_mut().enumerate() {
-        let off = sums[c] * share;
-        let v0 = sums[cols + c] * share - off * off;
+    for (v, off) in variance.iter_mut().zip(offs) {
+        let off = off * share;
+        let v0 = *v * share - off * off;
         *v = if v0 < E::ZERO { E::ZERO } else { v0 };
     }
 }
@@ -137,7 +164,7 @@ impl<E: Real> Masked<'_, E> {
     }
 }
 
-/// g, and g times the normalised input.
+/// g times the normalised input, and g.
 #[derive(Clone, Copy)]
 struct Products<'a, E> {
     g: Masked<'a, E>,
@@ -151,11 +178,11 @@ impl<E: Real> Terms<E, 2> for Products<'_, E> {
     fn at<V: Simd<E>>(self, i: usize, col: usize, w: usize) -> [V; 2] {
         let g: V = self.g.at(i, w);
         let d = load::<E, V>(self.x, i, w).sub(load(self.mean, col, w));
-        [g, g.mul(d.mul(load(self.inverse, col, w)))]
+        [g.mul(d.mul(load(self.inverse, col, w))), g]
     }
 }
 
-/// The sums over the rows of g, then of g times the normalised input.
+/// The sums over the rows of g times the normalised input, then of g.
 pub(super) fn gradient_sums<E: Real>(
     cpu: &Cpu,
     rows: usize,
@@ -181,20 +208,28 @@ pub(super) struct InputRule<E> {
 }
 
 /// The rule when the statistics depend on the input:
-/// `dx = gamma · inverse · (g − Σg/n − x̂ · Σ(g·x̂)/n)`.
+/// `dx = gamma · inverse · g − inverse · (Σ gamma·g + x̂ · Σ gamma·g·x̂) / n`, the sums over the n numbers of a group:
+/// a channel, or one of `groups` of neighbouring channels.
 pub(super) fn input_rule<E: Real>(
     rows: usize,
+    groups: usize,
     sums: &[E],
     mean: &[E],
     inverse: &[E],
     gamma: &[E],
 ) -> InputRule<E> {
     let cols = mean.len();
-    let share = E::from_f64(1.0 / rows.max(1) as f64);
+    let count = rows * (cols / groups.max(1));
+    let share = E::from_f64(1.0 / count.max(1) as f64);
     let scale: Vec<E> = gamma.iter().zip(inverse).map(|(&g, &i)| g * i).collect();
-    let slope = (0..cols).map(|c| -(scale[c] * inverse[c] * (sums[cols + c] * share))).collect();
-    let shift = (0..cols).map(|c| -(scale[c] * (sums[c] * share))).collect();
-    InputRule { scale, slope, shift, mean: mean.to_vec() }
+    let over_groups = |each: Vec<E>| {
+        let mut pooled = vec![E::ZERO; groups];
+        pool(&each, &mut pooled);
+        spread(&pooled, cols)
+    };
+    let slope = (0..cols).map(|c| -(scale[c] * inverse[c] * (sums[c] * share))).collect();
+    let shift = (0..cols).map(|c| -(scale[c] * (sums[cols + c] * share))).collect();
+    InputRule { scale, slope: over_groups(slope), shift: over_groups(shift), mean: mean.to_vec() }
 }
 
 /// The rule when they are constants.

@@ -1,8 +1,12 @@
 //! Batch normalisation (Ioffe and Szegedy, "Batch Normalization", 2015) over all axes but the last, alone or fused
-//! with the addition and the ReLU that end a residual block.
+//! with the addition and the ReLU that end a residual block; normalisation of each sample by itself beside it.
 
 mod cpu;
+mod group;
+mod row_cpu;
+mod sample;
 
+pub use group::GroupNorm;
 use phalanx_host::simd::Real;
 
 use crate::op::{Exec, Meta, Op, Plan, Saved};
@@ -95,7 +99,7 @@ impl Op for Train {
         ops::real!(self.name(), ins[0].dtype, T => {
             let (x, gamma, beta) = (ins[0].slice::<T>()?, ins[1].slice::<T>()?, ins[2].slice::<T>()?);
             let (mean, variance, inverse) = (mean.slice::<T>()?, variance.slice()?, saved[0].slice()?);
-            cpu::moments(cpu, rows, x, mean, variance);
+            cpu::moments(cpu, [rows, mean.len()], x, mean, variance);
             cpu::inverse_deviation(variance, self.eps, inverse);
             let fuse = fused(ins.get(3), self.relu)?;
             cpu::normalise(cpu, x, cpu::Channels { mean, inverse, gamma, beta }, fuse, y.slice()?);
@@ -123,10 +127,10 @@ impl Op for Train {
             let y = y.as_ref().map(Tensor::read).transpose()?;
             let g = cpu::Masked { g: g.slice::<T>()?, y: y.as_ref().map(|y| y.slice()).transpose()? };
             let sums = cpu::gradient_sums(cpu, rows, g, x, mean, inverse);
-            parameter_gradients(sink, &sums)?;
+            parameter_gradients(sink, &sums, [Some(1), Some(2)])?;
             if let Some(mut slot) = sink.slot(0)? {
                 let accumulate = slot.accumulate();
-                let a = cpu::input_rule(rows, &sums, mean, inverse, gamma.slice()?);
+                let a = cpu::input_rule(rows, mean.len(), &sums, mean, inverse, gamma.slice()?);
                 cpu::input_gradient(cpu, g, x, &a, slot.slice()?, accumulate);
             }
             Ok(())
@@ -160,10 +164,43 @@ fn through_residual(
     Ok((g, None))
 }
 
-/// Gradients of gamma and beta from the sums over the rows of g and of g times the normalised input.
-fn parameter_gradients<T: Real>(sink: &mut GradSink, sums: &[T]) -> Result<()> {
-    let (of_beta, of_gamma) = sums.split_at(sums.len() / 2);
-    for (i, sums) in [(1, of_gamma), (2, of_beta)] {
+/// Whether a norm of single samples has been given gamma and beta, which then come after x.
+#[derive(Debug, Clone, Copy)]
+struct Given {
+    gamma: bool,
+    beta: bool,
+}
+
+impl Given {
+    fn of(gamma: Option<&Tensor>, beta: Option<&Tensor>) -> Self {
+        Given { gamma: gamma.is_some(), beta: beta.is_some() }
+    }
+
+    /// The operands that they are.
+    fn operands(self) -> [Option<usize>; 2] {
+        [self.gamma.then_some(1), self.beta.then_some(1 + usize::from(self.gamma))]
+    }
+
+    /// The inputs that the backward pass reads, x and gamma, as a bit mask.
+    fn saved(self) -> u32 {
+        if self.gamma { 0b11 } else { 0b1 }
+    }
+
+    /// Checks that both have `shape`.
+    fn check(self, op: &'static str, inputs: &[Meta], shape: Shape, hint: &'static str) -> Result<()> {
+        self.operands().into_iter().flatten().try_for_each(|i| {
+            ops::want_same(op, inputs, i)?;
+            ops::want_shape(op, inputs, i, shape, hint)
+        })
+    }
+}
+
+/// Gradients of gamma and beta, inputs `[i, j]` where there are such, from the sums over the rows of g times the
+/// normalised input, then of g.
+fn parameter_gradients<T: Real>(sink: &mut GradSink, sums: &[T], inputs: [Option<usize>; 2]) -> Result<()> {
+    let (of_gamma, of_beta) = sums.split_at(sums.len() / 2);
+    for (i, sums) in inputs.into_iter().zip([of_gamma, of_beta]) {
+        let Some(i) = i else { continue };
         if let Some(mut slot) = sink.slot(i)? {
             let accumulate = slot.accumulate();
             let out = slot.slice::<T>()?;
@@ -229,7 +266,7 @@ impl Op for Eval {
             cpu::inverse_deviation(&inverse.clone(), self.eps, &mut inverse);
             if sink.wants(1) || sink.wants(2) {
                 let sums = cpu::gradient_sums(cpu, rows, g, x, mean.slice()?, &inverse);
-                parameter_gradients(sink, &sums)?;
+                parameter_gradients(sink, &sums, [Some(1), Some(2)])?;
             }
             if let Some(mut slot) = sink.slot(0)? {
                 let accumulate = slot.accumulate();

@@ -11,7 +11,9 @@ macro_rules! runs {
 mod convs;
 mod functions;
 mod indexing;
+mod losses;
 mod network;
+mod norms;
 mod padding;
 mod pooling;
 mod reductions;
@@ -50,6 +52,8 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("pairs", functions::fill),
     ("reductions", reductions::fill),
     ("along", reductions::fill),
+    ("losses", losses::fill),
+    ("norms", norms::fill),
     ("sequences", sequences::fill),
 ];
 
@@ -78,14 +82,17 @@ fn floats(v: &Value) -> Vec<f64> {
 
 fn row_of(family: &str, case: &Value) -> Row {
     let (op, p) = (case["op"].as_str().unwrap(), case["params"].clone());
-    let positive: Vec<usize> = ints(&p["positive"]);
     let shapes: Vec<Vec<usize>> = case["inputs"].as_array().unwrap().iter().map(ints).collect();
     let wanted = case["gradients"].as_array().unwrap();
-    let kind = |k: usize| match (positive.contains(&k), wanted[k].is_null()) {
-        (false, false) => Kind::Value,
-        (true, false) => Kind::Positive,
-        (false, true) => Kind::Frozen,
-        (true, true) => Kind::FrozenPositive,
+    let named = |k: usize| ["positive", "unit", "signs"].into_iter().find(|n| ints(&p[*n]).contains(&k));
+    let kind = |k: usize| match (named(k), wanted[k].is_null()) {
+        (Some("positive"), false) => Kind::Positive,
+        (Some("positive"), true) => Kind::FrozenPositive,
+        (Some("unit"), false) => Kind::Unit,
+        (Some("unit"), true) => Kind::FrozenUnit,
+        (Some(_), _) => Kind::Signs,
+        (None, false) => Kind::Value,
+        (None, true) => Kind::Frozen,
     };
     let inputs = shapes.iter().enumerate().map(|(k, s)| In { shape: s.clone(), kind: kind(k) }).collect();
     let gradients = wanted.iter().map(|g| (!g.is_null()).then(|| floats(g))).collect();

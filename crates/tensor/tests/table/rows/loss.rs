@@ -1,10 +1,87 @@
 //! Softmax and losses.
 
+use phalanx_tensor::{CrossEntropy, PointLoss, Tensor, Triplet};
+
 use crate::naive as n;
 use crate::row::{Array, Row, frozen, indices, input, row};
 
-pub(super) fn all() -> Vec<Row> {
+/// Losses with all their choices, of sizes that make several tasks; and what they refuse.
+fn with_choices() -> Vec<Row> {
     let mut rows = Vec::new();
+    for (shape, smoothing, ignore) in
+        [(&[300usize, 65][..], 0.1, Some(3)), (&[3, 20, 1000], 0.0, Some(-100)), (&[40, 9, 17], 0.25, None)]
+    {
+        let k = *shape.last().unwrap();
+        let of = shape[..shape.len() - 1].to_vec();
+        let labels: Vec<i64> = (0..of.iter().product())
+            .map(|i: usize| if i % 5 == 1 { ignore.unwrap_or(0) } else { ((7 * i + 2) % k) as i64 })
+            .collect();
+        let list = labels.clone();
+        let entropy = row(
+            "cross_entropy",
+            vec![input(shape), frozen(&shape[..1]), frozen(&[k])],
+            move |x| {
+                let how = CrossEntropy {
+                    weights: Some(&x[1]),
+                    class_weights: Some(&x[2]),
+                    ignore_index: ignore,
+                    label_smoothing: smoothing,
+                };
+                x[0].cross_entropy_with(&Tensor::from_slice(&list, &of[..], x[0].device())?, &how)
+            },
+            move |x| n::cross_entropy_with(x, &labels, smoothing, ignore),
+        );
+        rows.push(entropy);
+    }
+    let last = rows.len() - 1;
+    let shares = |how: CrossEntropy<'static>| move |x: &[Tensor]| x[0].cross_entropy_with(&x[1], &how);
+    let plain = CrossEntropy::default();
+    rows[last] = rows[last]
+        .clone()
+        .bad(&[&[2, 3], &[2, 4]], shares(plain))
+        .bad(&[&[2, 3], &[2]], shares(plain))
+        .bad(&[&[2, 3], &[2, 3]], shares(CrossEntropy { ignore_index: Some(1), ..plain }))
+        .bad(&[&[2, 3], &[2, 3]], shares(CrossEntropy { label_smoothing: 1.5, ..plain }))
+        .bad(&[&[2, 3], &[2, 3], &[2]], |x| {
+            let how = CrossEntropy { class_weights: Some(&x[2]), ..CrossEntropy::default() };
+            x[0].cross_entropy_with(&x[1], &how)
+        });
+    let huber = |d: f64| if d.abs() <= 0.5 { 0.5 * d * d } else { 0.5 * (d.abs() - 0.25) };
+    let points = row(
+        "huber",
+        vec![input(&[300, 70]), input(&[300, 70]), frozen(&[300])],
+        |x| x[0].point_loss(&x[1], PointLoss::Huber { delta: 0.5 }, Some(&x[2])),
+        move |x| {
+            let each = n::zip(&x[0], &x[1], |a, b| huber(a - b));
+            let of = |i: usize| x[2].data[i / 70] * each.data[i];
+            Array { shape: vec![], data: vec![(0..each.data.len()).map(of).sum()] }
+        },
+    );
+    let loss = |loss: PointLoss| move |x: &[Tensor]| x[0].point_loss(&x[1], loss, None);
+    let pair: &[&[usize]] = &[&[3], &[3]];
+    rows.push(points.batch(&[0, 1, 2]).bad(pair, loss(PointLoss::Huber { delta: 0.0 })));
+    let margins = row(
+        "triplet_margin",
+        vec![input(&[30, 70]), input(&[30, 70]), input(&[30, 70]), frozen(&[30])],
+        |x| x[0].triplet_margin(&x[1], &x[2], &Triplet::default(), Some(&x[3])),
+        |x| {
+            let far = |a: &Array, b: &Array, r: usize| {
+                let of = |j: usize| (a.data[r * 70 + j] - b.data[r * 70 + j] + 1e-6).powi(2);
+                (0..70).map(of).sum::<f64>().sqrt()
+            };
+            let each = |r: usize| (far(&x[0], &x[1], r) - far(&x[0], &x[2], r) + 1.0).max(0.0);
+            Array { shape: vec![], data: vec![(0..30).map(|r| x[3].data[r] * each(r)).sum()] }
+        },
+    );
+    let margins = margins.refuses(&[&[2, 3], &[2, 4], &[2, 3], &[2]]).refuses(&[&[3], &[3], &[3], &[3]]);
+    rows.push(margins.second().bad(&[&[2, 3]], |x| {
+        x[0].triplet_margin(&x[0], &x[0], &Triplet { p: 0.5, ..Triplet::default() }, None)
+    }));
+    rows
+}
+
+pub(super) fn all() -> Vec<Row> {
+    let mut rows = with_choices();
     for shape in [&[5usize][..], &[3, 1], &[130, 10], &[4, 16], &[2, 3, 33], &[7, 1000]] {
         rows.push(
             row(

@@ -66,8 +66,60 @@ fn fused() -> Vec<Row> {
     rows
 }
 
+/// Norms of each sample by itself, of sizes that make several tasks and full vectors.
+fn by_sample() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (shape, axes) in [(&[500usize, 40][..], 1), (&[3, 20, 21], 2), (&[70, 3], 1), (&[2, 20_000], 1)] {
+        let over = shape[shape.len() - axes..].to_vec();
+        let k: usize = over.iter().product();
+        let layer = row(
+            "layer_norm",
+            vec![input(shape), input(&over), input(&over)],
+            move |x| x[0].layer_norm(axes, Some(&x[1]), Some(&x[2]), 1e-3),
+            move |x| n::norm_of_blocks(x, |i| i / k, |i| i % k, true, 1e-3),
+        );
+        rows.push(layer.batch(&[0]));
+        let rms = row(
+            "rms_norm",
+            vec![input(shape), input(&over)],
+            move |x| x[0].rms_norm(axes, Some(&x[1]), 1e-3),
+            move |x| n::norm_of_blocks(x, |i| i / k, |i| i % k, false, 1e-3),
+        );
+        rows.push(rms.batch(&[0]));
+    }
+    let layer = rows[0].clone().refuses(&[&[], &[], &[]]).refuses(&[&[2, 4], &[3], &[4]]);
+    rows[0] = layer
+        .refuses(&[&[2, 4], &[4], &[1, 4]])
+        .bad(&[&[3, 4]], |x| x[0].layer_norm(3, None, None, 1e-5))
+        .bad(&[&[3, 4]], |x| x[0].layer_norm(0, None, None, 1e-5))
+        .bad(&[&[3, 4]], |x| x[0].layer_norm(1, None, None, f64::NAN));
+    rows[1] = rows[1].clone().refuses(&[&[2, 4], &[3]]).bad(&[&[3, 4]], |x| x[0].rms_norm(1, None, -1.0));
+    for (shape, groups) in [(&[2usize, 300, 65][..], 5), (&[3, 9, 9, 32], 32), (&[5, 40, 6], 1)] {
+        let c = *shape.last().unwrap();
+        let each: usize = shape[1..].iter().product();
+        let block = move |i: usize| i / each * groups + i % c / (c / groups);
+        let group = row(
+            "group_norm",
+            vec![input(shape), input(&[c]), input(&[c])],
+            move |x| x[0].group_norm(groups, Some(&x[1]), Some(&x[2]), 1e-3),
+            move |x| n::norm_of_blocks(x, block, |i| i % c, true, 1e-3),
+        );
+        rows.push(group.batch(&[0]));
+    }
+    let last = rows.len() - 1;
+    rows[last] = rows[last]
+        .clone()
+        .refuses(&[&[6], &[6], &[6]])
+        .refuses(&[&[2, 6], &[5], &[6]])
+        .bad(&[&[2, 6]], |x| x[0].group_norm(4, None, None, 1e-5))
+        .bad(&[&[2, 6]], |x| x[0].group_norm(0, None, None, 1e-5))
+        .bad(&[&[2, 6]], |x| x[0].group_norm(2, None, None, -1.0));
+    rows
+}
+
 pub(super) fn all() -> Vec<Row> {
     let mut rows = fused();
+    rows.extend(by_sample());
     for shape in
         [&[7usize, 3][..], &[500, 1], &[3, 5, 5, 6], &[40, 65], &[2, 9, 9, 17], &[5000, 6], &[2, 3, 64]]
     {
