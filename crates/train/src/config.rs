@@ -9,6 +9,7 @@ use phalanx_nn::{EmaConfig, ModelConfig, OptimizerConfig, ScheduleConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Clip;
+use crate::weights::InitConfig;
 use crate::{Error, Result};
 
 /// A run's configuration. Each component's table is that component's own type.
@@ -20,6 +21,9 @@ pub struct Config {
     pub seed: u64,
     /// What is trained.
     pub model: ModelConfig,
+    /// The weights that it begins with instead of random ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitConfig>,
     /// What it is trained on.
     pub data: DataConfig,
     /// How samples become batches.

@@ -6,6 +6,9 @@ use phalanx_tensor::{Tensor, top_k_errors};
 use super::{Batch, Loss, Phase, PhaseId, ShardCx, Task};
 use crate::Result;
 
+/// What an evaluation of classes sums.
+pub(super) const EVALUATIONS: &[&str] = &["loss", "top1_error", "top5_error"];
+
 /// A network whose outputs are the logits of classes. Auxiliary logits, where it hands on some, add their
 /// weighted losses in training.
 #[derive(Debug)]
@@ -53,7 +56,7 @@ impl Task for Classification {
     }
 
     fn evaluations(&self) -> &[&'static str] {
-        &["loss", "top1_error", "top5_error"]
+        EVALUATIONS
     }
 
     fn evaluate(&self, batch: &Batch, cx: &ShardCx) -> Result<Vec<f64>> {
@@ -61,10 +64,6 @@ impl Task for Classification {
         let weights = batch.weights_on(cx.device)?;
         let loss = logits.cross_entropy(labels, weights.as_ref())?.item()?;
         let wrong = top_k_errors(&logits, labels, &[1, 5])?;
-        let weighed = |errors: &[bool]| -> f64 {
-            let of = |i: usize| batch.weights.as_ref().map_or(1.0, |w| f64::from(w[i]));
-            errors.iter().enumerate().filter(|(_, e)| **e).map(|(i, _)| of(i)).sum()
-        };
-        Ok(vec![loss, weighed(&wrong[0]), weighed(&wrong[1]), batch.weight()])
+        Ok(vec![loss, batch.weigh(&wrong[0]), batch.weigh(&wrong[1]), batch.weight()])
     }
 }
