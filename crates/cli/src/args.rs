@@ -293,6 +293,12 @@ pub(crate) enum ModelCommand {
         #[arg(long)]
         json: bool,
     },
+    /// List the kinds of layers that `[[model.layers]]` can name, with their options
+    Layers {
+        /// Print the list as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Show a model's layers, and what they cost
     Show {
         /// The model's name

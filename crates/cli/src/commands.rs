@@ -68,6 +68,10 @@ pub(crate) fn run(args: Args) -> Result<u8> {
             let list = phalanx_train::model::list()?;
             if json { print_json(&list) } else { print_all(&list) }
         }
+        Command::Model(ModelCommand::Layers { json }) => {
+            let list = phalanx_train::model::layers();
+            if json { print_json(&list) } else { print_all(&list) }
+        }
         Command::Model(ModelCommand::Show { name, input, classes, batch, settings, json }) => {
             let summary = phalanx_train::model::show(&name, &settings, input, classes, batch)?;
             if json { print_json(&summary) } else { print_all(&summary) }

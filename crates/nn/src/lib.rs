@@ -25,7 +25,8 @@ pub use layer::{
     Linear, LocalResponseNorm, MaxPool2d, NormOptions, Pair, Sequential,
 };
 pub use model::{
-    LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary, build, list as list_models, summarise,
+    LayerKind, LayerListing, LayerOption, LayerSummary, Listed, Listing, Memory, ModelConfig, Row, Summary,
+    build, list as list_models, summarise,
 };
 pub use norm::{MOMENTUM, NormId, NormRecord, NormValues, Norms};
 pub use optim::{Ema, EmaConfig, Optimizer, OptimizerConfig, Update, clip_factor};

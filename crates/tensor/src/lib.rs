@@ -22,7 +22,7 @@ mod view;
 pub use device::Device;
 pub use error::{Error, Result};
 pub use op::{Exec, Meta, Narrow, Op, Plan, Saved, Spec};
-pub use ops::{BatchNorm, Fuse, Pool, concat, stack, top_k_errors};
+pub use ops::{BatchNorm, Fuse, PadMode, Pool, concat, fold, stack, top_k_errors};
 pub use phalanx_host::{DType, Element};
 pub use shape::{Layout, MAX_AXES, Shape};
 pub use sink::{GradSink, Gradients, LeafMemory, LeafSink, Slot};

@@ -42,6 +42,11 @@ impl<'a> View<'a> {
         self.layout.shape
     }
 
+    /// The bytes from the layout's offset on: the elements themselves when the layout is contiguous.
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        &self.bytes[(self.layout.offset * self.dtype.size()).min(self.bytes.len())..]
+    }
+
     /// All elements from the layout's offset on, in storage order: the elements themselves when the
     /// layout is contiguous. Fails when the type is not `T`.
     pub fn slice<T: Element>(&self) -> Result<&'a [T]> {

@@ -1,6 +1,7 @@
 //! Models: named ones in code, others as rows of a configuration.
 
 mod joint;
+mod kinds;
 mod stack;
 mod summary;
 mod zoo;
@@ -8,6 +9,8 @@ mod zoo;
 use phalanx_tensor::Pool;
 use serde::{Deserialize, Serialize};
 
+use self::kinds::described;
+pub use self::kinds::{LayerKind, LayerListing, LayerOption};
 use self::stack::Stack;
 pub use self::summary::{LayerSummary, Listed, Listing, Memory, Summary, list, summarise};
 use crate::layer::{Activation, Layer, NormOptions, Pair};
@@ -49,6 +52,8 @@ pub struct ModelConfig {
     pub layers: Vec<Row>,
 }
 
+// Every variant is a struct and documented, with `///` first and `#[serde]` after it: `phalanx model layers` prints that.
+described! {
 /// A row of `[[model.layers]]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
@@ -162,6 +167,7 @@ pub enum Row {
         #[serde(default = "lrn_k")]
         k: f64,
     },
+}
 }
 
 fn one() -> usize {

@@ -10,6 +10,7 @@ pub mod elementwise;
 mod index;
 mod loss;
 mod matmul;
+mod moves;
 mod norm;
 mod pool;
 pub mod reduce;
@@ -20,6 +21,7 @@ mod walk;
 pub(crate) use elementwise::{broadcast, stretch};
 pub use index::{concat, stack};
 pub use loss::top_k_errors;
+pub use moves::{PadMode, fold};
 pub use norm::{BatchNorm, Fuse};
 pub use pool::Pool;
 

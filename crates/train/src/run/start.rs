@@ -208,12 +208,7 @@ fn new_progress(
 }
 
 /// `env.json`.
-fn environment(
-    engine: &Engine,
-    progress: &Progress,
-    hosts: &[Vec<u8>],
-    threads: usize,
-) -> serde_json::Value {
+fn environment(engine: &Engine, progress: &Progress, hosts: &[Vec<u8>], threads: usize) -> serde_json::Value {
     let comm = &engine.comm;
     let hosts: BTreeSet<_> = hosts.iter().map(|h| String::from_utf8_lossy(h)).collect();
     serde_json::json!({

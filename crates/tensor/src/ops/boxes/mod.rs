@@ -1,11 +1,13 @@
 //! Sums over boxes of channels-last images with weights that are products of one weight an axis: average
-//! pooling, interpolation, and the gradients of both, which are such sums themselves.
+//! pooling, interpolation, padding, and the gradients of all three, which are such sums themselves.
 
 mod cpu;
 
 use std::fmt::Debug;
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use phalanx_host::DType;
+
+use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
@@ -45,6 +47,11 @@ impl Taps {
         (if o == 0 { 0 } else { self.ends[o - 1] })..self.ends[o]
     }
 
+    /// The one place that result `o` is, if any.
+    fn place(&self, o: usize) -> Option<usize> {
+        self.list[self.range(o)].first().map(|&(place, _)| place)
+    }
+
     /// The way back: which results each place went into.
     fn transposed(&self) -> Taps {
         let mut users = vec![Vec::new(); self.size];
@@ -67,6 +74,11 @@ pub(crate) trait Boxes: Debug + Clone + Send + Sync + 'static {
     fn rank(&self) -> usize;
     /// The taps along each of these axes of `x`; every check of their sizes is made here.
     fn taps(&self, x: Shape) -> Result<Vec<Taps>>;
+    /// Whether every result is one place of the operand, unchanged, or none of them. Then operands may be of
+    /// any type.
+    fn moves(&self) -> bool {
+        false
+    }
 }
 
 /// Checks that operand 0 has samples, `rank` axes (1 to 3) and channels.
@@ -86,11 +98,28 @@ pub(crate) fn want_image(op: &'static str, inputs: &[Meta], rank: usize) -> Resu
 pub(crate) struct BoxSum<B> {
     rule: B,
     back: Option<Shape>,
+    /// What a result without places is, where the rule moves.
+    fill: f64,
 }
 
 impl<B: Boxes> BoxSum<B> {
     pub(crate) fn new(rule: B) -> Self {
-        BoxSum { rule, back: None }
+        BoxSum { rule, back: None, fill: 0.0 }
+    }
+
+    /// As [`BoxSum::new`], for a rule that moves; results without places are `fill`.
+    pub(crate) fn filled(rule: B, fill: f64) -> Self {
+        BoxSum { rule, back: None, fill }
+    }
+
+    /// The way back to an operand of shape `x`: what each of its places went into is added up.
+    pub(crate) fn back(rule: B, x: Shape) -> Self {
+        BoxSum { rule, back: Some(x), fill: 0.0 }
+    }
+
+    /// Whether elements are moved and not computed with.
+    fn moves(&self) -> bool {
+        self.back.is_none() && self.rule.moves()
     }
 
     /// The taps from an operand of shape `x` to the result, and whether they must be turned around.
@@ -101,7 +130,10 @@ impl<B: Boxes> BoxSum<B> {
 
     /// The op that this one's gradient is.
     fn other(&self, x: Shape) -> Self {
-        BoxSum { rule: self.rule.clone(), back: if self.back.is_some() { None } else { Some(x) } }
+        match self.back {
+            Some(_) => BoxSum::new(self.rule.clone()),
+            None => BoxSum::back(self.rule.clone(), x),
+        }
     }
 }
 
@@ -110,8 +142,14 @@ impl<B: Boxes> Op for BoxSum<B> {
         self.rule.name()
     }
 
+    fn narrow(&self) -> Narrow {
+        if self.moves() { Narrow::AnyType } else { Narrow::Round }
+    }
+
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
-        ops::want_real(self.name(), inputs, 0)?;
+        if !self.moves() {
+            ops::want_real(self.name(), inputs, 0)?;
+        }
         want_image(self.name(), inputs, self.rule.rank())?;
         let x = inputs[0].shape();
         let taps = self.taps(x, false)?;
@@ -123,23 +161,27 @@ impl<B: Boxes> Op for BoxSum<B> {
         let cpu = cx.cpu()?;
         let x = ins[0].shape();
         let (taps, channels) = (self.taps(x, false)?, x[x.len() - 1]);
+        if self.moves() {
+            let dtype = ins[0].dtype;
+            let fill = Tensor::scalar(self.fill, DType::F64, cx.device())?.to(dtype)?;
+            let (fill, held) = (fill.hold()?, ins[0].bytes());
+            cpu::moves(cpu, &taps, channels * dtype.size(), held, outs[0].bytes(), fill.bytes());
+            return Ok(());
+        }
         ops::real!(self.name(), ins[0].dtype, T => {
-            cpu::sums::<T>(cpu, &taps, channels, ins[0].slice()?, outs[0].slice()?, false);
-            Ok(())
+            cpu::sums::<T>(cx, &taps, channels, ins[0].slice()?, outs[0].slice()?, false)
         })
     }
 
     fn backward(&self, cx: &Exec, _: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {
         let Some(g) = &grads[0] else { return Ok(()) };
-        let cpu = cx.cpu()?;
         let x = sink.shape(0);
         let channels = x[x.len() - 1];
         let (dtype, g) = (g.dtype(), g.contiguous()?.read()?);
         let Some(mut slot) = sink.slot(0)? else { return Ok(()) };
         let (taps, accumulate) = (self.taps(x, true)?, slot.accumulate());
         ops::real!(self.name(), dtype, T => {
-            cpu::sums::<T>(cpu, &taps, channels, g.slice()?, slot.slice()?, accumulate);
-            Ok(())
+            cpu::sums::<T>(cx, &taps, channels, g.slice()?, slot.slice()?, accumulate)
         })
     }
 

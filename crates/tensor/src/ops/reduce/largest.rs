@@ -146,7 +146,7 @@ impl Tensor {
     /// Largest element over `axes` (rising, each once); with `keep` they stay with size 1. Not a number
     /// wins; the gradient goes to the first of equal elements. Fails when one of the axes is empty.
     pub fn max(&self, axes: &[usize], keep: bool) -> Result<Tensor> {
-        apply_one(Max(Axes(axes.to_vec())), &[self])?.squeeze(axes, keep)
+        apply_one(Max(Axes(axes.to_vec())), &[self])?.drop_axes(axes, keep)
     }
 
     /// Place of the largest element along `axis` (i64; the axis goes): the first of equals, and the

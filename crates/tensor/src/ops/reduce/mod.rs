@@ -107,13 +107,9 @@ impl Op for Sum {
 }
 
 impl Tensor {
-    fn squeeze(&self, axes: &[usize], keep: bool) -> Result<Tensor> {
-        if keep {
-            return Ok(self.clone());
-        }
-        let left: Vec<usize> =
-            self.shape().iter().enumerate().filter(|(i, _)| !axes.contains(i)).map(|(_, &s)| s).collect();
-        self.reshape(&left)
+    /// Without the reduced axes, which have size 1, unless they are kept.
+    fn drop_axes(self, axes: &[usize], keep: bool) -> Result<Tensor> {
+        if keep { Ok(self) } else { self.squeeze(axes) }
     }
 
     /// Sum over `axes` (rising, each once); with `keep` they stay with size 1. An empty sum is 0.
@@ -121,13 +117,13 @@ impl Tensor {
         if axes.is_empty() {
             return Ok(self.clone());
         }
-        apply_one(Sum { axes: Axes(axes.to_vec()), mean: false }, &[self])?.squeeze(axes, keep)
+        apply_one(Sum { axes: Axes(axes.to_vec()), mean: false }, &[self])?.drop_axes(axes, keep)
     }
 
     /// Mean over `axes` (rising, each once); with `keep` they stay with size 1. The mean of nothing is
     /// not a number.
     pub fn mean(&self, axes: &[usize], keep: bool) -> Result<Tensor> {
-        apply_one(Sum { axes: Axes(axes.to_vec()), mean: true }, &[self])?.squeeze(axes, keep)
+        apply_one(Sum { axes: Axes(axes.to_vec()), mean: true }, &[self])?.drop_axes(axes, keep)
     }
 
     /// Mean of all elements, a scalar.

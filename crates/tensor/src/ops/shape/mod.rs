@@ -1,6 +1,7 @@
 //! Ops that move elements or read them in another arrangement: reshape, permute, slice, expand, copy.
 
 mod cpu;
+mod parts;
 
 use phalanx_host::DType;
 
@@ -128,7 +129,7 @@ impl Op for Contiguous {
 /// how a gradient finds its way back, and that way is built of ops, so it serves both orders.
 #[derive(Debug, Clone)]
 enum Rearrange {
-    /// Same elements, other sizes; the input is contiguous.
+    /// Same elements, other sizes; the input is contiguous, or only axes of size 1 come or go.
     Reshape(Shape),
     /// Output axis i is input axis `0[i]`.
     Permute(Vec<usize>),
@@ -136,6 +137,19 @@ enum Rearrange {
     Slice { axis: usize, start: usize, len: usize, step: usize },
     /// Stretched to a larger shape.
     Expand(Shape),
+}
+
+/// The layout read as `to`, when all that differs are axes of size 1.
+fn around_ones(layout: &Layout, to: Shape) -> Option<Layout> {
+    let mut axes = layout.shape.iter().zip(layout.strides()).filter(|a| *a.0 != 1);
+    let strides: Option<Vec<usize>> = to
+        .iter()
+        .map(|&size| match size {
+            1 => Some(0),
+            _ => axes.next().filter(|a| *a.0 == size).map(|a| *a.1),
+        })
+        .collect();
+    strides.filter(|_| axes.next().is_none()).map(|strides| Layout::with(to, &strides, layout.offset))
 }
 
 impl Rearrange {
@@ -177,7 +191,9 @@ impl Op for Rearrange {
             Rearrange::Reshape(to) if to.numel() != shape.numel() => {
                 return Err(invalid(format!("{to} has {} elements, not {}", to.numel(), shape.numel())));
             }
-            Rearrange::Reshape(to) => Layout::contiguous(*to).at(layout.offset),
+            Rearrange::Reshape(to) => {
+                around_ones(&layout, *to).unwrap_or_else(|| Layout::contiguous(*to).at(layout.offset))
+            }
             Rearrange::Permute(axes) => {
                 let mut seen = axes.clone();
                 seen.sort_unstable();
@@ -289,7 +305,11 @@ impl Tensor {
         if *self.shape() == *shape {
             return Ok(self.clone());
         }
-        apply_one(Rearrange::Reshape(Shape::new(shape)), &[&self.contiguous()?])
+        let to = Shape::new(shape);
+        match around_ones(self.layout(), to) {
+            Some(_) => apply_one(Rearrange::Reshape(to), &[self]),
+            None => apply_one(Rearrange::Reshape(to), &[&self.contiguous()?]),
+        }
     }
 
     /// Output axis i is this tensor's axis `axes[i]`; no copy.

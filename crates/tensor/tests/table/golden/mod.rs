@@ -9,6 +9,7 @@ macro_rules! runs {
 }
 
 mod network;
+mod padding;
 mod pooling;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("batch_norm", basic),
     ("loss", basic),
     ("shape", basic),
+    ("padding", padding::fill),
     ("pooling", pooling::fill),
     ("response", pooling::fill),
 ];

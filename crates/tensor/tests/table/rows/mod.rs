@@ -5,6 +5,7 @@ mod images;
 mod index;
 mod loss;
 mod matmul;
+mod moves;
 mod norm;
 mod pool;
 mod reduce;
@@ -19,6 +20,7 @@ pub(crate) fn all() -> Vec<Row> {
         index::all(),
         loss::all(),
         matmul::all(),
+        moves::all(),
         norm::all(),
         pool::all(),
         reduce::all(),
