@@ -105,7 +105,7 @@ refused "weights of another model" 2 'is of another model: .*conv1.weight' \
     train "$PHALANX_TMP/other" --set init.weights=tests/golden/weights/plain.pth
 
 # Several views of each image: the same on any number of ranks.
-for views in "--crops 10 --crop 7" "--scales 8,10,12 --crop 8" "--crops 10 --scales 9,11"; do
+for views in "--crops 10 --scales 10" "--scales 8,10,12 --crop 8" "--crops 10 --scales 9,11"; do
     # shellcheck disable=SC2086
     phalanx evaluate "$digits" --checkpoint "$run" --json $views
     cp "$out" "$PHALANX_TMP/views"
@@ -122,6 +122,8 @@ assert a["top1_error"] == b["top1_error"] and abs(a["loss"] - b["loss"]) < 1e-5,
 PYTHON
 refused "a crop larger than the image" 2 'a crop of 9x9 does not lie in an image of 8x8' \
     phalanx evaluate "$digits" --checkpoint "$run" --crop 9
+refused "a size that the network does not take" 2 'made for another size than 16x16x1: layers.14.weight would be' \
+    phalanx evaluate "$digits" --checkpoint "$run" --scales 16
 refused "five crops" 2 'there are 1 or 10 crops, not 5' phalanx evaluate "$digits" --checkpoint "$run" --crops 5
 
 # What does not fit into memory says what it needs.

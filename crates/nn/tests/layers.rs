@@ -194,7 +194,8 @@ fn named_models_take_the_samples_that_they_say() {
 
 #[test]
 fn a_batch_of_another_shape_names_the_layer_the_op_and_the_shapes() {
-    let rows = "layers = [{ type = \"conv\", out = 2, kernel = 3 }, { type = \"relu\" }, { type = \"flatten\" },
+    let rows =
+        "layers = [{ type = \"conv\", out = 2, kernel = 3 }, { type = \"relu\" }, { type = \"flatten\" },
         { type = \"linear\" }]";
     let net = Net::new(rows, [5, 5, 3], 4);
     let say = |shape: &[usize]| {
