@@ -108,8 +108,20 @@ fn check_size(height: usize, width: usize) -> std::result::Result<(), String> {
     }
 }
 
+/// Whether a JPEG file has its end. The decoder fills up with grey what is cut off, which nobody means; within a scan's
+/// data neither of the two markers can occur.
+fn is_whole(bytes: &[u8]) -> bool {
+    const SCAN: [u8; 2] = [0xff, 0xda];
+    const END: [u8; 2] = [0xff, 0xd9];
+    let last = bytes.windows(2).rposition(|w| w == SCAN).unwrap_or(0);
+    bytes[last..].windows(2).any(|w| w == END)
+}
+
 fn jpeg(bytes: &[u8]) -> std::result::Result<Picture, String> {
-    let damaged = |e: &dyn std::fmt::Debug| format!("it is a damaged JPEG image: {e:?}");
+    let damaged = |e: &dyn std::fmt::Display| format!("it is a damaged JPEG image: {e}");
+    if !is_whole(bytes) {
+        return Err("it is a JPEG image that is cut off".into());
+    }
     let options = DecoderOptions::default()
         .set_strict_mode(false)
         .set_max_width(LONGEST)
