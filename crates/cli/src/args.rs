@@ -154,7 +154,7 @@ pub(crate) struct Evaluate {
     /// Where to compute
     #[arg(long, value_enum, default_value = "auto")]
     pub device: DeviceName,
-    /// Views of each image whose shares are averaged: 1, or 10 (corners and middle, and mirrored)
+    /// Views of an image whose shares are averaged: 1, or 10 (corners and middle, and mirrored)
     #[arg(long, value_name = "1|10", default_value_t = 1)]
     pub crops: usize,
     /// The side of a crop [default: the whole image, or for ten crops the model's size]
@@ -199,7 +199,7 @@ pub(crate) struct Predict {
     /// How images become samples [default: imagenet for models of 224x224x3, else none]
     #[arg(long, value_enum)]
     pub transform: Option<TransformName>,
-    /// Height, width and channels of a sample [default: the run's, or what the model was made for]
+    /// Height, width and channels of a sample [default: the run's, or the model's usual ones]
     #[arg(long, value_name = "HxWxC", value_parser = sizes)]
     pub input: Option<[usize; 3]>,
     /// Classes to tell of each image
