@@ -151,7 +151,7 @@ impl Predictor {
                 phalanx_tensor::Error::DeviceUnavailable { device: device.name().into(), reason }.into()
             );
         };
-        let of_set = set.map_or(&[][..], |s| &s.classes).to_vec();
+        let of_set = set.map_or_else(Vec::new, |s| s.classes.clone());
         let names = names(request.labels.as_deref(), of_set, classes)?;
         let photographs = input == [224, 224, 3];
         let preparation = request.transform.unwrap_or(match photographs {
