@@ -52,7 +52,7 @@ pub fn shorter_side(height: usize, width: usize, shorter: usize) -> [usize; 2] {
 /// Half of `room`, to the even number where there are two: Python's `round`, which torchvision's centre crop uses.
 fn middle(room: usize) -> usize {
     let half = room / 2;
-    half + (room % 2 & half % 2)
+    half + (room & half & 1)
 }
 
 /// The input pixels that make an output pixel, and their weights.
