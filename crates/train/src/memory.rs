@@ -12,16 +12,16 @@ use crate::{Error, Result};
 
 /// Memory that can be had, and who says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Have {
+pub(crate) struct Have {
     /// Bytes.
-    pub bytes: u64,
+    bytes: u64,
     /// What sets the limit.
-    pub by: &'static str,
+    by: &'static str,
 }
 
 /// What this process can still have: of the machine, and of the control groups that it is in. None where the system
 /// does not tell.
-pub fn available() -> Option<Have> {
+fn available() -> Option<Have> {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| of_machine(&text));
     let machine = machine.map(|bytes| Have { bytes, by: "the machine" });
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();

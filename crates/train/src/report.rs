@@ -409,8 +409,14 @@ mod tests {
         let dir = RunDir::new(tmp.path());
         let line = |step| Event::Epoch { step, epoch: 0, train_loss: 1.0 };
         let eval = |step| {
-            let eval =
-                Evaluation { loss: f64::NAN, top1_error: 0.5, top5_error: 0.0, samples: 2, ema: false };
+            let eval = Evaluation {
+                loss: f64::NAN,
+                top1_error: 0.5,
+                top5_error: 0.0,
+                samples: 2,
+                ema: false,
+                views: None,
+            };
             Event::Eval { step, epoch: 0, eval }
         };
         let steps = || {

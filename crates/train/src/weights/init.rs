@@ -88,7 +88,7 @@ pub(crate) fn misfit(path: &Path, e: LoadError, heads: Result<Vec<(String, usize
     };
     let problem = match (e, advice) {
         (LoadError::Nn(e), _) => return e.into(),
-        (LoadError::Skip(_), _) => return Error::config("init", e.to_string()),
+        (e @ LoadError::Skip(_), _) => return Error::config("init", e.to_string()),
         (e, Some(skip)) => format!(
             "it was trained for another number of classes: {e}. To begin with a new head, set init.skip = {skip:?}"
         ),

@@ -181,7 +181,7 @@ fn archive_of(
         [b"(".to_vec(), each.collect(), b"t".to_vec()].concat()
     };
     let pickle = [
-        b"\x80\x02}X\x01\0\0\0xctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\00X\x03\0\0\0cpuK\x01tQ".to_vec(),
+        b"\x80\x02}X\x01\0\0\0xctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQ".to_vec(),
         [&[0x8a, 8][..], &offset.to_le_bytes()].concat(),
         tuple(sizes),
         tuple(strides),
