@@ -24,7 +24,7 @@ pub use conv::{ConvShape, conv2d_forward, conv2d_input_gradient, conv2d_weight_g
 pub use cpu::Cpu;
 pub use element::{DType, Element};
 pub use error::{Error, Result};
-pub use gemm::{Mat, MatMut, gemm, gemm_bias};
+pub use gemm::{Mat, MatMut, Packed, gemm, gemm_bias, gemm_packed};
 pub use isa::Isa;
 pub use pool::{Buffer, Pool, PoolStats};
 pub use workers::Workers;

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use phalanx_host::simd::Real;
-use phalanx_host::{Cpu, Isa, Mat, MatMut, gemm};
+use phalanx_host::{Cpu, Isa, Mat, MatMut, Packed, gemm, gemm_packed};
 use proptest::prelude::*;
 
 const SETS: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
@@ -64,18 +64,39 @@ impl Case {
     /// threads, every element written, no other number touched.
     fn check<T: Real>(&self, isa: Isa, tolerance: f64) -> Result<(), TestCaseError> {
         let Case { m, n, k, accumulate, .. } = *self;
-        let ((al, ar, ac), (bl, br, bc), (cl, cr, cc)) =
-            (self.a.place(m, k), self.b.place(k, n), self.c.place(m, n));
+        let ((al, ..), (bl, ..), (cl, ..)) = (self.a.place(m, k), self.b.place(k, n), self.c.place(m, n));
         let (a, b) = (numbers::<T>(1, al), numbers::<T>(2, bl));
         // Without `accumulate` the old contents must not matter: not-a-numbers would show.
         let start = if accumulate { numbers::<T>(3, cl) } else { vec![T::from_f64(f64::NAN); cl] };
+        for packed in [false, true] {
+            self.compare::<T>(isa, tolerance, packed, [&a, &b], &start)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Case::check`], of `a` and `b`, with a C that begins as `start`.
+    fn compare<T: Real>(
+        &self,
+        isa: Isa,
+        tolerance: f64,
+        packed: bool,
+        [a, b]: [&[T]; 2],
+        start: &[T],
+    ) -> Result<(), TestCaseError> {
+        let Case { m, n, k, accumulate, .. } = *self;
+        let ((_, ar, ac), (_, br, bc), (cl, cr, cc)) =
+            (self.a.place(m, k), self.b.place(k, n), self.c.place(m, n));
         let mut first: Option<Vec<T>> = None;
         for threads in [1, 2, 3] {
             let cpu = Cpu::new(isa, threads).unwrap();
-            let mut c = start.clone();
-            let am = Mat::new(&a, m, k, ar, ac).unwrap();
-            let bm = Mat::new(&b, k, n, br, bc).unwrap();
-            gemm(&cpu, am, bm, MatMut::new(&mut c, m, n, cr, cc).unwrap(), accumulate).unwrap();
+            let mut c = start.to_vec();
+            let am = Mat::new(a, m, k, ar, ac).unwrap();
+            let bm = Mat::new(b, k, n, br, bc).unwrap();
+            let to = MatMut::new(&mut c, m, n, cr, cc).unwrap();
+            match packed {
+                true => gemm_packed(&cpu, am, &Packed::new(&cpu, bm).unwrap(), to, accumulate).unwrap(),
+                false => gemm(&cpu, am, bm, to, accumulate).unwrap(),
+            }
             let bits = |v: &[T]| bytemuck::cast_slice::<T, u8>(v).to_vec();
             match &first {
                 Some(f) => prop_assert!(bits(f) == bits(&c), "{threads} threads differ from one"),
@@ -97,7 +118,7 @@ impl Case {
                 inside[at] = true;
             }
         }
-        for (at, (x, s)) in c.iter().zip(&start).enumerate() {
+        for (at, (x, s)) in c.iter().zip(start).enumerate() {
             prop_assert!(inside[at] || bytemuck::bytes_of(x) == bytemuck::bytes_of(s), "{at} was touched");
         }
         Ok(())

@@ -15,6 +15,9 @@ pub enum Init {
     Constant(f32),
     /// Normal with the given deviation.
     Normal(f32),
+    /// Standard normal in rows of fan-out numbers, save for the given row, which is 0: a table of embeddings
+    /// with padding.
+    NormalSaveRow(usize),
     /// Normal with deviation √(2 / fan-in) (He et al., 2015), for ReLU.
     HeNormal,
     /// Normal with deviation √(2 / fan-out): He's rule for the backward pass, torchvision's for
@@ -40,12 +43,14 @@ impl Init {
         let uniform = |s: &mut Stream, bound: f64| ((s.f64() * 2.0 - 1.0) * bound) as f32;
         let he = (2.0 / fan_in).sqrt();
         let glorot = (2.0 / (fan_in + fan_out)).sqrt();
-        for x in out {
+        for (i, x) in out.iter_mut().enumerate() {
             *x = match self {
                 Init::Zeros => 0.0,
                 Init::Ones => 1.0,
                 Init::Constant(value) => value,
                 Init::Normal(deviation) => normal(stream, f64::from(deviation)),
+                Init::NormalSaveRow(row) if i / fan_out as usize == row => 0.0,
+                Init::NormalSaveRow(_) => normal(stream, 1.0),
                 Init::HeNormal => normal(stream, he),
                 Init::HeNormalOut => normal(stream, (2.0 / fan_out).sqrt()),
                 Init::HeUniform => uniform(stream, he * 3f64.sqrt()),

@@ -22,6 +22,7 @@ mod view;
 pub use device::Device;
 pub use error::{Error, Result};
 pub use op::{Exec, Meta, Narrow, Op, Plan, Saved, Spec};
+pub use ops::{Attention, Cell, Recurred, Recurrence};
 pub use ops::{BatchNorm, Fuse, PadMode, Pool, concat, fold, stack, top_k_errors};
 pub use phalanx_host::{DType, Element};
 pub use shape::{Layout, MAX_AXES, Shape};

@@ -101,6 +101,12 @@ fn indices_outside_their_axis_are_named_with_their_place() {
     is(x.index_select(1, &list(&[0, -1])).unwrap_err(), -1, 1, 3);
     let column = Tensor::from_slice(&[0i64, 3], [2, 1], &device()).unwrap();
     is(x.gather(1, &column).unwrap_err(), 3, 1, 3);
+    is(x.scatter_add(1, &column, &tensor(&[0.0; 2], [2, 1])).unwrap_err(), 3, 1, 3);
+    is(x.index_add(0, &list(&[1, 1, -2]), &tensor(&[0.0; 9], [3, 3])).unwrap_err(), -2, 2, 2);
+    is(x.embedding(&column, None).unwrap_err(), 3, 1, 2);
+    is(list(&[0, 5, 6]).one_hot(5, DType::F32).unwrap_err(), 5, 1, 5);
+    let any = list(&[7, 8, 9]).index_select(0, &list(&[2, 0])).unwrap();
+    assert_eq!(any.to_vec::<i64>().unwrap(), [9, 7], "any element type can be picked from");
     let weights = tensor(&[1.0, 0.0], [2]);
     is(x.cross_entropy(&list(&[0, 3]), Some(&weights)).unwrap_err(), 3, 1, 3);
     is(top_k_errors(&x, &list(&[-7, 0]), &[1]).unwrap_err(), -7, 0, 3);

@@ -10,23 +10,19 @@ mod dot;
 mod engine;
 mod mat;
 mod pack;
+mod packed;
 mod tile;
 
 pub(crate) use dot::Dot;
 pub(crate) use engine::{Engine, Scratch, Shared, part, run};
 pub use mat::{Mat, MatMut};
 pub(crate) use pack::Pack;
+use packed::{Cut, Panels, Strips, fill};
+pub use packed::{Packed, gemm_packed};
 pub(crate) use tile::{Bias, Depth, Tile, Walk};
 
 use crate::simd::Real;
 use crate::{Cpu, Error, Result};
-
-/// Depth of a block: C is loaded and stored once a block.
-const BLOCK_DEPTH: usize = 1024;
-/// Bytes of B that are packed at a time: a quarter of a 2 MB second-level cache.
-const BLOCK_BYTES: usize = 1 << 19;
-/// Row strips that a task takes at most; enough to be worth a hand-over, few enough to balance.
-const STRIPS: usize = 4;
 
 /// C = A·B, or C += A·B where `accumulate` is set; A is m x k, B is k x n, C is m x n.
 ///
@@ -148,97 +144,20 @@ fn product<T: Real>(
     bias: impl Fn(usize, usize) -> Bias<T> + Sync,
     accumulate: bool,
 ) -> Result<()> {
-    let (m, k, n) = (a.rows, a.cols, b.cols);
-    let depths = k.div_ceil(BLOCK_DEPTH);
-    let depth = k.div_ceil(depths);
-    let strips = m.div_ceil(e.rows);
-    let panels = n.div_ceil(e.cols);
-    let block = panels.div_ceil((panels * e.cols * depth * size_of::<T>()).div_ceil(BLOCK_BYTES));
+    let cut = Cut::new(e, b.rows, b.cols);
     // Packing costs a pass over the operand; panels of a B with contiguous rows pay that back only
-    // when enough strips of A read them, and strips of A when enough panels of B pass by.
-    let pack_b = b.col_stride != 1 || strips > 2;
-    let pack_a = (a.row_stride != 1 && a.col_stride != 1) || block > 4 || (block > 1 && far(&a));
-    let tasks = strips.div_ceil(STRIPS);
-    let mut packed = cpu.pool.alloc(if pack_b { block * e.cols * depth * size_of::<T>() } else { 0 })?;
-    let scratch = Scratch::new::<T>(cpu, tasks, if pack_a { e.rows * depth } else { 0 })?;
-    let (c_row, c_col) = (c.row_stride, c.col_stride);
-    let c = Shared::new(c.data);
-
-    for first in (0..panels).step_by(block) {
-        let count = block.min(panels - first);
-        let columns = |panel: usize| {
-            let at = panel * e.cols;
-            at..(at + e.cols).min(n)
+    // when enough strips of A read them.
+    let pack = b.col_stride != 1 || a.rows.div_ceil(e.rows) > 2;
+    let mut packed = cpu.pool.alloc(if pack { cut.largest() * size_of::<T>() } else { 0 })?;
+    let strips = Strips::new(cpu, e, &cut, a, c)?;
+    for p in cut.parts() {
+        let panels = if pack {
+            fill(cpu, e, &cut, p, b, a.rows, packed.as_mut_slice());
+            Panels::Packed(packed.as_slice())
+        } else {
+            Panels::Plain(b)
         };
-        // A last panel of few columns is one vector wide.
-        let width = |panel: usize| columns(panel).len().next_multiple_of(e.lanes);
-        for level in 0..depths {
-            let steps = part(k, depths, level);
-            let work = m * steps.len() * count * e.cols;
-            let panel_len = e.cols * steps.len();
-            if pack_b {
-                let out = Shared::new(packed.as_mut_slice::<T>());
-                run(cpu, count, work, |i| {
-                    let cols = columns(first + i);
-                    e.pack(Pack {
-                        src: b.data[steps.start * b.row_stride + cols.start * b.col_stride..].as_ptr(),
-                        src_step: b.row_stride,
-                        src_lane: b.col_stride,
-                        steps: steps.len(),
-                        lanes: cols.len(),
-                        dst: out.at(i * panel_len),
-                        width: width(first + i),
-                    });
-                });
-            }
-            let packed = packed.as_slice::<T>();
-            run(cpu, tasks, work, |task| {
-                scratch.with(|strip: &mut [T]| {
-                    for s in task * STRIPS..(task * STRIPS + STRIPS).min(strips) {
-                        let rows = part(m, strips, s);
-                        let from = a.data[rows.start * a.row_stride + steps.start * a.col_stride..].as_ptr();
-                        let (from, a_row, a_step) = if pack_a {
-                            e.pack(Pack {
-                                src: from,
-                                src_step: a.col_stride,
-                                src_lane: a.row_stride,
-                                steps: steps.len(),
-                                lanes: rows.len(),
-                                dst: strip.as_mut_ptr(),
-                                width: rows.len(),
-                            });
-                            (strip.as_ptr(), 1, rows.len())
-                        } else {
-                            (from, a.row_stride, a.col_stride)
-                        };
-                        for i in 0..count {
-                            let cols = columns(first + i);
-                            let (b, b_step) = if pack_b {
-                                (packed[i * panel_len..].as_ptr(), width(first + i))
-                            } else {
-                                (b.data[steps.start * b.row_stride + cols.start..].as_ptr(), b.row_stride)
-                            };
-                            e.tile(Tile {
-                                rows: rows.len(),
-                                cols: cols.len(),
-                                depth: Depth { steps: steps.len(), segments: 1, groups: 1 },
-                                a: from,
-                                a_row,
-                                a_walk: Walk { step: a_step, ..Walk::default() },
-                                b,
-                                b_walk: Walk { step: b_step, ..Walk::default() },
-                                b_whole: pack_b,
-                                c: c.at(rows.start * c_row + cols.start * c_col),
-                                c_row,
-                                c_col,
-                                bias: if level == 0 { bias(cols.start, rows.start) } else { Bias::None },
-                                add: accumulate || level > 0,
-                            });
-                        }
-                    }
-                });
-            });
-        }
+        strips.times(cpu, e, &cut, p, panels, &bias, accumulate);
     }
     Ok(())
 }

@@ -1,18 +1,24 @@
 //! Layers: parameters by id, computation by ops. A layer holds no values; [`Forward`] hands them out.
 
+mod attention;
 mod conv;
+mod embedding;
 mod linear;
 mod norm;
 mod pool;
+mod recurrent;
 mod simple;
 
 use std::fmt::Debug;
 
+pub use attention::{MultiheadAttention, Sight};
 pub use conv::Conv2d;
+pub use embedding::Embedding;
 pub use linear::Linear;
 pub use norm::{BatchNorm, NormOptions};
 use phalanx_tensor::{Shape, Tensor};
 pub use pool::{AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool, LocalResponseNorm, MaxPool2d, Pair};
+pub use recurrent::{Recurrent, RecurrentCell, RecurrentConfig};
 pub use simple::{Activation, Dropout, Flatten};
 
 use crate::{Error, Forward, Result};

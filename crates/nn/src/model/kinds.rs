@@ -69,6 +69,7 @@ fn values(of: &str) -> String {
         "bool" => "true or false",
         "String" => "a text",
         "Pair" => "a whole number, or [height, width]",
+        "RecurrentCell" => "rnn, rnn-relu, lstm or gru",
         other => return other.to_lowercase(),
     };
     known.to_owned()

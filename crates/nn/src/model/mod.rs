@@ -13,7 +13,7 @@ use self::kinds::described;
 pub use self::kinds::{LayerKind, LayerListing, LayerOption};
 use self::stack::Stack;
 pub use self::summary::{LayerSummary, Listed, Listing, Memory, Summary, list, summarise};
-use crate::layer::{Activation, Layer, NormOptions, Pair};
+use crate::layer::{Activation, Layer, NormOptions, Pair, RecurrentCell};
 use crate::{Builder, Error, Init, Result};
 
 /// The `[model]` table: a name with its options, or rows of layers.
@@ -166,6 +166,38 @@ pub enum Row {
         /// Added before the power is taken.
         #[serde(default = "lrn_k")]
         k: f64,
+    },
+    /// A recurrent network over a sequence, or over an image row by row.
+    Recurrent {
+        /// The function of a step.
+        cell: RecurrentCell,
+        /// The size of the hidden state, in each direction.
+        hidden: usize,
+        /// Layers on top of each other.
+        #[serde(default = "one")]
+        layers: usize,
+        /// Whether a second set of weights goes through the sequence from its end.
+        #[serde(default)]
+        bidirectional: bool,
+        /// The probability of dropping between layers, in training.
+        #[serde(default)]
+        dropout: f64,
+        /// Whether there are biases.
+        #[serde(default = "yes")]
+        bias: bool,
+        /// Whether it gives the last hidden state alone, a vector, instead of all of them.
+        #[serde(default)]
+        last: bool,
+    },
+    /// Vectors looked up in a table by the sample's numbers.
+    Embedding {
+        /// Rows of the table: indices are smaller.
+        count: usize,
+        /// Numbers of a row.
+        size: usize,
+        /// A row that begins at 0 and stays there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        padding: Option<usize>,
     },
 }
 }
@@ -371,6 +403,13 @@ mod tests {
             ("layers = [{ type = \"flatten\" }, { type = \"adaptive-avg-pool\", out = 1 }]", "takes images"),
             ("layers = [{ type = \"lrn\", size = 0 }]", "size must be at least 1"),
             ("layers = [{ type = \"dropout\", p = 1.5 }]", "probability"),
+            ("layers = [{ type = \"recurrent\", cell = \"lstm\", hidden = 0 }]", "none may be 0"),
+            (
+                "layers = [{ type = \"flatten\" }, { type = \"recurrent\", cell = \"gru\", hidden = 3 }]",
+                "layers.1 (gru) cannot take [64]",
+            ),
+            ("layers = [{ type = \"recurrent\", cell = \"rnn\", hidden = 3, dropout = 2.0 }]", "probability"),
+            ("layers = [{ type = \"embedding\", count = 4, size = 2, padding = 4 }]", "no row 4"),
             ("layers = [{ type = \"flatten\" }, { type = \"linear\", out = 3 }]", "10 classes"),
         ] {
             let e = built(text, [8, 8, 1]).unwrap_err();

@@ -3,8 +3,8 @@ use phalanx_tensor::{Pool, Shape};
 use super::joint::{Auxiliary, Branches, NormRelu, Residual, Sum};
 use super::{Row, norm_options, windows};
 use crate::layer::{
-    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Flatten, GlobalAvgPool, Layer,
-    Linear, LocalResponseNorm, MaxPool2d, NormOptions, Sequential,
+    Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm, Conv2d, Dropout, Embedding, Flatten, GlobalAvgPool,
+    Layer, Linear, LocalResponseNorm, MaxPool2d, NormOptions, Recurrent, RecurrentConfig, Sequential,
 };
 use crate::{Builder, Error, Init, Result};
 
@@ -348,6 +348,15 @@ impl<'a> Stack<'a> {
             }
             Row::Lrn { size, alpha, beta, k } => {
                 let made = LocalResponseNorm::build(b, input, size, [alpha, beta, k])?;
+                self.push(made);
+            }
+            Row::Recurrent { cell, hidden, layers, bidirectional, dropout, bias, last } => {
+                let config = RecurrentConfig { hidden, layers, bidirectional, dropout, bias, last };
+                let made = Recurrent::build(b, input, cell.into(), config)?;
+                self.push(made);
+            }
+            Row::Embedding { count, size, padding } => {
+                let made = Embedding::build(b, input, [count, size], padding)?;
                 self.push(made);
             }
         }

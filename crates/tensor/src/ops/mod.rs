@@ -1,6 +1,7 @@
 //! The op table: one folder a family, each with its shape rules and gradients (`mod.rs`), its CPU
 //! kernels (`cpu.rs`) and, on machines that have one, its CUDA kernels.
 
+mod attention;
 mod boxes;
 mod cast;
 mod columns;
@@ -13,17 +14,21 @@ mod matmul;
 mod moves;
 mod norm;
 mod pool;
+mod recurrent;
 pub mod reduce;
 mod response;
 pub mod shape;
+mod tasks;
 mod walk;
 
+pub use attention::Attention;
 pub(crate) use elementwise::{broadcast, stretch};
 pub use index::{concat, stack};
 pub use loss::top_k_errors;
 pub use moves::{PadMode, fold};
 pub use norm::{BatchNorm, Fuse};
 pub use pool::Pool;
+pub use recurrent::{Cell, Recurred, Recurrence};
 
 /// Runs `$body` with the type alias `$t` for the compute type that `$dtype` names; other types are an
 /// error of operand 0 of `$op`.

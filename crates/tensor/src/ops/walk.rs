@@ -52,6 +52,16 @@ impl<const N: usize> Walk<N> {
         self.sizes[..self.sizes.len() - 1].iter().product()
     }
 
+    /// All places, in row-major order.
+    pub(crate) fn places(&self) -> Vec<[usize; N]> {
+        let (n, steps) = (self.inner(), self.steps());
+        let mut places = Vec::with_capacity(self.runs() * n);
+        self.for_runs(0, self.runs(), |_, at| {
+            places.extend((0..n).map(|i| std::array::from_fn(|k| at[k] + i * steps[k])));
+        });
+        places
+    }
+
     /// Calls `run(i, starts)` for runs `from..to`, where `starts` are the operands' first elements.
     pub(crate) fn for_runs(&self, from: usize, to: usize, mut run: impl FnMut(usize, [usize; N])) {
         let outer = self.sizes.len() - 1;

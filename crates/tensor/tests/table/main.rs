@@ -53,6 +53,9 @@ fn values_and_gradients_are_those_of_the_reference() {
                     close(&row.title(), &doubles(y), want, 1e-11);
                 }
                 assert_eq!(y.len(), outputs.len(), "{}", row.title());
+                if !row.smooth {
+                    continue;
+                }
                 let got = gradients(&objective(&y[0]), &x);
                 for (k, (got, want)) in got.iter().zip(wanted).enumerate() {
                     let what = format!("{}: gradient {k}", row.title());
@@ -95,7 +98,7 @@ fn compare(what: &str, slopes: &[(usize, f64)], gradient: &[f64], tolerance: f64
 #[test]
 fn gradients_are_the_slopes_of_values() {
     let device = plain();
-    for row in table().into_iter().filter(|r| r.smooth) {
+    for row in table().into_iter().filter(|r| r.smooth && r.slopes) {
         let arrays = row.arrays();
         let x = row.tensors(&arrays, DType::F64, &device);
         let got = gradients(&objective(&run(&row, &x)[0]), &x);

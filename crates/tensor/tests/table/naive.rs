@@ -23,7 +23,7 @@ pub(crate) fn build(shape: &[usize], mut f: impl FnMut(&[usize]) -> f64) -> Arra
     Array::new(shape, |i| f(&places(shape, i)))
 }
 
-fn stretched(a: &[usize], b: &[usize]) -> Vec<usize> {
+pub(crate) fn stretched(a: &[usize], b: &[usize]) -> Vec<usize> {
     let n = a.len().max(b.len());
     let get = |s: &[usize], i: usize| if i + s.len() >= n { s[i + s.len() - n] } else { 1 };
     (0..n).map(|i| if get(a, i) == 1 { get(b, i) } else { get(a, i) }).collect()

@@ -128,6 +128,8 @@ pub(crate) struct Row {
     pub(crate) any_type: bool,
     /// Whether the output has a gradient.
     pub(crate) smooth: bool,
+    /// Whether the gradient is the slope of the values: not where an op holds a part of it back.
+    pub(crate) slopes: bool,
     pub(crate) bad: Vec<Bad>,
 }
 
@@ -146,6 +148,7 @@ pub(crate) fn row(
         second: false,
         any_type: false,
         smooth: true,
+        slopes: true,
         bad: vec![],
     }
 }
@@ -165,6 +168,10 @@ impl Row {
     }
     pub(crate) fn no_gradient(mut self) -> Self {
         self.smooth = false;
+        self
+    }
+    pub(crate) fn no_slopes(mut self) -> Self {
+        self.slopes = false;
         self
     }
     /// Operands (of single precision) that must be refused.

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use phalanx_comm::Communicator;
 use phalanx_host::rng::Key;
 use phalanx_host::{Arena, Cpu, Isa};
-use phalanx_nn::{Builder, Forward, Init, Norms, OptimizerConfig, ParamId, Params, Stored};
-use phalanx_tensor::{DType, Device, LeafId, LeafMemory, LeafSink, Tensor};
+use phalanx_nn::{
+    Builder, Forward, Init, Norms, OptimizerConfig, ParamId, Params, Recurrent, RecurrentConfig, Stored,
+};
+use phalanx_tensor::{Cell, Device, LeafId, LeafMemory, LeafSink, Recurrence, Tensor};
 use phalanx_train::task::{Batch, Loss, Phase, PhaseId, ShardCx, Task};
 use phalanx_train::{Result, setup};
 
@@ -19,46 +21,25 @@ const HIDDEN: usize = 8;
 /// Learns the mean of sequences of different lengths.
 #[derive(Debug)]
 struct Lstm {
-    input: ParamId,
-    recurrent: ParamId,
-    bias: ParamId,
+    recurrent: Recurrent,
     out: ParamId,
     phases: [Phase; 1],
 }
 
 impl Lstm {
-    /// Registers the weights: gates input, forget, cell, output below each other.
-    fn build(b: &mut Builder) -> Self {
-        let mut param = |name: &str, shape: [usize; 2], fan: usize| {
-            b.param(name, shape, Stored::Plain, true, Init::Uniform, [fan, fan])
-        };
-        let input = param("weight_ih", [4 * HIDDEN, 1], HIDDEN);
-        let recurrent = param("weight_hh", [4 * HIDDEN, HIDDEN], HIDDEN);
-        let out = param("out.weight", [1, HIDDEN], HIDDEN);
-        let bias = b.param("bias", [4 * HIDDEN], Stored::Plain, false, Init::Zeros, [1, 1]);
+    fn build(b: &mut Builder) -> Result<Self> {
+        let config = RecurrentConfig::new(HIDDEN);
+        let (recurrent, _) = Recurrent::build(b, [STEPS, 1].into(), Cell::Lstm, config)?;
+        let out = b.param("out.weight", [1, HIDDEN], Stored::Plain, true, Init::Uniform, [HIDDEN, 1]);
         let optimizer = OptimizerConfig::adam(0.02);
         let phases = [Phase { name: "train".into(), params: 0..b.next_param(), optimizer }];
-        Lstm { input, recurrent, bias, out, phases }
+        Ok(Lstm { recurrent, out, phases })
     }
 
-    /// Predictions [N, 1] for sequences `x` [N, T], of which `inside` [N, T] is 1 within the length.
-    fn forward(&self, cx: &Forward, x: &Tensor, inside: &Tensor) -> Result<Tensor> {
-        let n = x.shape()[0];
-        let [wi, wr, bias] = [self.input, self.recurrent, self.bias].map(|p| cx.param(p));
-        let mut h = Tensor::zeros(DType::F32, [n, HIDDEN], cx.device())?;
-        let mut c = h.clone();
-        for t in 0..STEPS {
-            let gates = x.slice(1, t, 1)?.linear(&wi, Some(&bias))?.add(&h.linear(&wr, None)?)?;
-            let gate = |k: usize| gates.slice(1, k * HIDDEN, HIDDEN);
-            let kept = gate(1)?.sigmoid()?.mul(&c)?;
-            let next_c = kept.add(&gate(0)?.sigmoid()?.mul(&gate(2)?.tanh()?)?)?;
-            let next_h = gate(3)?.sigmoid()?.mul(&next_c.tanh()?)?;
-            // Past its end a sequence keeps its state.
-            let on = inside.slice(1, t, 1)?;
-            c = c.add(&next_c.sub(&c)?.mul(&on)?)?;
-            h = h.add(&next_h.sub(&h)?.mul(&on)?)?;
-        }
-        Ok(h.linear(&cx.param(self.out), None)?)
+    /// Predictions [N, 1] for sequences `x` [N, T, 1] of the given lengths.
+    fn forward(&self, cx: &Forward, x: &Tensor, lengths: &Tensor) -> Result<Tensor> {
+        let ends = self.recurrent.run(cx, x, None, Some(lengths))?.states;
+        Ok(ends[0].slice(0, 0, 1)?.reshape(&[x.shape()[0], HIDDEN])?.linear(&cx.param(self.out), None)?)
     }
 }
 
@@ -70,7 +51,7 @@ impl Task for Lstm {
         &self.phases
     }
     fn loss(&self, _: PhaseId, batch: &Batch, cx: &ShardCx) -> Result<Loss> {
-        let y = self.forward(cx, batch.field("sequence")?, batch.field("inside")?)?;
+        let y = self.forward(cx, batch.field("sequence")?, batch.field("lengths")?)?;
         let weights = batch.weights_on(cx.device)?;
         let sum = y.mse(batch.field("target")?, weights.as_ref())?;
         Ok(Loss { sum, weight: batch.weight(), statistics: Vec::new() })
@@ -82,7 +63,7 @@ struct Sequences;
 impl Spike for Sequences {
     fn build(&self, comm: &Arc<dyn Communicator>) -> Result<(Box<dyn Task>, Params, Norms)> {
         let mut b = Builder::new();
-        let task = Lstm::build(&mut b);
+        let task = Lstm::build(&mut b)?;
         let (params, norms) = setup::parameters(b, 7, comm)?;
         Ok((Box::new(task), params, norms))
     }
@@ -90,18 +71,21 @@ impl Spike for Sequences {
     fn batch(&self, step: u64, shard: u32, device: &Device) -> Batch {
         let n = 4;
         let mut stream = Key::new(5).derive(step, u64::from(shard)).stream();
-        let (mut x, mut inside, mut y) = (vec![0.0f32; n * STEPS], vec![0.0f32; n * STEPS], Vec::new());
+        let (mut x, mut lengths, mut y) = (vec![0.0f32; n * STEPS], Vec::new(), Vec::new());
         for i in 0..n {
             let length = 5 + stream.below(STEPS as u64 - 5) as usize;
             let level = stream.f32() * 2.0 - 1.0;
-            for t in 0..length {
-                x[i * STEPS + t] = level;
-                inside[i * STEPS + t] = 1.0;
-            }
+            // What lies behind the end is not looked at.
+            x[i * STEPS..(i + 1) * STEPS].fill(9.0);
+            x[i * STEPS..i * STEPS + length].fill(level);
+            lengths.push(length as i64);
             y.push(level);
         }
-        let t = |v: &[f32], w: usize| Tensor::from_slice(v, [n, w], device).unwrap();
-        let fields = [("sequence", t(&x, STEPS)), ("inside", t(&inside, STEPS)), ("target", t(&y, 1))];
+        let fields = [
+            ("sequence", Tensor::from_slice(&x, [n, STEPS, 1], device).unwrap()),
+            ("lengths", Tensor::from_slice(&lengths, [n], device).unwrap()),
+            ("target", Tensor::from_slice(&y, [n, 1], device).unwrap()),
+        ];
         Batch { weights: Some(vec![1.0, 0.5, 2.0, 1.0]), ..Batch::of(fields) }
     }
 }
@@ -139,15 +123,52 @@ impl LeafSink for Count {
 fn a_recurrent_weight_is_used_at_every_step_and_ready_once() {
     let device = Device::cpu(Cpu::new(Isa::detect(), 1).unwrap());
     let mut b = Builder::new();
-    let task = Lstm::build(&mut b);
+    let task = Lstm::build(&mut b).unwrap();
     let (params, norms) = b.finish(&mut Arena::zeroed).unwrap();
     params.initialise(1).unwrap();
     let cx = Forward::new(&params, &norms, &device, true, 0..params.len() as u32, Key::new(1));
     let batch = Sequences.batch(0, 0, &device);
-    let y = task.forward(&cx, batch.field("sequence").unwrap(), batch.field("inside").unwrap()).unwrap();
+    let (x, lengths) = (batch.field("sequence").unwrap(), batch.field("lengths").unwrap());
+
+    // Step by step, as an environment would have it: every step is a use of the weights.
+    let weight = |name: &str| cx.param(params.find(name).unwrap());
+    let [weight_ih, weight_hh] = ["weight_ih_l0", "weight_hh_l0"].map(weight);
+    let [bias_ih, bias_hh] = ["bias_ih_l0", "bias_hh_l0"].map(weight);
+    let by = Recurrence {
+        cell: Cell::Lstm,
+        weight_ih: &weight_ih,
+        weight_hh: &weight_hh,
+        bias: Some([&bias_ih, &bias_hh]),
+        reverse: false,
+    };
+    let mut states: Option<Vec<Tensor>> = None;
+    let mut steps = Vec::new();
+    for t in 0..STEPS {
+        let x = x.slice(1, t, 1).unwrap().reshape(&[x.shape()[0], 1]).unwrap();
+        let next = x.recurrent_step(&by, states.as_deref()).unwrap();
+        steps.push(next[0].to_vec::<f32>().unwrap());
+        states = Some(next);
+    }
+    let last = states.unwrap().remove(0).linear(&cx.param(task.out), None).unwrap();
     let mut count = Count::default();
-    y.square().unwrap().sum_all().unwrap().backward(&mut count).unwrap();
-    let leaf = |p: ParamId| LeafId(u64::from(p.0));
-    assert!(count.uses[&leaf(task.recurrent)] >= STEPS);
-    assert!(params.ids().all(|p| count.ready[&leaf(p)] == 1));
+    last.square().unwrap().sum_all().unwrap().backward(&mut count).unwrap();
+    let leaf = |t: &Tensor| t.leaf_id().unwrap();
+    assert_eq!(count.uses[&leaf(&weight_hh)], STEPS);
+    assert!(params.ids().all(|p| count.ready[&leaf(&cx.param(p))] == 1));
+
+    // The fused sequence uses them once, and gives the same where the sequences still go on.
+    let y = task.recurrent.run(&cx, x, None, Some(lengths)).unwrap().outputs.to_vec::<f32>().unwrap();
+    for (n, length) in lengths.to_vec::<i64>().unwrap().into_iter().enumerate() {
+        for (t, step) in steps.iter().enumerate() {
+            let got = &y[(n * STEPS + t) * HIDDEN..][..HIDDEN];
+            match t < length as usize {
+                true => assert_eq!(got, &step[n * HIDDEN..][..HIDDEN], "sample {n}, step {t}"),
+                false => assert_eq!(got, [0.0; HIDDEN], "sample {n}, step {t}"),
+            }
+        }
+    }
+    let mut count = Count::default();
+    task.forward(&cx, x, lengths).unwrap().square().unwrap().sum_all().unwrap().backward(&mut count).unwrap();
+    assert!(params.ids().all(|p| count.uses[&leaf(&cx.param(p))] == 1));
+    assert!(params.ids().all(|p| count.ready[&leaf(&cx.param(p))] == 1));
 }

@@ -41,19 +41,37 @@ impl<E: Real> Kernel<E> for Drop<'_, E> {
     }
 }
 
+/// Words from this one on keep their element; none when all are dropped.
+fn threshold(p: f64) -> Option<u32> {
+    let from = (p * 4_294_967_296.0).round();
+    (from < 4_294_967_296.0).then_some(from as u32)
+}
+
 /// `y (+)= x · mask / (1 − p)`.
 pub(super) fn drop<E: Real>(cpu: &Cpu, p: f64, key: Key, x: &[E], y: &mut [E], accumulate: bool) {
-    let from = (p * 4_294_967_296.0).round();
-    if from >= 4_294_967_296.0 {
+    let Some(from) = threshold(p) else {
         if !accumulate {
             y.fill(E::ZERO);
         }
         return;
-    }
-    let (from, scale) = (from as u32, E::from_f64(1.0 / (1.0 - p)));
+    };
+    let scale = E::from_f64(1.0 / (1.0 - p));
     cpu.workers.chunks(y, PIECE, |i, y| {
         let x = &x[i * PIECE..i * PIECE + y.len()];
         let block = (i * PIECE / 4) as u64;
         E::dispatch(cpu.isa, Drop { key, block, from, scale, x, y, accumulate });
     });
+}
+
+/// `x ← x · mask / (1 − p)` for numbers that begin at element `start` of what the mask is for.
+pub(crate) fn drop_from<E: Real>(p: f64, key: Key, start: u64, x: &mut [E]) {
+    let Some(from) = threshold(p) else { return x.fill(E::ZERO) };
+    let scale = E::from_f64(1.0 / (1.0 - p));
+    let mut words = key.block(start / 4);
+    for (i, x) in (start..).zip(x) {
+        if i % 4 == 0 {
+            words = key.block(i / 4);
+        }
+        *x = if words[(i % 4) as usize] >= from { *x * scale } else { E::ZERO };
+    }
 }

@@ -3,6 +3,7 @@
 
 mod cpu;
 
+pub(crate) use cpu::drop_from;
 use phalanx_host::rng::Key;
 
 use crate::op::{Exec, Meta, Op, Plan, Saved};

@@ -18,7 +18,7 @@ pub(super) fn rows_a_task(k: usize) -> usize {
 
 /// The largest number of a row; not a number only when all are.
 #[inline(always)]
-fn largest<E: Math, V: Simd<E>>(x: &[E]) -> E {
+pub(crate) fn largest<E: Math, V: Simd<E>>(x: &[E]) -> E {
     let mut best = V::splat(E::NEG_INFINITY);
     let mut i = 0;
     while i + V::LANES <= x.len() {
@@ -34,7 +34,7 @@ fn largest<E: Math, V: Simd<E>>(x: &[E]) -> E {
 
 /// `y = e^(x − top)`, and the sum of `y`.
 #[inline(always)]
-fn exponentials<E: Math, V: Simd<E>>(x: &[E], top: E, y: &mut [E]) -> E {
+pub(crate) fn exponentials<E: Math, V: Simd<E>>(x: &[E], top: E, y: &mut [E]) -> E {
     let (top, mut sum) = (V::splat(top), V::splat(E::ZERO));
     let mut i = 0;
     while i + V::LANES <= x.len() {
@@ -54,7 +54,7 @@ fn exponentials<E: Math, V: Simd<E>>(x: &[E], top: E, y: &mut [E]) -> E {
 
 /// Applies `f` to the vectors of two rows: `y = f(x, y)`.
 #[inline(always)]
-fn update<E: Math, V: Simd<E>>(x: &[E], y: &mut [E], f: impl Fn(V, V) -> V) {
+pub(crate) fn update<E: Math, V: Simd<E>>(x: &[E], y: &mut [E], f: impl Fn(V, V) -> V) {
     let mut i = 0;
     while i < y.len() {
         let w = (y.len() - i).min(V::LANES);

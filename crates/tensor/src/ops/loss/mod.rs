@@ -1,7 +1,7 @@
 //! Softmax and losses. A loss is a sum over its samples, and the caller divides by the weight that all
 //! ranks have summed.
 
-mod cpu;
+pub(crate) mod cpu;
 mod cross_entropy;
 mod metric;
 mod mse;
@@ -87,6 +87,15 @@ impl Op for Softmax {
     }
 }
 
+/// Over an axis that is put last for the time of the op.
+fn over(op: Softmax, x: &Tensor, axis: usize) -> Result<Tensor> {
+    ops::want_axis(op.name(), x.shape(), axis)?;
+    let mut axes: Vec<usize> = (0..x.shape().len()).collect();
+    let last = axes.len() - 1;
+    axes.swap(axis, last);
+    apply_one(op, &[&x.permute(&axes)?])?.permute(&axes)
+}
+
 impl Tensor {
     /// e^x / Σ e^x over the last axis.
     pub fn softmax(&self) -> Result<Tensor> {
@@ -96,5 +105,15 @@ impl Tensor {
     /// x − log Σ e^x over the last axis, without overflow.
     pub fn log_softmax(&self) -> Result<Tensor> {
         apply_one(Softmax::Log, &[self])
+    }
+
+    /// As [`Tensor::softmax`], over `axis`.
+    pub fn softmax_over(&self, axis: usize) -> Result<Tensor> {
+        over(Softmax::Plain, self, axis)
+    }
+
+    /// As [`Tensor::log_softmax`], over `axis`.
+    pub fn log_softmax_over(&self, axis: usize) -> Result<Tensor> {
+        over(Softmax::Log, self, axis)
     }
 }

@@ -8,9 +8,11 @@ macro_rules! runs {
     }};
 }
 
+mod indexing;
 mod network;
 mod padding;
 mod pooling;
+mod sequences;
 
 use std::sync::Arc;
 
@@ -25,6 +27,7 @@ type Fill = fn(&str, &Value, &mut Row);
 
 /// The golden files and who reads them.
 const FAMILIES: &[(&str, Fill)] = &[
+    ("attention", sequences::fill),
     ("elementwise", basic),
     ("reduce", basic),
     ("matmul", basic),
@@ -33,9 +36,11 @@ const FAMILIES: &[(&str, Fill)] = &[
     ("batch_norm", basic),
     ("loss", basic),
     ("shape", basic),
+    ("indexing", indexing::fill),
     ("padding", padding::fill),
     ("pooling", pooling::fill),
     ("response", pooling::fill),
+    ("sequences", sequences::fill),
 ];
 
 fn cases(family: &str) -> Vec<Value> {
@@ -84,6 +89,7 @@ fn row_of(family: &str, case: &Value) -> Row {
         second: false,
         any_type: false,
         smooth: true,
+        slopes: true,
         bad: vec![],
     };
     let (_, fill) = FAMILIES.iter().find(|f| f.0 == family).unwrap();
@@ -162,14 +168,18 @@ fn basic(op: &str, p: &Value, row: &mut Row) {
             row.any_type = true;
         }
         "concat" => runs!(row, "concat", second: true, |x| concat(&x.iter().collect::<Vec<_>>(), axis)?),
-        "gather" => runs!(row, "index_select", second: true, |x| {
-            x[0].index_select(axis, &Tensor::from_slice(&index, [index.len()], x[0].device())?)?
-        }),
+        "gather" => {
+            runs!(row, "index_select", second: true, |x| {
+                x[0].index_select(axis, &Tensor::from_slice(&index, [index.len()], x[0].device())?)?
+            });
+            row.any_type = true;
+        }
         "gather_along" => {
             let shape: Vec<usize> = ints(&p["shape"]);
             runs!(row, "gather", second: true, |x| {
                 x[0].gather(axis, &Tensor::from_slice(&index, &shape[..], x[0].device())?)?
             });
+            row.any_type = true;
         }
         _ => {}
     }

@@ -1,7 +1,7 @@
 //! Softmax and losses.
 
 use crate::naive as n;
-use crate::row::{Row, frozen, indices, input, row};
+use crate::row::{Array, Row, frozen, indices, input, row};
 
 pub(super) fn all() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -23,6 +23,28 @@ pub(super) fn all() -> Vec<Row> {
                 .batch(if shape.len() > 1 { &[0] } else { &[] })
                 .second(),
         );
+    }
+    for (shape, axis) in [(&[3usize, 4, 5][..], 1usize), (&[6, 3], 0), (&[2, 3, 4], 2), (&[4, 1, 3], 0)] {
+        let turned = move |x: &Array, f: &dyn Fn(&Array) -> Array| {
+            let mut axes: Vec<usize> = (0..shape.len()).collect();
+            axes.swap(axis, shape.len() - 1);
+            n::permute(&f(&n::permute(x, &axes)), &axes)
+        };
+        let inputs = || vec![input(shape)];
+        let plain = row(
+            "softmax",
+            inputs(),
+            move |x| x[0].softmax_over(axis),
+            move |x| turned(&x[0], &|x| n::map(&n::log_softmax(x), f64::exp)),
+        );
+        let log = row(
+            "log_softmax",
+            inputs(),
+            move |x| x[0].log_softmax_over(axis),
+            move |x| turned(&x[0], &n::log_softmax),
+        );
+        let batch: &[usize] = if axis > 0 { &[0] } else { &[] };
+        rows.extend([plain, log].map(|row| row.refuses(&[&[]]).batch(batch).second()));
     }
     for (samples, classes) in [(1usize, 1usize), (3, 5), (128, 10), (40, 1000), (3000, 17)] {
         let labels: Vec<i64> = (0..samples).map(|i| ((7 * i + 2) % classes) as i64).collect();

@@ -1,5 +1,6 @@
 //! The table: rows with a naive reference, a file a family. PyTorch's golden cases are added to them.
 
+mod attention;
 mod elementwise;
 mod images;
 mod index;
@@ -8,6 +9,7 @@ mod matmul;
 mod moves;
 mod norm;
 mod pool;
+mod recurrent;
 mod reduce;
 mod shape;
 
@@ -15,6 +17,7 @@ use crate::row::Row;
 
 pub(crate) fn all() -> Vec<Row> {
     [
+        attention::all(),
         elementwise::all(),
         images::all(),
         index::all(),
@@ -23,6 +26,7 @@ pub(crate) fn all() -> Vec<Row> {
         moves::all(),
         norm::all(),
         pool::all(),
+        recurrent::all(),
         reduce::all(),
         shape::all(),
     ]
