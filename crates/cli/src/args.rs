@@ -29,6 +29,12 @@ pub(crate) enum Command {
     Train(Train),
     /// Evaluate a checkpoint on the configured evaluation set
     Evaluate(Evaluate),
+    /// Tell the classes of image files (JPEG, PNG)
+    ///
+    /// --json prints a line for each image, in their order: [{class, name, logit, probability}, …],
+    /// best first; or {image, error} for one that cannot be told. The exit code is then 3.
+    #[command(verbatim_doc_comment)]
+    Predict(Predict),
     /// Start a command's ranks: as threads, by mpirun or by Slurm
     ///
     /// INT, TERM, HUP, USR1 and USR2 reach the ranks as USR1, so that they stop with a checkpoint.
@@ -148,10 +154,64 @@ pub(crate) struct Evaluate {
     /// Where to compute
     #[arg(long, value_enum, default_value = "auto")]
     pub device: DeviceName,
+    /// Views of an image whose shares are averaged: 1, or 10 (corners and middle, and mirrored)
+    #[arg(long, value_name = "1|10", default_value_t = 1)]
+    pub crops: usize,
+    /// The side of a crop [default: the whole image, or for ten crops the model's size]
+    #[arg(long, value_name = "N")]
+    pub crop: Option<usize>,
+    /// Resize the shorter side to each of these, as 224,256, and average over them
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    pub scales: Vec<usize>,
     /// Change a value of the configuration
     #[arg(long = "set", value_name = "TABLE.KEY=VALUE")]
     pub settings: Vec<String>,
     /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum TransformName {
+    /// The shorter side to 256, the middle 224x224 cut out, normalised
+    Imagenet,
+    /// Normalised; the image has the model's size
+    None,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Predict {
+    /// Image files
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<PathBuf>,
+    /// Weights: a checkpoint or run directory, or a file (safetensors, or .pth of PyTorch)
+    #[arg(long, value_name = "DIR|FILE")]
+    pub checkpoint: PathBuf,
+    /// The model's name; a checkpoint of ours tells it
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Set an option of the named model, as --set batch_norm=true; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// A file with the name of a class in each line
+    #[arg(long, value_name = "FILE")]
+    pub labels: Option<PathBuf>,
+    /// How images become samples [default: imagenet for models of 224x224x3, else none]
+    #[arg(long, value_enum)]
+    pub transform: Option<TransformName>,
+    /// Height, width and channels of a sample [default: the run's, or the model's usual ones]
+    #[arg(long, value_name = "HxWxC", value_parser = sizes)]
+    pub input: Option<[usize; 3]>,
+    /// Classes to tell of each image
+    #[arg(long, value_name = "K", default_value_t = 5)]
+    pub top: usize,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: DeviceName,
+    /// Compute threads [default: one for each core]
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Print JSON, a line an image
     #[arg(long)]
     pub json: bool,
 }

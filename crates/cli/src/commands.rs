@@ -7,15 +7,17 @@ use clap::Parser;
 use phalanx_launch::{Facts, Line, On};
 use phalanx_train::config::Config;
 use phalanx_train::faults::Faults;
+use phalanx_train::predict::{PredictRequest, Predictor, Preparation};
 use phalanx_train::report::Style;
 use phalanx_train::run::{TrainRequest, train_or};
 #[cfg(feature = "mpi")]
 use phalanx_train::rundir::keep_failure;
+use phalanx_train::task::Views;
 use phalanx_train::{bench, evaluate, ledger};
 
 use crate::args::{
     Args, Bench, BenchCommon, BenchMode, BenchStep, Command, ConfigCommand, Data, Evaluate, Launch,
-    LedgerCommand, ModelCommand, OnName, Train, WorldArgs,
+    LedgerCommand, ModelCommand, OnName, Predict, Train, TransformName, WorldArgs,
 };
 use crate::world::{self, World};
 
@@ -39,6 +41,7 @@ pub(crate) fn run(args: Args) -> Result<u8> {
     match args.command {
         Command::Train(args) => run_train(args),
         Command::Evaluate(args) => run_evaluate(&args),
+        Command::Predict(args) => run_predict(&args),
         Command::Launch(args) => run_launch(args),
         Command::Data(Data::Fetch { name, dir, from }) => {
             let report = phalanx_data::fetch(&name, &dir, from.as_deref())?;
@@ -145,16 +148,17 @@ fn run_train(args: Train) -> Result<u8> {
 fn run_evaluate(args: &Evaluate) -> Result<u8> {
     let device = args.device.name();
     let config = Config::load(&args.config, &args.settings);
+    let views = Views { scales: args.scales.clone(), crops: args.crops, crop: args.crop };
     let eval = match world::find(&args.world, 1)? {
         World::Threads(ranks) => {
-            Some(evaluate::evaluate_checkpoint(&config?, &args.checkpoint, ranks, device)?)
+            Some(evaluate::evaluate_checkpoint(&config?, &args.checkpoint, &views, ranks, device)?)
         }
         #[cfg(feature = "mpi")]
         World::Mpi(place) => {
             let known = config.as_ref().ok().cloned();
             world::run(&place, known.as_ref(), &say, |comm| {
                 let speaks = comm.rank() == 0;
-                let eval = evaluate::evaluate_rank(&config?, &args.checkpoint, device, comm)?;
+                let eval = evaluate::evaluate_rank(&config?, &args.checkpoint, &views, device, comm)?;
                 Ok(speaks.then_some(eval))
             })?
         }
@@ -172,6 +176,44 @@ fn run_evaluate(args: &Evaluate) -> Result<u8> {
         eval.of_what()
     ));
     Ok(0)
+}
+
+fn run_predict(args: &Predict) -> Result<u8> {
+    let predictor = Predictor::new(&PredictRequest {
+        model: args.model.clone(),
+        settings: args.settings.clone(),
+        checkpoint: args.checkpoint.clone(),
+        labels: args.labels.clone(),
+        transform: args.transform.map(|name| match name {
+            TransformName::Imagenet => Preparation::Imagenet,
+            TransformName::None => Preparation::None,
+        }),
+        input: args.input,
+        top: args.top,
+        device: args.device.name().to_owned(),
+        threads: args.threads,
+    })?;
+    let mut code = 0;
+    predictor.run(&args.images, |image, outcome| {
+        let json = |value: serde_json::Value| print(&value.to_string());
+        match outcome {
+            Ok(best) if args.json => json(serde_json::json!(best)),
+            Ok(best) => {
+                print(&image.display().to_string());
+                for c in best {
+                    print(&format!("  {:6.2} %  {} ({})", c.probability * 100.0, c.name, c.class));
+                }
+            }
+            Err(e) => {
+                if args.json {
+                    json(serde_json::json!({ "image": image, "error": e.to_string() }));
+                }
+                crate::report(&e.to_string());
+                code = e.exit_code();
+            }
+        }
+    })?;
+    Ok(code)
 }
 
 /// Where a command takes its ranks from; None for one that has none.

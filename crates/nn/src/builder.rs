@@ -121,6 +121,11 @@ impl Builder {
         ours.for_each(|s| s.init = init);
     }
 
+    /// The parameters registered so far, in order.
+    pub fn specs(&self) -> &[ParamSpec] {
+        &self.specs
+    }
+
     /// The layers, in order.
     pub fn description(&self) -> &[Described] {
         &self.described

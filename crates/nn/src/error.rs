@@ -21,6 +21,16 @@ pub enum Error {
         /// The rule that was broken.
         why: String,
     },
+    /// An op that failed in a layer of a model.
+    #[error("layer {path}, given {input}: {cause}")]
+    At {
+        /// The layer's path in the model.
+        path: String,
+        /// The shape of the batch that reached it.
+        input: Shape,
+        /// What the op says: its name, the shapes and the rule.
+        cause: Box<Error>,
+    },
     /// Stored values that are not this parameter's.
     #[error("{name} has shape {want}, but {got} was given: the values are of another model")]
     Mismatch {
@@ -67,8 +77,20 @@ impl Error {
         Error::Config { table: table.into(), problem: problem.into() }
     }
 
+    /// The same error with the path of the innermost layer that has one.
+    pub(crate) fn at(self, path: &str, input: Shape) -> Self {
+        match self {
+            e @ Error::At { .. } => e,
+            e if path.is_empty() => e,
+            e => Error::At { path: path.to_owned(), input, cause: Box::new(e) },
+        }
+    }
+
     /// Whether the user's configuration or files are at fault, not the program or the machine.
     pub fn is_usage(&self) -> bool {
+        if let Error::At { cause, .. } = self {
+            return cause.is_usage();
+        }
         !matches!(
             self,
             Error::Tensor(_) | Error::Host(_) | Error::Duplicate { .. } | Error::Statistics { .. }

@@ -47,6 +47,17 @@ pub struct ParamSpec {
     pub fans: [usize; 2],
 }
 
+impl ParamSpec {
+    /// The shape in which a checkpoint stores the parameter, and anything laid out like it.
+    pub fn stored_shape(&self) -> Shape {
+        match (self.stored, &self.shape[..]) {
+            (Stored::Conv, &[o, ref kernel @ .., i]) => Shape::new(&[&[o, i], kernel].concat()),
+            (Stored::Sample, [rest @ .., c]) => Shape::new(&[&[*c], rest].concat()),
+            _ => self.shape,
+        }
+    }
+}
+
 /// Separates the initialisation's random streams from other uses of the seed.
 const STREAM: u64 = 0x1a17;
 
@@ -157,14 +168,9 @@ impl Params {
         Ok(self.arena.write(self.bytes(id))?)
     }
 
-    /// The shape in which a checkpoint stores the parameter, and anything laid out like it.
+    /// [`ParamSpec::stored_shape`] of a parameter.
     pub fn stored_shape(&self, id: ParamId) -> Shape {
-        let spec = self.spec(id);
-        match (spec.stored, &spec.shape[..]) {
-            (Stored::Conv, &[o, ref kernel @ .., i]) => Shape::new(&[&[o, i], kernel].concat()),
-            (Stored::Sample, [rest @ .., c]) => Shape::new(&[&[*c], rest].concat()),
-            _ => spec.shape,
-        }
+        self.spec(id).stored_shape()
     }
 
     /// Values in our layout, as a checkpoint stores them.

@@ -223,3 +223,24 @@ fn convolutions_over_any_number_of_axes_give_the_shapes_that_they_say() {
         assert!(loss.gradients().is_ok() && loss.item().unwrap() > 0.0);
     }
 }
+
+#[test]
+fn a_batch_of_another_shape_names_the_layer_the_op_and_the_shapes() {
+    let rows =
+        "layers = [{ type = \"conv\", out = 2, kernel = 3 }, { type = \"relu\" }, { type = \"flatten\" },
+        { type = \"linear\" }]";
+    let net = Net::new(rows, [5, 5, 3], 4);
+    let say = |shape: &[usize]| {
+        let e = net.layer.forward(&net.cx(false, 0..0, 0), &net.input(shape, 1)).unwrap_err();
+        assert!(!e.is_usage());
+        e.to_string()
+    };
+    let e = say(&[2, 5, 5, 4]);
+    assert!(e.starts_with("layer layers.0, given [2,5,5,4]: conv2d") && e.contains("[2,3,3,3]"), "{e}");
+    let e = say(&[2, 6, 5, 3]);
+    assert!(e.starts_with("layer layers.3, given [2,24]: linear") && e.contains("[4,18]"), "{e}");
+    // Inside a block of a named model.
+    let net = Net::new("name = \"resnet20\"", [32, 32, 3], 4);
+    let e = net.layer.forward(&net.cx(false, 0..0, 0), &net.input(&[1, 32, 32, 1], 1)).unwrap_err();
+    assert!(e.to_string().starts_with("layer conv1, given [1,32,32,1]"), "{e}");
+}

@@ -21,7 +21,7 @@ use phalanx_host::{Arena, Cpu, Isa};
 use phalanx_nn::{Builder, Forward, Layer, ModelConfig, NormValues, Norms, OptimizerConfig, Params, build};
 use phalanx_tensor::{Device, LeafId, Tensor};
 use phalanx_train::faults::Faults;
-use phalanx_train::task::{Array, Arrays, Batch, Classification};
+use phalanx_train::task::{Array, Arrays, Batch, Classification, Criterion, LossConfig};
 use phalanx_train::{Clip, Engine, EngineOptions, Result, Snapshot};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
@@ -91,7 +91,8 @@ impl Case {
     /// An engine of one rank and one shard that begins with the case's weights.
     fn engine(&self, comm: &Arc<dyn Communicator>, optimizer: &OptimizerConfig) -> Result<Engine> {
         let (layers, params, norms) = self.build();
-        let task = Classification::new(layers, &params, optimizer.clone(), "image", "label");
+        let criterion = Criterion::new(&LossConfig::default(), self.request.classes)?;
+        let task = Classification::new(layers, criterion, &params, optimizer.clone(), ["image", "label"]);
         let options = EngineOptions {
             seed: 0,
             shards: 1,

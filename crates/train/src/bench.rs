@@ -253,7 +253,7 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
         if request.train { builder.training_multiply_adds() } else { builder.multiply_adds() };
     let (params, norms) = setup::parameters(builder, 1, comm)?;
     let optimizer = OptimizerConfig::sgd(0.01, 0.9, 1e-4);
-    let criterion = Criterion::new(&LossConfig::default(), request.classes)?;
+    let criterion = Criterion::new(&LossConfig::default(), classes)?;
     let task = Classification::new(layers, criterion, &params, optimizer, ["image", "label"]);
     let task: Box<dyn Task> = Box::new(task);
     let options = EngineOptions {

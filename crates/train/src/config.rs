@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::Clip;
 use crate::task::LossConfig;
+use crate::weights::InitConfig;
 use crate::{Error, Result};
 
 /// A run's configuration. Each component's table is that component's own type.
@@ -21,6 +22,9 @@ pub struct Config {
     pub seed: u64,
     /// What is trained.
     pub model: ModelConfig,
+    /// The weights that it begins with instead of random ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitConfig>,
     /// What it is trained on.
     pub data: DataConfig,
     /// How samples become batches.

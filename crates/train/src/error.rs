@@ -29,6 +29,30 @@ pub enum Error {
         /// Why, and what to do.
         problem: String,
     },
+    /// Weights that are not the model's.
+    #[error("weights {}: {problem}", path.display())]
+    Weights {
+        /// The file or directory.
+        path: PathBuf,
+        /// What does not fit, and what to do.
+        problem: String,
+    },
+    /// A file of weights that cannot be read.
+    #[error("{}: {problem}", path.display())]
+    WeightsFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A model that does not fit into memory.
+    #[error("{what} does not fit into memory: {problem}")]
+    Memory {
+        /// The model.
+        what: String,
+        /// What is needed, what is there, and what would fit.
+        problem: String,
+    },
     /// A ledger that does not prove what it should.
     #[error("ledger of {}: {problem}", path.display())]
     Ledger {
@@ -157,12 +181,17 @@ impl Error {
     pub fn kind(&self) -> AbortKind {
         use phalanx_tensor::Error as T;
         match self {
-            Error::Config { .. } | Error::RunDir { .. } | Error::Checkpoint { .. } | Error::Nn(_) => {
-                AbortKind::Usage
-            }
+            Error::Config { .. }
+            | Error::RunDir { .. }
+            | Error::Checkpoint { .. }
+            | Error::Weights { .. }
+            | Error::Memory { .. }
+            | Error::Nn(_) => AbortKind::Usage,
             Error::Host(phalanx_host::Error::Isa { .. }) => AbortKind::Usage,
             Error::Tensor(T::DeviceUnavailable { .. }) => AbortKind::Usage,
-            Error::Ledger { .. } | Error::Tensor(T::Index { .. }) => AbortKind::Data,
+            Error::Ledger { .. } | Error::WeightsFile { .. } | Error::Tensor(T::Index { .. }) => {
+                AbortKind::Data
+            }
             Error::Data(e) => match e.kind() {
                 phalanx_data::Kind::Usage => AbortKind::Usage,
                 phalanx_data::Kind::Data => AbortKind::Data,

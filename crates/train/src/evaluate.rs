@@ -14,10 +14,11 @@ use crate::checkpoint::{self, Progress};
 use crate::config::{Config, first_difference};
 use crate::engine::{Clip, Engine, EngineOptions};
 use crate::faults::Faults;
+use crate::setup::Samples;
 use crate::share::check_same_table;
 use crate::snapshot::Snapshot;
-use crate::task::Batch;
-use crate::{Error, Result, ranks, setup};
+use crate::task::{Batch, Criterion, Task, ViewedClassification, Views};
+use crate::{Error, Result, memory, ranks, setup};
 
 /// What an evaluation came to: means over the set, errors as fractions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,12 +35,17 @@ pub struct Evaluation {
     /// Whether the weights were their moving average.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ema: bool,
+    /// The views of each image whose shares were averaged, where it was not the image alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub views: Option<Views>,
 }
 
 impl Evaluation {
-    /// What was evaluated, as the end of a remark, where it is not the weights themselves.
-    pub fn of_what(&self) -> &'static str {
-        if self.ema { ", averaged weights" } else { "" }
+    /// What was evaluated, as the end of a remark, where it is not the weights and images themselves.
+    pub fn of_what(&self) -> String {
+        let weights = if self.ema { ", averaged weights" } else { "" };
+        let views = self.views.as_ref().map_or(String::new(), |v| format!(", {v}"));
+        format!("{weights}{views}")
     }
 }
 
@@ -106,16 +112,23 @@ pub fn evaluate(
         top5_error,
         samples: source.len(),
         ema: engine.evaluated_average().is_some(),
+        views: None,
     }))
 }
 
 /// Evaluates a checkpoint (or the newest one of a run directory) on the configured evaluation set, over
 /// thread ranks.
-pub fn evaluate_checkpoint(config: &Config, path: &Path, world: u32, device: &str) -> Result<Evaluation> {
+pub fn evaluate_checkpoint(
+    config: &Config,
+    path: &Path,
+    views: &Views,
+    world: u32,
+    device: &str,
+) -> Result<Evaluation> {
     let isa = Isa::choose(&config.compute.isa)?;
     let sets = config.data.open(config.seed)?;
     let deadline = Duration::from_secs_f64(config.distributed.deadline_s);
-    let body = |comm| on_rank(config, path, device, isa, &sets, comm);
+    let body = |comm| on_rank(config, path, views, device, isa, &sets, comm);
     let results = ranks::run_threads(world, deadline, isa, body)?;
     let none = || Error::config("--ranks", "there must be at least one rank");
     results.into_iter().next().ok_or_else(none)
@@ -125,16 +138,18 @@ pub fn evaluate_checkpoint(config: &Config, path: &Path, world: u32, device: &st
 pub fn evaluate_rank(
     config: &Config,
     path: &Path,
+    views: &Views,
     device: &str,
     comm: Arc<dyn Communicator>,
 ) -> Result<Evaluation> {
     let isa = Isa::choose(&config.compute.isa)?;
-    on_rank(config, path, device, isa, &config.data.open(config.seed)?, comm)
+    on_rank(config, path, views, device, isa, &config.data.open(config.seed)?, comm)
 }
 
 fn on_rank(
     config: &Config,
     path: &Path,
+    views: &Views,
     device: &str,
     isa: Isa,
     (train, eval): &(Arc<dyn Source>, Arc<dyn Source>),
@@ -146,7 +161,20 @@ fn on_rank(
     let (snapshot, progress) = checkpoint::from_rank_0(&*comm, saved)?;
     let threads = setup::threads_per_rank(config.compute.threads, comm.locality().local_world);
     let device = setup::device(device, isa, threads)?;
+    let (samples, here) = (setup::samples(&**train)?, comm.locality().local_world);
+    memory::check_evaluation(config, &samples, samples.input, here)?;
     let model = setup::classification(config, &**train, &comm)?;
+    let task: Box<dyn Task> = if views.is_plain() {
+        model.task
+    } else {
+        let layers = |size| {
+            memory::check_evaluation(config, &samples, size, here)?;
+            setup::layers_for(&config.model, size, samples.classes, &model.params)
+        };
+        let ignore = Criterion::new(&config.loss, samples.classes)?.ignored();
+        let Samples { input, image, label, .. } = samples;
+        Box::new(ViewedClassification::new(views, input, &layers, &model.params, [image, label], ignore)?)
+    };
     let options = EngineOptions {
         seed: config.seed,
         shards: progress.virtual_shards.max(comm.world()),
@@ -159,23 +187,17 @@ fn on_rank(
         evaluate_ema: true,
         faults: Faults::default(),
     };
-    let mut engine = Engine::new(comm, &device, model.task, model.params, model.norms, options)?;
+    let mut engine = Engine::new(comm, &device, task, model.params, model.norms, options)?;
     engine.restore(&snapshot)?;
     engine.comm.whereabouts().enter(Activity::Evaluation);
     let result = evaluate(&engine, eval, &config.loader, config.eval.batch, &|| false)?;
-    result.ok_or_else(|| Error::config("evaluation", "it was stopped"))
+    let result = result.ok_or_else(|| Error::config("evaluation", "it was stopped"))?;
+    Ok(Evaluation { views: Some(views.clone()).filter(|v| !v.is_plain()), ..result })
 }
 
 /// The checkpoint at `path`, which must be of the configured model.
 fn read_for(config: &Config, path: &Path) -> Result<(Snapshot, Progress)> {
-    let (snapshot, progress) = match path.join("checkpoints") {
-        dir if dir.is_dir() => {
-            let none = || Error::Checkpoint { path: path.into(), problem: "it has no checkpoint yet".into() };
-            let (_, snapshot, progress) = checkpoint::newest(&dir, |_| ())?.ok_or_else(none)?;
-            (snapshot, progress)
-        }
-        _ => checkpoint::read(path)?,
-    };
+    let (_, snapshot, progress) = checkpoint::find(path, |_| ())?;
     let model = |identity: toml::Table| identity.into_iter().filter(|(key, _)| key == "model").collect();
     if let Some((key, was, now)) =
         first_difference(&model(progress.identity.clone()), &model(config.identity()?))

@@ -16,7 +16,9 @@ pub mod evaluate;
 pub mod faults;
 pub mod fingerprint;
 pub mod ledger;
+mod memory;
 pub mod model;
+pub mod predict;
 #[cfg(feature = "mpi")]
 pub mod process;
 pub mod ranks;
@@ -31,6 +33,7 @@ pub mod task;
 mod tfevents;
 pub mod timeline;
 pub mod tuning;
+pub mod weights;
 
 #[cfg(feature = "mpi")]
 pub use phalanx_comm::mpi::library as mpi_library;

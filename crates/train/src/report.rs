@@ -12,6 +12,7 @@ use crate::evaluate::Evaluation;
 use crate::rundir::RunDir;
 use crate::tfevents::EventFile;
 use crate::timeline::Times;
+use crate::weights::Begun;
 use crate::{Error, Result};
 
 /// A line of `metrics.jsonl`, also printed with `--json`.
@@ -31,6 +32,9 @@ pub enum Event {
         /// The checkpoint that it goes on from.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         resumed_from: Option<PathBuf>,
+        /// The weights that the run began with, where they were not random.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        init: Option<Begun>,
     },
     /// A logged step.
     Step {
@@ -272,10 +276,11 @@ impl Reporter {
 
     fn show(&self, event: &Event) {
         let text = match event {
-            Event::Start { step, world_size, virtual_shards, parameters, resumed_from } => {
-                let from = match resumed_from {
-                    Some(p) => format!(", going on from {} (step {step})", p.display()),
-                    None => String::new(),
+            Event::Start { step, world_size, virtual_shards, parameters, resumed_from, init } => {
+                let from = match (resumed_from, init) {
+                    (Some(p), _) => format!(", going on from {} (step {step})", p.display()),
+                    (None, Some(init)) => format!(", beginning with {init}"),
+                    (None, None) => String::new(),
                 };
                 format!(
                     "{}, {}, {}{from}",
@@ -404,8 +409,14 @@ mod tests {
         let dir = RunDir::new(tmp.path());
         let line = |step| Event::Epoch { step, epoch: 0, train_loss: 1.0 };
         let eval = |step| {
-            let eval =
-                Evaluation { loss: f64::NAN, top1_error: 0.5, top5_error: 0.0, samples: 2, ema: false };
+            let eval = Evaluation {
+                loss: f64::NAN,
+                top1_error: 0.5,
+                top5_error: 0.0,
+                samples: 2,
+                ema: false,
+                views: None,
+            };
             Event::Eval { step, epoch: 0, eval }
         };
         let steps = || {

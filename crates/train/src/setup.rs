@@ -5,7 +5,7 @@ use std::sync::Arc;
 use phalanx_comm::Communicator;
 use phalanx_data::{Role, Source};
 use phalanx_host::{Arena, Cpu, Isa};
-use phalanx_nn::{Builder, EmaConfig, Norms, Params};
+use phalanx_nn::{Builder, EmaConfig, Layer, ModelConfig, Norms, Params};
 use phalanx_tensor::Device;
 
 use crate::config::Config;
@@ -45,8 +45,20 @@ pub fn device(name: &str, isa: Isa, threads: usize) -> Result<Device> {
     }
 }
 
-/// Builds the configured model for the samples of `source`. Parameters live in memory of `comm`.
-pub fn classification(config: &Config, source: &dyn Source, comm: &Arc<dyn Communicator>) -> Result<Model> {
+/// What a classification needs to know of a set.
+pub(crate) struct Samples<'a> {
+    /// Height, width and channels.
+    pub(crate) input: [usize; 3],
+    /// Classes.
+    pub(crate) classes: usize,
+    /// The images' field.
+    pub(crate) image: &'a str,
+    /// The labels' field.
+    pub(crate) label: &'a str,
+}
+
+/// The images and labels of a set; fails when it lacks one of them.
+pub(crate) fn samples(source: &dyn Source) -> Result<Samples<'_>> {
     let schema = source.schema();
     let missing = |what: &str| Error::config("data.train", format!("{} has no {what}", source.name()));
     let image = schema.first(Role::Image).ok_or_else(|| missing("images"))?;
@@ -54,13 +66,48 @@ pub fn classification(config: &Config, source: &dyn Source, comm: &Arc<dyn Commu
     let [h, w, c] = image.shape[..] else {
         return Err(missing("images of the form height, width, channels"));
     };
+    let classes = schema.classes.len();
+    Ok(Samples { input: [h, w, c], classes, image: &image.name, label: &label.name })
+}
+
+/// Builds the configured model for the samples of `source`. Parameters live in memory of `comm`.
+pub fn classification(config: &Config, source: &dyn Source, comm: &Arc<dyn Communicator>) -> Result<Model> {
+    let Samples { input, classes, image, label } = samples(source)?;
     let mut builder = Builder::new();
-    let criterion = Criterion::new(&config.loss, schema.classes.len())?;
-    let layers = phalanx_nn::build(&config.model, [h, w, c], schema.classes.len(), &mut builder)?;
+    let criterion = Criterion::new(&config.loss, classes)?;
+    let layers = phalanx_nn::build(&config.model, input, classes, &mut builder)?;
     let (params, norms) = parameters(builder, config.seed, comm)?;
-    let fields = [&*image.name, &*label.name];
-    let task = Classification::new(layers, criterion, &params, config.optimizer.clone(), fields);
+    let task = Classification::new(layers, criterion, &params, config.optimizer.clone(), [image, label]);
     Ok(Model { task: Box::new(task), params, norms })
+}
+
+/// The configured model's layers for samples of another size, over the parameters of one that is there.
+///
+/// Fails when the parameters would be others: a model without a pooling to a fixed size takes one size only.
+pub fn layers_for(
+    config: &ModelConfig,
+    input: [usize; 3],
+    classes: usize,
+    params: &Params,
+) -> Result<Box<dyn Layer>> {
+    let mut b = Builder::new();
+    let layers = phalanx_nn::build(config, input, classes, &mut b)?;
+    let ours = params.ids().map(|id| params.spec(id));
+    let other =
+        b.specs().iter().zip(ours).find(|(new, spec)| new.name != spec.name || new.shape != spec.shape);
+    match other {
+        None => Ok(layers),
+        Some((new, spec)) => {
+            let [h, w, c] = input;
+            let problem = format!(
+                "it was made for another size than {h}x{w}x{c}: {} would be {} and is {}",
+                new.name,
+                new.stored_shape(),
+                spec.stored_shape()
+            );
+            Err(Error::config("the model", problem))
+        }
+    }
 }
 
 /// The parameters that a builder has registered, in memory of `comm`, initialised from `seed`.

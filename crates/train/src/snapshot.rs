@@ -2,14 +2,14 @@
 
 use phalanx_comm::Deadline;
 use phalanx_host::DType;
-use phalanx_nn::{Ema, Params};
+use phalanx_nn::{Ema, NormValues, Norms, Params};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{from_safetensors, to_safetensors};
 use crate::engine::Engine;
 use crate::share::{bytes_from_rank_0, check_same_table};
 use crate::task::{Array, Arrays, StateMap};
-use crate::{Error, Result};
+use crate::{Error, Result, weights};
 
 /// Everything that the next step depends on, besides the configuration.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -100,7 +100,7 @@ impl Engine {
                 let problem = "the checkpoint has no averaged weights: it is of a run without this table";
                 return Err(Error::config("ema", problem));
             }
-            restore_params(ema.average(), &snapshot.ema)?;
+            weights::load(ema.average(), None, &snapshot.ema, &[]).map_err(misfit)?;
         }
         let phases = self.task.phases().iter().zip(&mut self.optimizers).zip(&snapshot.optimizer_steps);
         for ((phase, optimizer), &steps) in phases {
@@ -115,12 +115,7 @@ impl Engine {
     }
 
     fn restore_model(&mut self, model: &Arrays) -> Result<()> {
-        restore_params(&self.params, model)?;
-        self.norms.import(&mut |name| {
-            let array = model.get(name)?;
-            Some((array.shape.clone(), widen(array)?))
-        })?;
-        Ok(())
+        weights::load(&self.params, Some(&mut self.norms), model, &[]).map(drop).map_err(misfit)
     }
 
     /// Begins with the parameters and running statistics of rank 0. A meeting of all ranks.
@@ -141,13 +136,7 @@ impl Engine {
     /// Parameters and norms under their checkpoint names.
     fn model_arrays(&self) -> Result<Arrays> {
         let mut arrays = param_arrays(&self.params)?;
-        for (name, shape, values) in self.norms.export() {
-            let array = match values {
-                phalanx_nn::NormValues::Float(v) => Array::new(&shape, &v),
-                phalanx_nn::NormValues::Count(n) => Array::new(&shape, &[n]),
-            };
-            arrays.insert(name, array);
-        }
+        arrays.extend(norm_arrays(&self.norms));
         Ok(arrays)
     }
 
@@ -171,7 +160,7 @@ impl Engine {
 }
 
 /// Parameters under their checkpoint names.
-fn param_arrays(params: &Params) -> Result<Arrays> {
+pub(crate) fn param_arrays(params: &Params) -> Result<Arrays> {
     let arrays = params.ids().map(|id| {
         let (shape, values) = params.export(id)?;
         Ok((params.spec(id).name.clone(), Array::new(&shape, &values)))
@@ -179,28 +168,17 @@ fn param_arrays(params: &Params) -> Result<Arrays> {
     arrays.collect()
 }
 
-fn restore_params(params: &Params, arrays: &Arrays) -> Result<()> {
-    for id in params.ids() {
-        let array = find(arrays, &params.spec(id).name)?;
-        params.import(id, &array.shape, &array.to_vec::<f32>()?)?;
-    }
-    Ok(())
+/// Norms' running statistics under their checkpoint names.
+pub(crate) fn norm_arrays(norms: &Norms) -> Arrays {
+    let array = |shape: &[usize], values| match values {
+        NormValues::Float(v) => Array::new(shape, &v),
+        NormValues::Count(n) => Array::new(shape, &[n]),
+    };
+    norms.export().into_iter().map(|(name, shape, values)| (name, array(&shape, values))).collect()
 }
 
-fn find<'a>(arrays: &'a Arrays, name: &str) -> Result<&'a Array> {
-    arrays.get(name).ok_or_else(|| {
-        let problem = format!("the checkpoint has no {name:?}: it is of another model");
-        Error::config("model", problem)
-    })
-}
-
-fn widen(array: &Array) -> Option<Vec<f64>> {
-    match array.dtype {
-        DType::F32 => array.to_vec::<f32>().ok().map(|v| v.into_iter().map(f64::from).collect()),
-        DType::F64 => array.to_vec().ok(),
-        DType::I64 => array.to_vec::<i64>().ok().map(|v| v.into_iter().map(|x| x as f64).collect()),
-        _ => None,
-    }
+fn misfit(e: weights::LoadError) -> Error {
+    Error::config("model", format!("the checkpoint is of another model: {e}"))
 }
 
 impl StateMap {

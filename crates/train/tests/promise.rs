@@ -9,9 +9,11 @@ mod common;
 use common::{hashes, request, run};
 use phalanx_host::rng::Key;
 use phalanx_train::config::Config;
+use phalanx_train::evaluate::evaluate_checkpoint;
 use phalanx_train::faults::Faults;
 use phalanx_train::report::Summary;
 use phalanx_train::run::TrainRequest;
+use phalanx_train::task::Views;
 use phalanx_train::{Error, ledger};
 
 #[test]
@@ -273,4 +275,48 @@ fn wrong_losses_are_explained() {
         let e = parsed.and_then(|c| phalanx_train::setup::check(&c)).unwrap_err();
         assert!(e.to_string().contains(say) && e.exit_code() == 2, "{settings:?}: {e}");
     }
+}
+
+#[test]
+fn weights_to_begin_with_and_views_to_evaluate_keep_it() {
+    let tmp = tempfile::tempdir().unwrap();
+    let first = tmp.path().join("first");
+    let whole = run(&request(&first, 2, &[])).unwrap();
+    let weights = format!("init.weights={}", first.display());
+    let begin = |name: &str, world: u32, max: Option<u64>, more: &[&str]| {
+        let settings: Vec<&str> = [&[&*weights, "seed=8"], more].concat();
+        let mut request = request(&tmp.path().join(name), world, &settings);
+        request.max_steps = max;
+        run(&request)
+    };
+    let untouched = begin("none", 3, Some(0), &[]).unwrap();
+    assert_eq!((untouched.steps, &untouched.params_hash), (0, &whole.params_hash));
+    assert_eq!(untouched.buffers_hash, whole.buffers_hash);
+    let one = hashes(&begin("one", 1, None, &[]).unwrap());
+    begin("cut", 3, Some(7), &[]).unwrap();
+    assert_eq!(hashes(&begin("cut", 4, None, &[]).unwrap()), one);
+    // A head of its own is another run; what begins no name is none.
+    let head = hashes(&begin("head", 2, None, &["init.skip=[\"layers.\"]"]).unwrap());
+    assert_ne!(head, one);
+    let e = begin("wrong", 2, None, &["init.skip=[\"head.\"]"]).unwrap_err();
+    assert!(e.to_string().contains("no tensor of the model begins with it") && e.exit_code() == 2, "{e}");
+
+    let config = request(&first, 1, &[]).config;
+    let plain = Views::default();
+    let of = |views: &Views, world: u32| evaluate_checkpoint(&config, &first, views, world, "cpu");
+    for views in [
+        Views { scales: vec![10], crops: 10, crop: None },
+        Views { scales: vec![8, 11], crop: Some(8), ..plain.clone() },
+        Views { scales: vec![8, 9], ..plain.clone() },
+    ] {
+        let alone = of(&views, 1).unwrap();
+        assert_eq!((alone.samples, alone.views.as_ref()), (355, Some(&views)));
+        assert!(alone.top1_error < 0.5, "{views}: {alone:?}");
+        assert_eq!(of(&views, 3).unwrap(), alone, "{views}");
+    }
+    // The network's last layer takes one size.
+    let e = of(&Views { scales: vec![16], ..plain.clone() }, 2).unwrap_err();
+    assert!(e.to_string().contains("made for another size than 16x16x1") && e.exit_code() == 2, "{e}");
+    let plainly = of(&plain, 2).unwrap();
+    assert_eq!(Some(plainly), whole.eval);
 }

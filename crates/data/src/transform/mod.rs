@@ -180,7 +180,7 @@ trait Step: Send {
 }
 
 /// All steps from a stored image to the batch.
-pub(crate) struct Pipeline {
+pub struct Pipeline {
     dtype: DType,
     steps: Vec<(u64, Box<dyn Step>)>,
     image: Image,
@@ -188,10 +188,18 @@ pub(crate) struct Pipeline {
     table: Option<Vec<[f32; 256]>>,
 }
 
+impl fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pipeline({} steps, {:?})", self.steps.len(), self.image.shape)
+    }
+}
+
 impl Pipeline {
     /// The rows that apply (random ones only in training), then the default normalisation unless a row
     /// normalises.
-    pub(crate) fn new(transforms: &[Transform], spec: &FieldSpec, training: bool) -> Result<Self> {
+    ///
+    /// Fails when `spec` is no image [H, W, C], and on parameters that do not fit it.
+    pub fn new(transforms: &[Transform], spec: &FieldSpec, training: bool) -> Result<Self> {
         let &[h, w, c] = &spec.shape[..] else {
             return Err(Error::field(
                 &spec.name,
@@ -225,7 +233,7 @@ impl Pipeline {
 
     /// Takes one image from its stored bytes to `out`; both have the schema's size. `key` names the
     /// sample's random stream in this epoch; `None` in evaluation.
-    pub(crate) fn run(&mut self, bytes: &[u8], key: Option<Key>, out: &mut [f32]) {
+    pub fn run(&mut self, bytes: &[u8], key: Option<Key>, out: &mut [f32]) {
         if let Some(table) = &self.table {
             if let [table] = &table[..] {
                 out.iter_mut().zip(bytes).for_each(|(to, &x)| *to = table[usize::from(x)]);

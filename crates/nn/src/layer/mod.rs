@@ -45,7 +45,8 @@ pub trait Layer: Debug + Send + Sync {
 /// Layers one after another.
 #[derive(Debug, Default)]
 pub struct Sequential {
-    layers: Vec<Box<dyn Layer>>,
+    /// Each with its path in the model; empty where none was told.
+    layers: Vec<(String, Box<dyn Layer>)>,
 }
 
 impl Sequential {
@@ -56,13 +57,20 @@ impl Sequential {
 
     /// Adds a layer at the end.
     pub fn push(&mut self, layer: impl Layer + 'static) {
-        self.layers.push(Box::new(layer));
+        self.push_at(String::new(), layer);
+    }
+
+    /// Adds a layer at the end, whose errors name its path in the model.
+    pub fn push_at(&mut self, path: String, layer: impl Layer + 'static) {
+        self.layers.push((path, Box::new(layer)));
     }
 }
 
 impl Layer for Sequential {
     fn forward(&self, cx: &Forward, x: &Tensor) -> Result<Tensor> {
-        self.layers.iter().try_fold(x.clone(), |x, layer| layer.forward(cx, &x))
+        self.layers
+            .iter()
+            .try_fold(x.clone(), |x, (path, layer)| layer.forward(cx, &x).map_err(|e| e.at(path, x.shape())))
     }
 }
 

@@ -76,7 +76,7 @@ impl<'a> Stack<'a> {
 
     /// Adds a layer of output `shape`.
     pub(crate) fn push(&mut self, (layer, shape): (impl Layer + 'static, Shape)) {
-        self.layers.push(layer);
+        self.layers.push_at(self.builder.name(""), layer);
         self.shape = shape;
     }
 

@@ -267,6 +267,11 @@ impl OptimizerConfig {
         }
     }
 
+    /// The numbers that it keeps for each parameter.
+    pub fn states(&self) -> usize {
+        self.state_names().iter().flatten().count()
+    }
+
     /// What every element of the state begins with.
     pub(super) fn first_state(&self) -> f32 {
         match *self {

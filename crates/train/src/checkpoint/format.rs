@@ -33,6 +33,8 @@ pub(crate) fn from_safetensors(bytes: &[u8]) -> Result<Arrays> {
     let file = SafeTensors::deserialize(bytes).map_err(|e| failed(e.to_string()))?;
     let arrays = file.iter().map(|(name, view)| {
         let dtype = match view.dtype() {
+            // Whole numbers that others write; nothing is computed with them.
+            Dtype::BOOL | Dtype::I8 => DType::U8,
             Dtype::F32 => DType::F32,
             Dtype::F64 => DType::F64,
             Dtype::U8 => DType::U8,

@@ -20,6 +20,7 @@ pub use writer::Writer;
 use crate::evaluate::Evaluation;
 use crate::snapshot::Snapshot;
 use crate::task::{Arrays, StateMap};
+use crate::weights::Begun;
 use crate::{Error, Result, share};
 
 const MODEL: &str = "model.safetensors";
@@ -64,6 +65,9 @@ pub struct Progress {
     pub fingerprint: BTreeMap<String, String>,
     /// The part of the configuration that fixes the run's numbers.
     pub identity: toml::Table,
+    /// The weights that the run began with, where they were not random.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<Begun>,
     /// World size of the ranks that wrote it.
     pub world_size: u32,
     /// Seconds that the run has taken so far, over all its starts.
@@ -289,6 +293,16 @@ pub fn newest(dir: &Path, mut warn: impl FnMut(String)) -> Result<Option<(PathBu
             Err(Error::Checkpoint { path: dir.to_owned(), problem })
         }
     }
+}
+
+/// The checkpoint at `path`: itself, or the newest good one of a run directory, with `warn` told of damaged ones.
+pub fn find(path: &Path, warn: impl FnMut(String)) -> Result<(PathBuf, Snapshot, Progress)> {
+    let dir = path.join("checkpoints");
+    if !dir.is_dir() {
+        return read(path).map(|(snapshot, progress)| (path.to_owned(), snapshot, progress));
+    }
+    let none = || Error::Checkpoint { path: path.into(), problem: "it has no checkpoint yet".into() };
+    newest(&dir, warn)?.ok_or_else(none)
 }
 
 /// Removes all but the newest `keep` checkpoints, and those set aside that the run has come past.

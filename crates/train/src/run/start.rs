@@ -19,7 +19,8 @@ use crate::ledger::{Header, Ledger};
 use crate::report::{Event, Reporter, Style, Summary, show_summary};
 use crate::rundir::{Lock, RunDir};
 use crate::share::{check_same_table, from_rank_0};
-use crate::{Error, Result, report, setup, tuning};
+use crate::weights::Begun;
+use crate::{Error, Result, memory, report, setup, tuning};
 
 /// What a start finds.
 pub(super) enum Opened<'a> {
@@ -49,6 +50,8 @@ pub(super) fn open<'a>(
         let sets = [("train", &sets.train), ("eval", &sets.eval)];
         sets.into_iter().map(|(k, s)| Ok((k.to_owned(), fingerprint::of_set(&**s)?.into()))).collect()
     })?;
+    let v = shards(config, None, comm.world())?;
+    memory::check_training(config, &setup::samples(&*sets.train)?, v, comm.locality().local_world)?;
     let model = setup::classification(config, &*sets.train, &comm)?;
 
     let dir = RunDir::new(&request.out);
@@ -66,6 +69,9 @@ pub(super) fn open<'a>(
         Some(path) => {
             let saved = checkpoint::from_rank_0(&*comm, read)?;
             check_saved(config, &saved.1, path)?;
+            from_rank_0(&*comm, Deadline::after(allowed), || {
+                saved.1.init.as_ref().map_or(Ok(()), Begun::check_unchanged)
+            })?;
             let allow = request.allow_fingerprint_change;
             warnings.extend(fingerprint::check_resume(&here, &saved.1.fingerprint, allow)?);
             Some(saved)
@@ -104,8 +110,14 @@ pub(super) fn open<'a>(
     let mut engine = Engine::new(comm.clone(), &device, model.task, model.params, model.norms, options)?;
     let progress = match saved {
         None => {
+            let begun = match &config.init {
+                None => None,
+                Some(init) => Some(from_rank_0(&*comm, Deadline::after(allowed), || {
+                    engine.begin_with(init, config, &setup::samples(&*sets.train)?)
+                })?),
+            };
             engine.take_model_of_rank_0()?;
-            new_progress(config, shards, here)?
+            new_progress(config, shards, here, begun)?
         }
         Some((snapshot, progress)) => {
             engine.restore(&snapshot)?;
@@ -136,7 +148,7 @@ pub(super) fn open<'a>(
         let (first, due) = (progress.step, progress.evaluation_due);
         let mut r = Reporter::new(&dir, request.style, start.attempt, first, total, due)?;
         dir.clear_summary()?;
-        dir.write_json("env.json", &environment(&engine, &progress.fingerprint, &hosts, threads))?;
+        dir.write_json("env.json", &environment(&engine, &progress, &hosts, threads))?;
         for message in warnings {
             r.tell(&Event::Warning { message })?;
         }
@@ -146,6 +158,7 @@ pub(super) fn open<'a>(
             virtual_shards: shards,
             parameters: engine.params().count() as u64,
             resumed_from: start.checkpoint,
+            init: progress.init.clone(),
         })?;
         reporter = Some(r);
         writer = Some(Writer::new(dir.checkpoints(), config.checkpoint.keep));
@@ -184,17 +197,18 @@ fn check_saved(config: &Config, saved: &Progress, path: &Path) -> Result<()> {
     Err(Error::Checkpoint { path: path.into(), problem })
 }
 
-fn new_progress(config: &Config, shards: u32, fingerprint: Fingerprint) -> Result<Progress> {
-    Ok(Progress { virtual_shards: shards, fingerprint, identity: config.identity()?, ..Progress::default() })
+fn new_progress(
+    config: &Config,
+    shards: u32,
+    fingerprint: Fingerprint,
+    init: Option<Begun>,
+) -> Result<Progress> {
+    let identity = config.identity()?;
+    Ok(Progress { virtual_shards: shards, fingerprint, identity, init, ..Progress::default() })
 }
 
 /// `env.json`.
-fn environment(
-    engine: &Engine,
-    fingerprint: &Fingerprint,
-    hosts: &[Vec<u8>],
-    threads: usize,
-) -> serde_json::Value {
+fn environment(engine: &Engine, progress: &Progress, hosts: &[Vec<u8>], threads: usize) -> serde_json::Value {
     let comm = &engine.comm;
     let hosts: BTreeSet<_> = hosts.iter().map(|h| String::from_utf8_lossy(h)).collect();
     serde_json::json!({
@@ -207,6 +221,7 @@ fn environment(
         "hosts": hosts,
         "threads_per_rank": threads,
         "bucket_mb": engine.options.bucket_bytes as f64 / 1e6,
-        "fingerprint": fingerprint,
+        "init": progress.init,
+        "fingerprint": progress.fingerprint,
     })
 }

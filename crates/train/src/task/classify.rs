@@ -6,6 +6,23 @@ use phalanx_tensor::{Tensor, top_k_errors};
 use super::{Batch, Criterion, Loss, Phase, PhaseId, ShardCx, Task};
 use crate::Result;
 
+/// What an evaluation of classes sums.
+pub(super) const EVALUATIONS: &[&str] = &["loss", "top1_error", "top5_error"];
+
+/// The weight of the samples whose label is not among the one, and not among the five, largest of `scores` `[N, K]`, each
+/// beside the weight of all samples; samples labelled `ignore` count nothing.
+pub(super) fn errors(
+    scores: &Tensor,
+    batch: &Batch,
+    labels: &Tensor,
+    ignore: Option<i64>,
+) -> Result<[[f64; 2]; 2]> {
+    let wrong = top_k_errors(scores, labels, &[1, 5], ignore)?;
+    let counted: Vec<bool> = labels.to_vec::<i64>()?.iter().map(|&label| Some(label) != ignore).collect();
+    let counted = batch.weigh(&counted);
+    Ok([[batch.weigh(&wrong[0]), counted], [batch.weigh(&wrong[1]), counted]])
+}
+
 /// A network whose outputs are the logits of classes. Auxiliary logits, where it hands on some, add their
 /// weighted losses in training.
 #[derive(Debug)]
@@ -57,21 +74,14 @@ impl Task for Classification {
     }
 
     fn evaluations(&self) -> &[&'static str] {
-        &["loss", "top1_error", "top5_error"]
+        EVALUATIONS
     }
 
     fn evaluate(&self, batch: &Batch, cx: &ShardCx) -> Result<Vec<[f64; 2]>> {
         let (logits, labels) = (self.logits(batch, cx)?, batch.field(&self.label)?);
         let weights = batch.weights_on(cx.device)?;
         let (loss, weight) = self.criterion.sum(&logits, labels, weights.as_ref())?;
-        let ignore = self.criterion.ignored();
-        let wrong = top_k_errors(&logits, labels, &[1, 5], ignore)?;
-        let of = |i: usize| batch.weights.as_ref().map_or(1.0, |w| f64::from(w[i]));
-        let labels = labels.to_vec::<i64>()?;
-        let counted: f64 = (0..labels.len()).filter(|&i| Some(labels[i]) != ignore).map(of).sum();
-        let weighed = |errors: &[bool]| -> f64 {
-            errors.iter().enumerate().filter(|(_, e)| **e).map(|(i, _)| of(i)).sum()
-        };
-        Ok(vec![[loss.item()?, weight], [weighed(&wrong[0]), counted], [weighed(&wrong[1]), counted]])
+        let [top1, top5] = errors(&logits, batch, labels, self.criterion.ignored())?;
+        Ok(vec![[loss.item()?, weight], top1, top5])
     }
 }

@@ -6,16 +6,19 @@
 
 mod classify;
 mod loss;
+mod views;
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 pub use classify::Classification;
+use half::{bf16, f16};
 pub use loss::{Criterion, LossConfig};
 use phalanx_host::{DType, Element};
 use phalanx_nn::{Forward, OptimizerConfig, ParamId, Params};
 use phalanx_tensor::{Device, Shape, Tensor};
+pub use views::{LayersFor, ViewedClassification, Views};
 
 use crate::{Error, Result};
 
@@ -81,6 +84,16 @@ impl Batch {
     /// The sum of the samples' weights.
     pub fn weight(&self) -> f64 {
         self.weights.as_ref().map_or(self.len() as f64, |w| w.iter().map(|&w| f64::from(w)).sum())
+    }
+
+    /// The weight of sample `i`.
+    pub fn weight_of(&self, i: usize) -> f64 {
+        self.weights.as_ref().map_or(1.0, |w| f64::from(w[i]))
+    }
+
+    /// The sum of the weights of the samples that are marked.
+    pub fn weigh(&self, marked: &[bool]) -> f64 {
+        marked.iter().enumerate().filter(|(_, m)| **m).map(|(i, _)| self.weight_of(i)).sum()
     }
 
     /// The field `name`.
@@ -167,6 +180,18 @@ impl Array {
             return Err(Error::Task { task: "state", problem });
         }
         Ok(bytemuck::pod_collect_to_vec(&self.bytes))
+    }
+
+    /// The elements as f32, rounded where their type has more digits; None when it is no floating-point type.
+    pub fn floats(&self) -> Option<Vec<f32>> {
+        let bytes = &self.bytes;
+        Some(match self.dtype {
+            DType::F32 => bytemuck::pod_collect_to_vec(bytes),
+            DType::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
+            DType::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
+            DType::BF16 => bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
+            DType::U8 | DType::I64 => return None,
+        })
     }
 }
 

@@ -1,0 +1,178 @@
+//! Image files: JPEG and PNG into pixels, in pure Rust.
+
+mod resize;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io::Cursor;
+use std::path::Path;
+
+use png::{BitDepth, ColorType, Transformations};
+pub use resize::{Place, Resample, shorter_side};
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+use crate::{Error, Result};
+
+/// The most pixels of an image file that is decoded: what a few bytes can claim must not exhaust memory.
+const MOST: usize = 1 << 27;
+/// The longest side.
+const LONGEST: usize = 1 << 20;
+
+/// An image of bytes: grey, or red, green and blue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+    /// 1 or 3.
+    pub channels: usize,
+    /// [height, width, channels], row-major.
+    pub pixels: Vec<u8>,
+}
+
+impl Picture {
+    /// Reads a JPEG or PNG file. As with Pillow's `convert("RGB")`: opacity is dropped, colours of a palette are
+    /// looked up, CMYK is taken as Adobe's (inverted); of 16 bits the upper eight count. Grey stays grey.
+    ///
+    /// Fails with [`Error::Format`] on a file that is no such image, or is damaged, and with [`Error::Io`] where
+    /// it cannot be read.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        Picture::decode(&bytes).map_err(|problem| Error::format(path, problem))
+    }
+
+    /// As [`Picture::read`] for a file's contents. The error is what is wrong, without a name.
+    pub fn decode(bytes: &[u8]) -> std::result::Result<Self, String> {
+        const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
+        const JPEG: &[u8] = b"\xff\xd8\xff";
+        match bytes {
+            b if b.starts_with(PNG) => png(b),
+            b if b.starts_with(JPEG) => jpeg(b),
+            [] => Err("it is empty, not an image".into()),
+            b => Err(match other_format(b) {
+                Some(name) => format!("it is a {name} image; JPEG and PNG are read"),
+                None => "it is no JPEG or PNG image".into(),
+            }),
+        }
+    }
+
+    /// With three channels: grey is repeated.
+    pub fn into_rgb(self) -> Self {
+        if self.channels == 3 {
+            return self;
+        }
+        let pixels = self.pixels.iter().flat_map(|&x| [x; 3]).collect();
+        Picture { channels: 3, pixels, ..self }
+    }
+
+    /// With one channel: the weights of ITU-R BT.601 in 16 bits, as Pillow's `convert("L")` has them.
+    pub fn into_grey(self) -> Self {
+        if self.channels == 1 {
+            return self;
+        }
+        let luma = |&[r, g, b]: &[u8; 3]| {
+            let [r, g, b] = [r, g, b].map(u32::from);
+            ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16) as u8
+        };
+        let pixels = self.pixels.as_chunks().0.iter().map(luma).collect();
+        Picture { channels: 1, pixels, ..self }
+    }
+}
+
+/// What else a file may be, from its first bytes.
+fn other_format(bytes: &[u8]) -> Option<&'static str> {
+    let riff = bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP");
+    let starts: [(&[u8], &str); 5] = [
+        (b"GIF8", "GIF"),
+        (b"BM", "BMP"),
+        (b"II*\0", "TIFF"),
+        (b"MM\0*", "TIFF"),
+        (b"\0\0\0\x0cjP", "JPEG 2000"),
+    ];
+    let found = starts.iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, name)| *name);
+    found.or(riff.then_some("WebP"))
+}
+
+/// Checks the size that a header claims.
+fn check_size(height: usize, width: usize) -> std::result::Result<(), String> {
+    if height == 0 || width == 0 {
+        return Err(format!("it is {width}x{height}: there is no pixel"));
+    }
+    match height.checked_mul(width) {
+        Some(n) if n <= MOST && height.max(width) <= LONGEST => Ok(()),
+        _ => Err(format!("it is {width}x{height}; images of at most {MOST} pixels are read")),
+    }
+}
+
+/// Whether a JPEG file has its end. The decoder fills up with grey what is cut off, which nobody means; within a scan's
+/// data neither of the two markers can occur.
+fn is_whole(bytes: &[u8]) -> bool {
+    const SCAN: [u8; 2] = [0xff, 0xda];
+    const END: [u8; 2] = [0xff, 0xd9];
+    let last = bytes.windows(2).rposition(|w| w == SCAN).unwrap_or(0);
+    bytes[last..].windows(2).any(|w| w == END)
+}
+
+fn jpeg(bytes: &[u8]) -> std::result::Result<Picture, String> {
+    let damaged = |e: &dyn std::fmt::Display| format!("it is a damaged JPEG image: {e}");
+    if !is_whole(bytes) {
+        return Err("it is a JPEG image that is cut off".into());
+    }
+    let options = DecoderOptions::default()
+        .set_strict_mode(false)
+        .set_max_width(LONGEST)
+        .set_max_height(LONGEST)
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(Cursor::new(bytes), options);
+    decoder.decode_headers().map_err(|e| damaged(&e))?;
+    let info = decoder.info().ok_or("it is a JPEG image without a header")?;
+    let (height, width) = (usize::from(info.height), usize::from(info.width));
+    check_size(height, width)?;
+    let channels = if decoder.input_colorspace() == Some(ColorSpace::Luma) { 1 } else { 3 };
+    if channels == 1 {
+        decoder.set_options(options.jpeg_set_out_colorspace(ColorSpace::Luma));
+    }
+    let pixels = decoder.decode().map_err(|e| damaged(&e))?;
+    checked(Picture { height, width, channels, pixels })
+}
+
+fn png(bytes: &[u8]) -> std::result::Result<Picture, String> {
+    let damaged = |e: png::DecodingError| format!("it is a damaged PNG image: {e}");
+    let limits = png::Limits { bytes: 8 * MOST };
+    let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), limits);
+    decoder.set_transformations(Transformations::EXPAND | Transformations::STRIP_16);
+    let header = decoder.read_header_info().map_err(damaged)?;
+    let (height, width) = (header.height as usize, header.width as usize);
+    check_size(height, width)?;
+    let mut reader = decoder.read_info().map_err(damaged)?;
+    let (colour, depth) = reader.output_color_type();
+    if depth != BitDepth::Eight {
+        return Err(format!("it is a PNG image of {depth:?} bits, which cannot be converted"));
+    }
+    let mut pixels = vec![0; reader.output_buffer_size().ok_or("it is larger than memory")?];
+    reader.next_frame(&mut pixels).map_err(damaged)?;
+    let (channels, stored) = match colour {
+        ColorType::Grayscale => (1, 1),
+        ColorType::GrayscaleAlpha => (1, 2),
+        ColorType::Rgb => (3, 3),
+        ColorType::Rgba => (3, 4),
+        ColorType::Indexed => return Err("it is a PNG image without its palette".into()),
+    };
+    if stored != channels {
+        pixels = pixels.chunks_exact(stored).flat_map(|p| p[..channels].iter().copied()).collect();
+    }
+    checked(Picture { height, width, channels, pixels })
+}
+
+/// What a decoder gives must be as large as it says.
+fn checked(picture: Picture) -> std::result::Result<Picture, String> {
+    let Picture { height, width, channels, .. } = picture;
+    match picture.pixels.len() == height * width * channels {
+        true => Ok(picture),
+        false => Err(format!("{} bytes came of an image of {width}x{height}", picture.pixels.len())),
+    }
+}
