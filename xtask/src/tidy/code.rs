@@ -14,6 +14,8 @@ const ROOMS: &[&str] = &[
     // The flat arena and the pool of buffers: memory whose borrows are checked at run time.
     "crates/host/src/arena.rs",
     "crates/host/src/pool.rs",
+    // Pieces of a slice, each for one task.
+    "crates/host/src/workers.rs",
     // CPU kernels in SIMD intrinsics.
     "crates/host/src/simd/**",
     "crates/host/src/gemm/**",

@@ -65,9 +65,12 @@ fn images_of_every_kind_are_classified_and_others_named() {
                 assert_eq!(best.len(), 3);
                 assert!(best[0].probability >= best[1].probability && best[0].class < 7);
                 assert_eq!(best[0].name, best[0].class.to_string());
-                // The same alone as among others.
+                // The same alone as among others, but for rounding: products are cut by the shape of the batch.
                 let alone = outcomes(&predictor, std::slice::from_ref(image));
-                assert_eq!(alone[0].as_ref().unwrap(), best, "{}", image.display());
+                for (alone, best) in alone[0].as_ref().unwrap().iter().zip(best) {
+                    assert_eq!(alone.class, best.class, "{}", image.display());
+                    assert!((alone.probability - best.probability).abs() < 1e-5, "{}", image.display());
+                }
             }
         }
     }

@@ -6,7 +6,7 @@ use phalanx_host::simd::Simd;
 
 use super::math::{self, Math, abs, c, sigmoid};
 use super::{From, UnaryRule, apply_unary};
-use crate::{Result, Tensor};
+use crate::{Error, Result, Tensor};
 
 /// Makes rules of rows: the fields, what the slope is computed from, the value and the slope on vectors (`p`
 /// is the rule), and the slope written with ops: none where it is constant in pieces. A row that names a method
@@ -271,6 +271,10 @@ impl Tensor {
 
     /// A constant divided by this tensor.
     pub fn rdiv(&self, dividend: f64) -> Result<Tensor> {
+        if !self.dtype().is_float() {
+            let want = "a float".to_owned();
+            return Err(Error::DTypes { op: "div", operand: 0, got: self.dtype(), want });
+        }
         Tensor::scalar(dividend, self.dtype(), self.device())?.div(self)
     }
 
