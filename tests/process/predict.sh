@@ -128,7 +128,7 @@ refused "five crops" 2 'there are 1 or 10 crops, not 5' phalanx evaluate "$digit
 
 # What does not fit into memory says what it needs.
 refused "a model larger than memory" 2 'mlp does not fit into memory: it needs .* GB.*has .* left' \
-    train "$PHALANX_TMP/large" --set 'model={name="mlp",hidden=[4000000,100000]}'
-refused "more samples at once than fit" 2 'At most [0-9]+ fit: set eval.batch =' \
-    phalanx evaluate "$digits" --checkpoint "$run" --set eval.batch=100000000000
+    train "$PHALANX_TMP/large" --set "model={name=\"mlp\",hidden=[$(printf '65000,%.0s' {1..20})]}"
+phalanx evaluate "$digits" --checkpoint "$run" --json --set eval.batch=100000000000
+check "a batch larger than the set is no more than the set" cmp -s "$out" "$PHALANX_TMP/eval.json"
 finish

@@ -206,6 +206,7 @@ fn run_predict(args: &Predict) -> Result<u8> {
             }
             Err(e) => {
                 if args.json {
+                    let image = image.display().to_string();
                     json(serde_json::json!({ "image": image, "error": e.to_string() }));
                 }
                 crate::report(&e.to_string());

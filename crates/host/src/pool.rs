@@ -53,7 +53,7 @@ impl State {
     /// A free block for a request of that class. A large request takes one of up to half as much again where its class
     /// has none: the gradients of a backward pass then lie where larger activations were before, and do not add to them.
     fn take(&mut self, class: usize) -> Option<Block> {
-        let most = if class < LARGE { class } else { class + class / 2 };
+        let most = if class < LARGE { class } else { class.saturating_add(class / 2) };
         let size = *self.free.range(class..=most).next()?.0;
         let blocks = self.free.get_mut(&size)?;
         let block = blocks.pop()?;
@@ -94,6 +94,10 @@ impl Pool {
 
     /// `bytes` bytes with arbitrary (but initialised) contents, aligned to [`ALIGN`].
     pub fn alloc(&self, bytes: usize) -> Result<Buffer> {
+        // No layout is larger, and the class of such a request would overflow.
+        if isize::try_from(bytes).is_err() {
+            return Err(Error::OutOfMemory { bytes });
+        }
         let class = size_class(bytes);
         let mut state = self.state();
         let block = match state.take(class) {
@@ -234,6 +238,13 @@ mod tests {
         drop(somewhat);
         drop(pool.alloc(3_000_000).unwrap());
         assert_eq!(pool.stats().large_system_allocs, 3);
+    }
+
+    #[test]
+    fn absurd_requests_are_refused() {
+        for bytes in [usize::MAX, usize::MAX / 2 + 2, usize::MAX / 2] {
+            assert!(Pool::new().alloc(bytes).is_err(), "{bytes}");
+        }
     }
 
     #[test]

@@ -133,14 +133,18 @@ impl Builder {
 
     /// Multiply-adds of one sample's forward pass in linear and convolution layers, as in evaluation.
     pub fn multiply_adds(&self) -> u64 {
-        self.described.iter().filter(|d| !d.training_only).map(|d| d.multiply_adds).sum()
+        self.described
+            .iter()
+            .filter(|d| !d.training_only)
+            .map(|d| d.multiply_adds)
+            .fold(0, u64::saturating_add)
     }
 
     /// Multiply-adds of one sample's training step: each layer once forward and twice backward, but for
     /// the first one, whose input needs no gradient.
     pub fn training_multiply_adds(&self) -> u64 {
         let each = || self.described.iter().map(|d| d.multiply_adds);
-        3 * each().sum::<u64>() - each().find(|m| *m > 0).unwrap_or(0)
+        each().fold(0, u64::saturating_add).saturating_mul(3) - each().find(|m| *m > 0).unwrap_or(0)
     }
 
     /// Lays everything out; `alloc` gives the parameters' arena. They hold zeros until

@@ -71,7 +71,7 @@ pub fn evaluate(
     // A sum and its weight for each.
     let width = 2 * engine.task.evaluations().len();
     // No more samples at once than the set has: a small set is still spread over the shards.
-    let global = (batch * shards).min(source.len().max(1));
+    let global = batch.saturating_mul(shards).min(source.len().max(1));
     let range = u64::from(mine.start)..u64::from(mine.end);
     let plan = Plan::new(source.len(), global, shards, range, 1)?;
     let deadline = || Deadline::after(engine.options.deadline);
@@ -162,13 +162,18 @@ fn on_rank(
     let threads = setup::threads_per_rank(config.compute.threads, comm.locality().local_world);
     let device = setup::device(device, isa, threads)?;
     let (samples, here) = (setup::samples(&**train)?, comm.locality().local_world);
-    memory::check_evaluation(config, &samples, samples.input, here)?;
+    let shards = progress.virtual_shards.max(comm.world());
+    let have = memory::available();
+    let fits = |input| {
+        memory::check_evaluation(config, &samples, input, [eval.len(), shards.into()], here, have.as_ref())
+    };
+    fits(samples.input)?;
     let model = setup::classification(config, &**train, &comm)?;
     let task: Box<dyn Task> = if views.is_plain() {
         model.task
     } else {
         let layers = |size| {
-            memory::check_evaluation(config, &samples, size, here)?;
+            fits(size)?;
             setup::layers_for(&config.model, size, samples.classes, &model.params)
         };
         let ignore = Criterion::new(&config.loss, samples.classes)?.ignored();
@@ -177,7 +182,7 @@ fn on_rank(
     };
     let options = EngineOptions {
         seed: config.seed,
-        shards: progress.virtual_shards.max(comm.world()),
+        shards,
         // No gradient is summed.
         bucket_bytes: usize::MAX,
         wire: Wire::F32,

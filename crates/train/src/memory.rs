@@ -21,7 +21,7 @@ pub(crate) struct Have {
 
 /// What this process can still have: of the machine, and of the control groups that it is in. None where the system
 /// does not tell.
-fn available() -> Option<Have> {
+pub(crate) fn available() -> Option<Have> {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| of_machine(&text));
     let machine = machine.map(|bytes| Have { bytes, by: "the machine" });
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -131,9 +131,15 @@ fn name(config: &ModelConfig) -> &str {
     config.name.as_deref().unwrap_or("the model")
 }
 
-/// Checks that a run's steps fit on this machine, with `shards` virtual shards and `ranks` of the ranks here. What
+/// Checks that a run's steps fit into what there is, with `shards` virtual shards and `ranks` of the ranks here. What
 /// is counted is what must be there at once: workspaces of kernels and batches made ahead come on top.
-pub(crate) fn check_training(config: &Config, samples: &Samples, shards: u32, ranks: u32) -> Result<()> {
+pub(crate) fn check_training(
+    config: &Config,
+    samples: &Samples,
+    shards: u32,
+    ranks: u32,
+    have: Option<&Have>,
+) -> Result<()> {
     let shards = u64::from(shards.max(1));
     let of = summarise(&config.model, Some(samples.input), Some(samples.classes), 1)?;
     let copies = 2 + config.optimizer.states() as u64 + u64::from(config.ema.is_some());
@@ -144,7 +150,7 @@ pub(crate) fn check_training(config: &Config, samples: &Samples, shards: u32, ra
         samples: batch.div_ceil(shards),
         times: ranks.into(),
     };
-    need.check(name(&config.model), available().as_ref(), |most| {
+    need.check(name(&config.model), have, |most| {
         format!(
             "At most {most} samples of a shard fit: set distributed.virtual_shards = {} (of a new run), or \
              train.global_batch = {}",
@@ -156,24 +162,28 @@ pub(crate) fn check_training(config: &Config, samples: &Samples, shards: u32, ra
 
 /// Parameters, and the largest input and output of one layer for one sample: what an evaluation has at once.
 fn of_inference(of: &Summary) -> (u64, u64) {
-    let input = of.input.iter().product::<usize>() as u64 * size_of::<f32>() as u64;
+    let input = of.sample_bytes();
     let outputs: Vec<u64> =
         std::iter::once(input).chain(of.layers.iter().map(|l| l.activation_bytes)).collect();
-    let most = outputs.windows(2).map(|w| w[0] + w[1]).max().unwrap_or(input);
+    let most = outputs.windows(2).map(|w| w[0].saturating_add(w[1])).max().unwrap_or(input);
     (of.memory.parameters, most)
 }
 
-/// Checks that evaluations of images of `input` fit on each of `ranks` ranks here.
+/// Checks that evaluations of images of `input` fit on each of `ranks` ranks here. A shard never has more of the
+/// set's samples at once than its share of them.
 pub(crate) fn check_evaluation(
     config: &Config,
     samples: &Samples,
     input: [usize; 3],
+    [set, shards]: [u64; 2],
     ranks: u32,
+    have: Option<&Have>,
 ) -> Result<()> {
     let (fixed, sample) = of_inference(&summarise(&config.model, Some(input), Some(samples.classes), 1)?);
-    let need = Need { fixed, sample, samples: config.eval.batch, times: ranks.into() };
+    let samples = config.eval.batch.min(set.div_ceil(shards.max(1)));
+    let need = Need { fixed, sample, samples, times: ranks.into() };
     let advice = |most| format!("At most {most} fit: set eval.batch = {most}");
-    need.check(name(&config.model), available().as_ref(), advice)
+    need.check(name(&config.model), have, advice)
 }
 
 /// As many samples of `input` as may be computed at once, at most `wanted`. Fails when not one fits.
@@ -255,16 +265,36 @@ mod tests {
             Config::parse(text, "t", &set.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()).unwrap()
         };
         let samples = Samples { input: [8, 8, 1], classes: 10, image: "image", label: "label" };
-        check_training(&config(&[]), &samples, 8, 2).unwrap();
-        let e = check_training(&config(&["train.global_batch=8000000000000"]), &samples, 8, 1).unwrap_err();
+        let have = Have { bytes: 10_000_000_000, by: "the machine" };
+        check_training(&config(&[]), &samples, 8, 2, Some(&have)).unwrap();
+        let large = config(&["train.global_batch=8000000000000"]);
+        let e = check_training(&large, &samples, 8, 1, Some(&have)).unwrap_err();
         assert!(e.to_string().contains("set distributed.virtual_shards ="), "{e}");
         let large = config(&["eval.batch=1000000000000000"]);
-        let e = check_evaluation(&large, &samples, samples.input, 1).unwrap_err();
+        let evaluation =
+            |set, shards| check_evaluation(&large, &samples, samples.input, [set, shards], 1, Some(&have));
+        let e = evaluation(1 << 40, 8).unwrap_err();
         assert!(e.to_string().contains("set eval.batch ="), "{e}");
+        // There are no more samples than the set has, over all shards.
+        evaluation(355, 8).unwrap();
+        evaluation(1 << 40, 1 << 30).unwrap();
+        evaluation(0, 8).unwrap();
         let resnet = ModelConfig::named("resnet18");
         let at_once = samples_at_once(&resnet, [224, 224, 3], 1000, 16).unwrap();
         assert!((1..=16).contains(&at_once));
         let e = samples_at_once(&resnet, [3_000_000, 3_000_000, 3], 1000, 16).unwrap_err();
+        assert!(e.to_string().contains("not one sample fits"), "{e}");
+    }
+
+    #[test]
+    fn sizes_past_all_counting_do_not_fit() {
+        let text = "layers = [{ type = \"relu\" }, { type = \"global-avg-pool\" }, { type = \"linear\" }]";
+        let model: ModelConfig = toml::from_str(text).unwrap();
+        let of = summarise(&model, Some([1 << 32, 1 << 32, 3]), Some(10), 1).unwrap();
+        assert_eq!(of_inference(&of).1, u64::MAX);
+        let have = Have { bytes: 1 << 40, by: "the machine" };
+        let need = Need { fixed: 0, sample: of.memory.activations, samples: 2, times: 2 };
+        let e = need.check("m", Some(&have), |_| String::new()).unwrap_err();
         assert!(e.to_string().contains("not one sample fits"), "{e}");
     }
 }

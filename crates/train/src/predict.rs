@@ -113,7 +113,8 @@ struct Run {
 }
 
 impl Run {
-    fn of(progress: &Progress) -> Result<Self> {
+    /// Fails when its training set cannot be opened, unless `request` has what is taken from the set.
+    fn of(progress: &Progress, request: &PredictRequest) -> Result<Self> {
         let part = |keys: &[&str]| {
             let (first, rest) = keys.split_first()?;
             rest.iter().try_fold(progress.identity.get(*first)?, |at, key| at.get(*key)).cloned()
@@ -122,7 +123,19 @@ impl Run {
         let model = part(&["model"]).unwrap_or(toml::Table::new().into()).try_into().map_err(broken)?;
         let transforms = part(&["loader", "transforms"]).map(|t| t.try_into().map_err(broken)).transpose()?;
         let set = part(&["data", "train"]).and_then(|t| Some(t.as_str()?.to_owned()));
-        let set = set.and_then(|name| phalanx_data::open(&name, Split::Train).ok());
+        // What depends on the set must not be guessed. The pixels' range may: sets that are not part of the program
+        // are of bytes.
+        let replaced = request.input.is_some() && request.labels.is_some();
+        let set = match set.map(|name| phalanx_data::open(&name, Split::Train)) {
+            Some(Err(e)) if !replaced => {
+                let problem = format!(
+                    "the run's training set, which tells the images' size and the classes' names, cannot be opened: \
+                     {e}. Run this in the directory where the run was started, or give --input and --labels"
+                );
+                return Err(Error::config("data.train", problem));
+            }
+            opened => opened.and_then(phalanx_data::Result::ok),
+        };
         Ok(Run { model, transforms: transforms.unwrap_or_default(), set })
     }
 }
@@ -131,7 +144,7 @@ impl Predictor {
     /// Reads the weights and builds the model: for as many classes as they were trained for.
     pub fn new(request: &PredictRequest) -> Result<Self> {
         let weights = weights::read(&request.checkpoint)?;
-        let run = weights.progress.as_ref().map(Run::of).transpose()?;
+        let run = weights.progress.as_ref().map(|progress| Run::of(progress, request)).transpose()?;
         let mut config = model_config(request, run.as_ref())?;
         let set = run.as_ref().and_then(|r| r.set.as_ref()).map(|set| set.schema());
         let image = set.and_then(|schema| schema.first(Role::Image));
@@ -170,7 +183,7 @@ impl Predictor {
     /// Computes images, several at once, and hands each one's outcome to `tell`, in their order. Fails where the
     /// model itself cannot be computed.
     pub fn run(&self, images: &[PathBuf], mut tell: impl FnMut(&Path, Outcome)) -> Result<()> {
-        let mut made_for: Option<([usize; 3], Box<dyn Layer>)> = None;
+        let mut kept: Option<Fitted> = None;
         let batch = memory::samples_at_once(&self.config, self.input, self.names.len(), BATCH)?;
         for group in images.chunks(batch as usize) {
             let mut samples: Vec<Option<Result<Sample>>> = group.iter().map(|_| None).collect();
@@ -187,24 +200,24 @@ impl Predictor {
                     }
                     None => continue,
                 };
-                let (shape, mut pixels, mut paths) = (sample.shape, sample.pixels, vec![path]);
+                let shape = sample.shape;
+                let of_shape = kept.take_if(|kept| kept.shape == shape);
+                let fitted = match of_shape.map_or_else(|| self.layers(shape), Ok) {
+                    Ok(fitted) => kept.insert(fitted),
+                    Err(e) => {
+                        tell(path, Err(unfit(path, &e.to_string())));
+                        continue;
+                    }
+                };
+                let (mut pixels, mut paths) = (sample.pixels, vec![path]);
                 let same = |next: &(&PathBuf, Option<Result<Sample>>)| matches!(&next.1, Some(Ok(s)) if s.shape == shape);
-                while let Some((path, Some(Ok(sample)))) = samples.next_if(same) {
+                while paths.len() < fitted.most
+                    && let Some((path, Some(Ok(sample)))) = samples.next_if(same)
+                {
                     pixels.extend(sample.pixels);
                     paths.push(path);
                 }
-                if made_for.as_ref().is_none_or(|m| m.0 != shape) {
-                    match self.layers(shape) {
-                        Ok(layers) => made_for = Some((shape, layers)),
-                        Err(e) => {
-                            let why = e.to_string();
-                            paths.iter().for_each(|path| tell(path, Err(unfit(path, &why))));
-                            continue;
-                        }
-                    }
-                }
-                let Some((_, layers)) = &made_for else { continue };
-                let logits = self.logits(&**layers, &pixels, paths.len(), shape)?;
+                let logits = self.logits(&*fitted.layers, &pixels, paths.len(), shape)?;
                 for (path, logits) in paths.iter().zip(logits.chunks_exact(self.names.len())) {
                     tell(path, self.candidates(path, logits));
                 }
@@ -213,10 +226,11 @@ impl Predictor {
         Ok(())
     }
 
-    /// The model's layers for samples of that shape.
-    fn layers(&self, shape: [usize; 3]) -> Result<Box<dyn Layer>> {
-        memory::samples_at_once(&self.config, shape, self.names.len(), 1)?;
-        setup::layers_for(&self.config, shape, self.names.len(), &self.params)
+    /// The model for samples of that shape. Fails when it takes none of it, or not one fits into memory.
+    fn layers(&self, shape: [usize; 3]) -> Result<Fitted> {
+        let most = memory::samples_at_once(&self.config, shape, self.names.len(), BATCH)? as usize;
+        let layers = setup::layers_for(&self.config, shape, self.names.len(), &self.params)?;
+        Ok(Fitted { shape, most, layers })
     }
 
     fn logits(
@@ -252,6 +266,10 @@ impl Predictor {
                 ([side, side, channels], u8::resize(&pixels, [height, width, channels], place))
             }
         };
+        // A file may hold a hundred million pixels: what the model cannot take must not become floats.
+        if shape != self.input {
+            self.layers(shape).map_err(|e| unfit(path, &e.to_string()))?;
+        }
         // In the units of the set that the model was trained on.
         let spec = FieldSpec { dtype: DType::F32, ..FieldSpec::image(shape, self.max) };
         let stored: Vec<u8> =
@@ -277,6 +295,14 @@ impl Predictor {
         };
         Ok(order.iter().take(self.top).map(candidate).collect())
     }
+}
+
+/// The model's layers for samples of one shape.
+struct Fitted {
+    shape: [usize; 3],
+    /// Samples that may be computed at once.
+    most: usize,
+    layers: Box<dyn Layer>,
 }
 
 /// A prepared image.

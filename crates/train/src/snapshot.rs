@@ -120,15 +120,16 @@ impl Engine {
 
     /// Begins with the parameters and running statistics of rank 0. A meeting of all ranks.
     pub(crate) fn take_model_of_rank_0(&mut self) -> Result<()> {
-        if self.comm.world() == 1 {
-            return Ok(());
+        if self.comm.world() > 1 {
+            let mine =
+                if self.comm.rank() == 0 { Some(to_safetensors(&self.model_arrays()?)?) } else { None };
+            let model = bytes_from_rank_0(&*self.comm, mine.as_deref())?;
+            if mine.is_none() {
+                self.restore_model(&from_safetensors(&model)?)?;
+            }
         }
-        let mine = if self.comm.rank() == 0 { Some(to_safetensors(&self.model_arrays()?)?) } else { None };
-        let model = bytes_from_rank_0(&*self.comm, mine.as_deref())?;
-        if mine.is_none() {
-            self.restore_model(&from_safetensors(&model)?)?;
-        }
-        // The average begins with what the model begins with.
+        // The average begins with what the model begins with, which loaded weights may have changed: on one rank,
+        // too.
         self.ema = self.options.ema.as_ref().map(|config| Ema::new(config, &self.params)).transpose()?;
         Ok(())
     }

@@ -296,6 +296,15 @@ fn weights_to_begin_with_and_views_to_evaluate_keep_it() {
     let one = hashes(&begin("one", 1, None, &[]).unwrap());
     begin("cut", 3, Some(7), &[]).unwrap();
     assert_eq!(hashes(&begin("cut", 4, None, &[]).unwrap()), one);
+    // The average begins with those weights on any number of ranks.
+    let averaged = |name: &str, world: u32, max: Option<u64>| {
+        with_average(&begin(name, world, max, &["ema.decay=0.9"]).unwrap())
+    };
+    let (params, .., average) = averaged("average-none", 1, Some(0));
+    assert_eq!((&params, average.as_ref()), (&whole.params_hash, Some(&params)));
+    let average = averaged("average-1", 1, None);
+    assert!(average.3.is_some());
+    assert_eq!(averaged("average-3", 3, None), average);
     // A head of its own is another run; what begins no name is none.
     let head = hashes(&begin("head", 2, None, &["init.skip=[\"layers.\"]"]).unwrap());
     assert_ne!(head, one);

@@ -72,6 +72,7 @@ def points():
         ([[4, 19], [4, 19], [4], [19]], True, True),
         ([[2, 3, 5], [2, 3, 5], [5]], False, True),
         ([[6], [6], [6]], True, False),
+        ([[6], [6], [6]], False, True),
     ):
         params = {"unit": [1], "positive": [2, 3], "weighted": weight, "pos_weight": pos}
 

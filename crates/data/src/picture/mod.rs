@@ -108,13 +108,25 @@ fn check_size(height: usize, width: usize) -> std::result::Result<(), String> {
     }
 }
 
-/// Whether a JPEG file has its end. The decoder fills up with grey what is cut off, which nobody means; within a scan's
-/// data neither of the two markers can occur.
+/// Whether a JPEG file has its end: the decoder fills up with grey what is cut off, which nobody means. Segments are
+/// skipped by their lengths, since a thumbnail in one has an end of its own; what follows the end may be anything.
 fn is_whole(bytes: &[u8]) -> bool {
-    const SCAN: [u8; 2] = [0xff, 0xda];
-    const END: [u8; 2] = [0xff, 0xd9];
-    let last = bytes.windows(2).rposition(|w| w == SCAN).unwrap_or(0);
-    bytes[last..].windows(2).any(|w| w == END)
+    let mut at = 2;
+    while let Some(&[first, kind]) = bytes.get(at..at + 2) {
+        at += match (first, kind) {
+            (0xff, 0xd9) => return true,
+            // Fill before a marker.
+            (0xff, 0xff) => 1,
+            // A byte of a scan's data, or a marker without a segment.
+            (0xff, 0x00 | 0x01 | 0xd0..=0xd8) => 2,
+            (0xff, _) => match bytes.get(at + 2..at + 4) {
+                Some(&[high, low]) => 2 + usize::from(u16::from_be_bytes([high, low])),
+                _ => return false,
+            },
+            _ => 1,
+        };
+    }
+    false
 }
 
 fn jpeg(bytes: &[u8]) -> std::result::Result<Picture, String> {

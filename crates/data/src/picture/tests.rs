@@ -113,8 +113,15 @@ fn what_is_no_image_is_named() {
     for cut in [40, jpeg.len() / 2, jpeg.len() - 2] {
         assert!(say(&jpeg[..cut]).contains("a JPEG image that is cut off"), "{}", say(&jpeg[..cut]));
     }
-    // What follows the end is nobody's business.
-    assert!(Picture::decode(&[&jpeg[..], &[0, 7]].concat()).is_ok());
+    // What follows the end is nobody's business, be it the beginning of a scan.
+    let whole = Picture::decode(&jpeg).unwrap();
+    for rest in [&[0, 7][..], &[0xff, 0xda, 0]] {
+        assert_eq!(Picture::decode(&[&jpeg[..], rest].concat()).unwrap(), whole);
+    }
+    // The end of a thumbnail within a segment is not the image's.
+    let thumbnail = [&jpeg[..2], &[0xff, 0xfe, 0, 6, 0xff, 0xd8, 0xff, 0xd9], &jpeg[2..]].concat();
+    assert_eq!(Picture::decode(&thumbnail).unwrap(), whole);
+    assert!(say(&thumbnail[..thumbnail.len() - 2]).contains("cut off"));
     let e = Picture::read(Path::new("/none.png")).unwrap_err();
     assert!(e.to_string().contains("/none.png") && e.kind() == crate::Kind::Data, "{e}");
 }

@@ -198,7 +198,8 @@ impl Pipeline {
     /// The rows that apply (random ones only in training), then the default normalisation unless a row
     /// normalises.
     ///
-    /// Fails when `spec` is no image [H, W, C], and on parameters that do not fit it.
+    /// Fails when `spec` is no image [H, W, C], on parameters that do not fit it, and on rows in an order that makes no
+    /// sense.
     pub fn new(transforms: &[Transform], spec: &FieldSpec, training: bool) -> Result<Self> {
         let &[h, w, c] = &spec.shape[..] else {
             return Err(Error::field(
@@ -211,6 +212,13 @@ impl Pipeline {
             0 => all.push(Transform::new(ops::NORMALISE, &[])?),
             1 => {}
             _ => return Err(Error::usage("loader.transforms", "`normalise` is there twice")),
+        }
+        let mut behind = all.iter().skip_while(|t| t.row.name != ops::NORMALISE);
+        if let Some(t) = behind.find(|t| ops::BEFORE_NORMALISE.contains(&t.row.name)) {
+            return Err(Error::usage(
+                format!("transform {}", t.row.name),
+                "it must stand before `normalise`",
+            ));
         }
         let mut steps = Vec::new();
         for (i, t) in all.iter().enumerate().filter(|(_, t)| training || !t.row.random) {

@@ -9,6 +9,9 @@ use crate::{Error, FieldSpec, Result};
 /// The row that is added when none of its name is asked for.
 pub(super) const NORMALISE: &str = "normalise";
 
+/// The rows that work in the units of the set, which [`NORMALISE`] takes away.
+pub(super) const BEFORE_NORMALISE: [&str; 2] = ["color-jitter", "lighting"];
+
 const fn number(name: &'static str, default: f64, max: f64, whole: bool, help: &'static str) -> Param {
     Param { name, default: Some(default), min: 0.0, max, whole, list: false, help }
 }

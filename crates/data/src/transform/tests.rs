@@ -200,6 +200,11 @@ fn rows_are_checked_and_misspellings_corrected() {
     let crop = "{ name = \"random-resized-crop\", scale_min = 0.5, scale_max = 0.4 }";
     assert!(refused(&[crop]).contains("scale_min 0.5 is above scale_max 0.4"));
     for name in ["lighting", "color-jitter"] {
+        let row = format!("{{ name = \"{name}\" }}");
+        let e = refused(&[AS_IS, "{ name = \"flip\" }", &row]);
+        assert_eq!(e, format!("transform {name}: it must stand before `normalise`"));
+        let rows = [&row, AS_IS].map(|r| transform(r).unwrap());
+        assert!(Pipeline::new(&rows, &spec, true).is_ok());
         let grey = FieldSpec::image([4, 4, 1], 255.0);
         let rows = [transform(&format!("{{ name = \"{name}\" }}")).unwrap()];
         let error = Pipeline::new(&rows, &grey, true).err().unwrap().to_string();

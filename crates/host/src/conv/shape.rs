@@ -147,9 +147,11 @@ impl ConvShape {
                 return Err(Error::Operand { operand, want, found, shape: format!("{self:?}") });
             }
         }
-        // Offsets inside padded inputs are computed without further checks.
+        // Offsets inside padded inputs are computed without further checks, and so are those inside the padded
+        // gradients of outputs, at most twice as far along each axis: 2³ times the 8 bytes of a number.
         let padded = |axis: usize| self.padding[axis].iter().sum::<usize>() + self.size[axis];
-        let extent = [self.batch.max(1), padded(0), padded(1), padded(2), self.in_c.max(1), 16];
+        let channels = self.in_c.max(self.out_c).max(1);
+        let extent = [self.batch.max(1), padded(0), padded(1), padded(2), channels, 64];
         if saturating(&extent) > isize::MAX as usize {
             return Err(self.refuse("the padded input does not fit in memory"));
         }
@@ -198,5 +200,21 @@ mod tests {
         assert!(why(s.with_groups(0)).contains("divide the channels"));
         assert!(why(s.with_outputs([1, 113, 112])).contains("more outputs"));
         assert!(s.check(s.in_len(), s.weight_len(), 1).unwrap_err().to_string().contains("output"));
+    }
+
+    #[test]
+    fn padding_beyond_memory_is_refused() {
+        // What conv_transpose1d makes of two taps far apart whose padding leaves little of the output.
+        let far = |out_c, apart: usize| {
+            let s = ConvShape::new([1, 1, 1, 1, 1], out_c, [1, 1, 2]).with_dilation([1, 1, apart]);
+            s.with_padding([[0, 0], [0, 0], [apart, apart]]).with_outputs([1; 3])
+        };
+        let check = |s: ConvShape| s.check(s.in_len(), s.weight_len(), s.out_len().unwrap());
+        let why = |s| check(s).unwrap_err().to_string();
+        assert!(why(far(1, 1 << 57)).contains("does not fit in memory"));
+        assert!(why(far(1, 1 << 56)).contains("does not fit in memory"));
+        // The gradient has the output's channels.
+        assert!(check(far(1, 1 << 50)).is_ok());
+        assert!(why(far(1 << 6, 1 << 50)).contains("does not fit in memory"));
     }
 }

@@ -3,8 +3,9 @@
 //! The scheme is that of Goto and van de Geijn ("Anatomy of High-Performance Matrix Multiplication",
 //! 2008) with one change: the larger first-level cache and the 32 registers of today's cores let a
 //! strip of A stay in the first level while panels of B stream from the second, so A needs no block of
-//! its own. Work is cut by shape alone, and every element of C is one chain of multiply-adds over k, so
-//! neither threads nor tile sizes show in the bits.
+//! its own. Work is cut by shape alone, and every element of C is one chain of multiply-adds over k, or a
+//! dot product in vectors where one side is thin and both operands lie along k; so neither threads nor tile
+//! sizes show in the bits.
 
 mod dot;
 mod engine;

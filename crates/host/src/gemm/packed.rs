@@ -261,8 +261,9 @@ impl<T: Real> Packed<T> {
     }
 }
 
-/// As [`gemm`](super::gemm), with a B that was packed on a CPU of the same instruction set; the bits are those of
-/// [`gemm`](super::gemm).
+/// As [`gemm`](super::gemm), with a B that was packed on a CPU of the same instruction set. Each element is one
+/// chain over k whatever the number of rows; [`gemm`](super::gemm) takes dot products, with other bits, when one
+/// side is thin.
 pub fn gemm_packed<T: Real>(
     cpu: &Cpu,
     a: Mat<T>,

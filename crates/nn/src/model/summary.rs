@@ -110,12 +110,30 @@ pub struct Memory {
 impl Memory {
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.parameters + self.gradients + self.optimizer + self.activations
+        sum([self.parameters, self.gradients, self.optimizer, self.activations])
+    }
+}
+
+impl Summary {
+    /// Bytes of one sample.
+    pub fn sample_bytes(&self) -> u64 {
+        count(&self.input).saturating_mul(F32)
     }
 }
 
 /// Bytes of an element.
 const F32: u64 = size_of::<f32>() as u64;
+
+/// The elements of a shape. A number past all counting is told as the largest, since sizes may be whatever a user
+/// has typed.
+fn count(sizes: &[usize]) -> u64 {
+    sizes.iter().fold(1, |n, &size| n.saturating_mul(size as u64))
+}
+
+/// A sum, at most the largest number.
+fn sum(numbers: impl IntoIterator<Item = u64>) -> u64 {
+    numbers.into_iter().fold(0, u64::saturating_add)
+}
 
 /// Builds the model without values and adds up what its layers tell. Input and classes are those that
 /// it was made for when left out.
@@ -133,18 +151,20 @@ pub fn summarise(
     let (input, classes) = (input.unwrap_or(usual.0), classes.unwrap_or(usual.1));
     let mut b = Builder::new();
     build(config, input, classes, &mut b)?;
-    let bytes = |elements: usize| elements as u64 * F32 * batch;
+    let bytes = |shape: &[usize]| count(shape).saturating_mul(F32).saturating_mul(batch);
     let layers = b.description().iter().map(|d| LayerSummary {
         layer: d.path.clone(),
         kind: d.kind.clone(),
         output: d.output.to_vec(),
         parameters: d.parameters as u64,
         multiply_adds: d.multiply_adds,
-        activation_bytes: bytes(d.output.numel()),
+        activation_bytes: bytes(&d.output),
     });
     let layers: Vec<LayerSummary> = layers.collect();
-    let kept = b.description().iter().filter(|d| d.kept).map(|d| bytes(d.output.numel())).sum::<u64>();
-    let parameters = layers.iter().map(|l| l.parameters).sum::<u64>();
+    let kept = b.description().iter().filter(|d| d.kept).map(|d| bytes(&d.output));
+    let activations = sum(kept.chain([bytes(&input)]));
+    let parameters = sum(layers.iter().map(|l| l.parameters));
+    let each = parameters.saturating_mul(F32);
     Ok(Summary {
         model: config.name.clone(),
         input,
@@ -154,12 +174,7 @@ pub fn summarise(
         multiply_adds: b.multiply_adds(),
         gflop: 2e-9 * b.multiply_adds() as f64,
         training_gflop: 2e-9 * b.training_multiply_adds() as f64,
-        memory: Memory {
-            parameters: parameters * F32,
-            gradients: parameters * F32,
-            optimizer: parameters * F32,
-            activations: bytes(input.iter().product()) + kept,
-        },
+        memory: Memory { parameters: each, gradients: each, optimizer: each, activations },
         layers,
     })
 }
@@ -235,5 +250,23 @@ impl fmt::Display for Summary {
             short(m.optimizer),
             short(m.activations)
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_past_all_counting_are_the_largest() {
+        let text = "layers = [{ type = \"global-avg-pool\" }, { type = \"linear\" }]";
+        let config: ModelConfig = toml::from_str(text).unwrap();
+        let of = |side, batch| summarise(&config, Some([side, side, 3]), Some(10), batch).unwrap();
+        let usual = of(8, 2);
+        assert_eq!((usual.sample_bytes(), usual.memory.activations), (4 * 192, 8 * (192 + 3 + 10)));
+        let large = of(1 << 32, 1);
+        assert_eq!((large.sample_bytes(), large.memory.activations), (u64::MAX, u64::MAX));
+        assert_eq!((large.memory.total(), large.memory.parameters), (u64::MAX, 4 * 40));
+        assert_eq!(of(8, u64::MAX).layers[0].activation_bytes, u64::MAX);
     }
 }

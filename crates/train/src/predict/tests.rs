@@ -108,6 +108,25 @@ fn what_does_not_fit_is_said() {
 }
 
 #[test]
+fn a_training_set_that_is_gone_is_not_guessed() {
+    let of = |set: &str, input: Option<[usize; 3]>, labels: Option<&str>| {
+        let identity =
+            toml::from_str(&format!("model = {{ name = \"lenet5\" }}\ndata = {{ train = \"{set}\" }}"));
+        let progress = Progress { identity: identity.unwrap(), ..Progress::default() };
+        let request =
+            PredictRequest { input, labels: labels.map(PathBuf::from), ..request(None, PathBuf::new()) };
+        Run::of(&progress, &request).map(|run| run.set.is_some()).map_err(|e| e.to_string())
+    };
+    let size = Some([28, 28, 1]);
+    assert_eq!(of("digits", None, None), Ok(true));
+    assert_eq!(of("gone/mnist", size, Some("labels")), Ok(false));
+    for (input, labels) in [(None, None), (size, None), (None, Some("labels"))] {
+        let e = of("gone/mnist", input, labels).unwrap_err();
+        assert!(e.contains("gone/mnist") && e.contains("or give --input and --labels"), "{e}");
+    }
+}
+
+#[test]
 fn heads_for_training_may_be_missing() {
     let dir = tempfile::tempdir().unwrap();
     let config = ModelConfig::named("googlenet");

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use phalanx_comm::side::host_name;
 use phalanx_comm::{Activity, Communicator, Deadline};
 use phalanx_host::Isa;
+use phalanx_nn::Builder;
 
 use super::session::{STOPPED, Session};
 use super::{Sets, TrainRequest, shards, steps_per_epoch};
@@ -19,6 +20,7 @@ use crate::ledger::{Header, Ledger};
 use crate::report::{Event, Reporter, Style, Summary, show_summary};
 use crate::rundir::{Lock, RunDir};
 use crate::share::{check_same_table, from_rank_0};
+use crate::task::Criterion;
 use crate::weights::Begun;
 use crate::{Error, Result, memory, report, setup, tuning};
 
@@ -38,6 +40,8 @@ pub(super) fn open<'a>(
     sets: &'a Sets,
 ) -> Result<Opened<'a>> {
     let started = Instant::now();
+    // Asked before a rank here has anything large: a checkpoint's memory is free again when the steps begin.
+    let have = memory::available();
     comm.whereabouts().enter(Activity::Starting);
     let config = &request.config;
     let allowed = Duration::from_secs_f64(config.distributed.deadline_s);
@@ -50,9 +54,10 @@ pub(super) fn open<'a>(
         let sets = [("train", &sets.train), ("eval", &sets.eval)];
         sets.into_iter().map(|(k, s)| Ok((k.to_owned(), fingerprint::of_set(&**s)?.into()))).collect()
     })?;
-    let v = shards(config, None, comm.world())?;
-    memory::check_training(config, &setup::samples(&*sets.train)?, v, comm.locality().local_world)?;
-    let model = setup::classification(config, &*sets.train, &comm)?;
+    let samples = setup::samples(&*sets.train)?;
+    // A model or a loss that does not fit the samples is refused before the directory is touched.
+    phalanx_nn::build(&config.model, samples.input, samples.classes, &mut Builder::new())?;
+    Criterion::new(&config.loss, samples.classes)?;
 
     let dir = RunDir::new(&request.out);
     let (mut lock, mut read) = (None, None);
@@ -94,6 +99,12 @@ pub(super) fn open<'a>(
         return Ok(Opened::Ended(Box::new(summary)));
     }
     let shards = shards(config, saved.as_ref().map(|s| s.1.virtual_shards), comm.world())?;
+    let (ranks, set) = (comm.locality().local_world, [sets.eval.len(), shards.into()]);
+    memory::check_training(config, &samples, shards, ranks, have.as_ref())?;
+    if !sets.eval.is_empty() {
+        memory::check_evaluation(config, &samples, samples.input, set, ranks, have.as_ref())?;
+    }
+    let model = setup::classification(config, &*sets.train, &comm)?;
     let (bucket_bytes, warning) = tuning::bucket_bytes(config.distributed.bucket_mb, &*comm)?;
     warnings.extend(warning);
     let options = EngineOptions {
@@ -113,7 +124,7 @@ pub(super) fn open<'a>(
             let begun = match &config.init {
                 None => None,
                 Some(init) => Some(from_rank_0(&*comm, Deadline::after(allowed), || {
-                    engine.begin_with(init, config, &setup::samples(&*sets.train)?)
+                    engine.begin_with(init, config, &samples)
                 })?),
             };
             engine.take_model_of_rank_0()?;

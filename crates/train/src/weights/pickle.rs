@@ -15,6 +15,8 @@ const LONGEST: usize = 64 << 20;
 const MOST: usize = 1 << 22;
 /// The most items in all tuples, lists and dictionaries when they are made: calls can copy them.
 const MOST_ITEMS: usize = 1 << 24;
+/// The longest key of a storage: PyTorch's are decimal numbers. Every recall of one is a copy.
+const LONGEST_KEY: usize = 64;
 /// The most axes of a tensor.
 const AXES: usize = 32;
 
@@ -495,6 +497,9 @@ impl<'a> Machine<'a> {
                     );
                 }
                 match (self.get(kind), self.get(key)) {
+                    (_, Value::Text(key)) if key.len() > LONGEST_KEY => {
+                        return Err("a storage's key in its pickle is longer than any of PyTorch's".into());
+                    }
                     (Value::Name(Name::Storage(kind)), Value::Text(key)) => (*kind, key.clone()),
                     _ => return Err("a storage in its pickle has no known type".into()),
                 }

@@ -229,6 +229,24 @@ fn a_pickle_that_grows_by_copies_ends() {
     assert!(e.contains("more than"), "{e}");
 }
 
+#[test]
+fn long_keys_of_storages_are_not_copied() {
+    let with_key = |len: usize| {
+        let mut bytes = b"\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\nX".to_vec();
+        bytes.extend((len as u32).to_le_bytes());
+        bytes.extend(vec![b'7'; len]);
+        bytes.extend(b"X\x03\0\0\0cpuK\x01tq\x00");
+        (0..1000).for_each(|_| bytes.extend(b"h\x00Q"));
+        bytes.push(b'.');
+        pickle::Pickle::read(&bytes)
+    };
+    assert_eq!(with_key(64).unwrap().storages.len(), 1000);
+    for len in [65, 1 << 20] {
+        let e = with_key(len).unwrap_err();
+        assert!(e.contains("longer than any of PyTorch's"), "{e}");
+    }
+}
+
 fn any_file() -> impl Strategy<Value = Vec<u8>> {
     let names = vec!["plain.pth", "legacy.pth", "protocol4.pth", "views.pth", "views-legacy.pth"];
     prop::sample::select(names).prop_map(|name| fs::read(golden(name)).unwrap())

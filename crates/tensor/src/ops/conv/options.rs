@@ -90,6 +90,7 @@ impl Conv {
     /// The sizes of a convolution's output, for an input of `sizes` (without samples and channels). Fails as
     /// the op does when the windows do not fit.
     pub fn output(&self, sizes: &[usize], kernel: &[usize]) -> Result<Shape> {
+        check_rank("conv", sizes, kernel)?;
         let fail = |why| Error::Invalid { op: "conv", shape: sizes.into(), why };
         let s = self.sizes([1, self.groups, self.groups], sizes, kernel).map_err(fail)?;
         let out = s.out_size().map_err(|e| fail(e.to_string()))?;
@@ -98,6 +99,7 @@ impl Conv {
 
     /// The sizes of a transposed convolution's output, as [`Conv::output`].
     pub fn transposed_output(&self, sizes: &[usize], kernel: &[usize]) -> Result<Shape> {
+        check_rank("conv_transpose", sizes, kernel)?;
         let s = self.transposed_sizes([1, self.groups, self.groups], sizes, kernel);
         let s = s.map_err(|why| Error::Invalid { op: "conv_transpose", shape: sizes.into(), why })?;
         Ok(Shape::new(&s.size[3 - sizes.len()..]))
@@ -203,6 +205,15 @@ impl Conv {
     }
 }
 
+/// Checks that sizes and kernel have one number for each of 1 to 3 axes.
+fn check_rank(op: &'static str, sizes: &[usize], kernel: &[usize]) -> Result<()> {
+    if (1..=3).contains(&kernel.len()) && sizes.len() == kernel.len() {
+        return Ok(());
+    }
+    let why = format!("sizes {sizes:?} and kernel {kernel:?} have not one number for each of 1 to 3 axes");
+    Err(Error::Invalid { op, shape: sizes.into(), why })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,5 +235,11 @@ mod tests {
         assert!(why(Conv::new().stride(&[1, 1]).output(&[5], &[3])).contains("neither one number"));
         assert!(why(Conv::new().output_padding(&[1]).transposed_output(&[5], &[3])).contains("smaller than"));
         assert!(why(Conv::new().padding(&[9]).transposed_output(&[5], &[3])).contains("leaves nothing"));
+        let lists: [(&[usize], &[usize]); 4] =
+            [(&[], &[]), (&[5], &[3, 3]), (&[5, 5], &[3]), (&[5; 4], &[3; 4])];
+        for (sizes, kernel) in lists {
+            assert!(why(Conv::new().output(sizes, kernel)).contains("1 to 3 axes"));
+            assert!(why(Conv::new().transposed_output(sizes, kernel)).contains("1 to 3 axes"));
+        }
     }
 }

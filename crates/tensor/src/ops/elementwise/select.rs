@@ -6,7 +6,7 @@ use super::{broadcast, cpu, stretch};
 use crate::op::{Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
-use crate::{Result, Tensor, View, ViewMut, ops};
+use crate::{Error, Result, Tensor, View, ViewMut, ops};
 
 /// `a` where the mask is not 0, `b` elsewhere.
 #[derive(Debug)]
@@ -20,7 +20,11 @@ impl Op for Where {
     fn infer(&self, inputs: &[Meta]) -> Result<Plan> {
         ops::want_mask("where", inputs, 0)?;
         ops::want_real("where", inputs, 1)?;
-        ops::want_same("where", &inputs[1..], 1)?;
+        let (want, got) = (inputs[1].dtype, inputs[2].dtype);
+        if got != want {
+            let want = format!("{want} like operand 1");
+            return Err(Error::DTypes { op: "where", operand: 2, got, want });
+        }
         let values = broadcast("where", inputs[1].shape(), inputs[2].shape())?;
         Ok(Plan::one(inputs[1].dtype, broadcast("where", inputs[0].shape(), values)?).saving_inputs(1))
     }

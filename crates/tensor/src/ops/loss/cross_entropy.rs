@@ -29,7 +29,7 @@ impl CrossEntropy<'_> {
     /// by: Σ weight · class weight of the label over the rows that are not ignored; for probabilities Σ weight over
     /// all rows. Summed in doubles, in the rows' order.
     ///
-    /// Fails with [`Error::Index`] for a label that is no class.
+    /// Fails with [`Error::Index`] only for a label that `class_weights` has no number for.
     pub fn weight(&self, target: &Tensor) -> Result<f64> {
         Ok(self.factors(target)?.into_iter().sum())
     }

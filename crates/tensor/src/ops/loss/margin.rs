@@ -203,7 +203,10 @@ impl Tensor {
         let (samples, k) = (shape[0], shape[1]);
         let mut others = vec![1u8; samples * k];
         for (i, l) in rows.places.to_vec::<i64>()?.into_iter().enumerate() {
-            others[i * k + l as usize] = 0;
+            // Without classes there is no such place, which `gather` refuses below.
+            if let Some(other) = others.get_mut(i * k + l as usize) {
+                *other = 0;
+            }
         }
         let others = Tensor::from_slice(&others, [samples, k], x.device())?;
         let short = x.sub(&x.gather(1, &rows.places)?)?.offset(margin)?.relu()?;

@@ -6,24 +6,11 @@ use phalanx_host::simd::{Kernel, Simd};
 use super::PointLoss;
 use super::cpu::{put, rows_a_task, sum_of_tasks};
 use crate::ops::columns::{load, store};
-use crate::ops::elementwise::math::Math;
-
-#[inline(always)]
-fn c<E: Math, V: Simd<E>>(x: f64) -> V {
-    V::splat(E::from_f64(x))
-}
+use crate::ops::elementwise::math::{Math, c};
 
 #[inline(always)]
 fn minus<E: Math, V: Simd<E>>(x: V) -> V {
     V::splat(E::ZERO).sub(x)
-}
-
-/// log(1 + x) for x from −1 on, with all digits near 0 (Kahan's correction of the rounded 1 + x).
-#[inline(always)]
-fn log1p<E: Math, V: Simd<E>>(x: V) -> V {
-    let u = V::splat(E::ONE).add(x);
-    let d = u.sub(V::splat(E::ONE));
-    d.mul(d).if_gt(V::splat(E::ZERO), E::log(u).mul(x).div(d), x)
 }
 
 /// log(1 + e^x) and log(1 + e^−x), then their slopes at x and −x: sigmoid(x), sigmoid(−x). No term cancels.
@@ -32,7 +19,7 @@ fn softplus<E: Math, V: Simd<E>>(x: V) -> [V; 4] {
     let (zero, one) = (V::splat(E::ZERO), V::splat(E::ONE));
     let other = zero.sub(x);
     let e = E::exp(other.min(x));
-    let small = log1p::<E, V>(e);
+    let small = E::log1p(e);
     let near = one.div(one.add(e));
     let far = e.mul(near);
     [zero.max(x).add(small), zero.max(other).add(small), zero.if_gt(x, far, near), zero.if_gt(x, near, far)]
@@ -58,7 +45,7 @@ impl PointLoss {
                 // Not a number stays one: it is the second operand.
                 let most = c::<E, V>(100.0);
                 let yes = most.min(minus::<E, V>(E::log(x)));
-                let no = most.min(minus::<E, V>(log1p::<E, V>(minus::<E, V>(x))));
+                let no = most.min(minus::<E, V>(E::log1p(minus::<E, V>(x))));
                 let rest = one.sub(x);
                 let spread = c::<E, V>(1e-12).max(x.mul(rest));
                 [y.mul(yes).add(one.sub(y).mul(no)), x.sub(y).div(spread), yes.sub(no)]
@@ -167,7 +154,8 @@ impl<E: Math> Pair<'_, E> {
 
     /// The longest run of neighbours that one call of [`Pair::at`] may read from.
     fn run(&self) -> usize {
-        self.positive.map_or(self.k, |p| p.len())
+        // A single axis is that of the samples and the last one: then a sample is one number.
+        self.positive.map_or(self.k, |p| p.len().min(self.k))
     }
 }
 

@@ -36,6 +36,9 @@ enum Along {
     Windows(windows::Window),
 }
 
+/// The most results along an axis, as when resizing.
+const MOST: usize = u32::MAX as usize;
+
 /// The name in errors.
 type Name = &'static str;
 
@@ -54,7 +57,7 @@ impl PadMode {
             return Err(refuse(format!("{amounts:?} has not two numbers for each axis")));
         }
         let one = |(&size, &[before, after]): (&usize, &[isize; 2])| {
-            Along::Pad(self, before, after).places(size).map(|places| places.len()).map_err(refuse)
+            Along::Pad(self, before, after).length(size).map_err(refuse)
         };
         Ok(Shape::new(&sizes.iter().zip(amounts).map(one).collect::<Result<Vec<_>>>()?))
     }
@@ -75,31 +78,33 @@ impl PadMode {
     }
 }
 
+/// What is left of an axis of `size` after cropping by negative amounts: a wrapped axis repeats this.
+fn kept(size: isize, before: isize, after: isize) -> [isize; 2] {
+    [(-before).max(0), (size + after).min(size)]
+}
+
 impl Along {
-    /// The place that each result is, or the rule that is broken.
-    fn places(self, size: usize) -> std::result::Result<Vec<Option<usize>>, String> {
+    /// The number of results, or the rule that is broken.
+    fn length(self, size: usize) -> std::result::Result<usize, String> {
         let n = size as isize;
-        match self {
-            Along::Keep => Ok((0..size).map(Some).collect()),
-            Along::Flip => Ok((0..size).rev().map(Some).collect()),
-            Along::Roll(by) => Ok((0..n).map(|i| Some((i - by % n.max(1)).rem_euclid(n) as usize)).collect()),
-            Along::Repeat(times) => Ok((0..times).flat_map(|_| (0..size).map(Some)).collect()),
-            Along::Windows(window) => window.places(size),
+        let len = match self {
+            Along::Keep | Along::Flip | Along::Roll(_) => return Ok(size),
+            Along::Repeat(times) => times.checked_mul(size),
+            Along::Windows(window) => window.length(size)?,
             Along::Pad(mode, before, after) => {
                 let end = n.checked_add(after).zip(n.checked_add(before).and_then(|l| l.checked_add(after)));
-                let Some((end, _)) = end.filter(|&(_, len)| len >= 0) else {
+                let Some((_, len)) = end.filter(|&(_, len)| len >= 0) else {
                     return Err(format!(
                         "padding by {before} and {after} leaves less than nothing of {size}"
                     ));
                 };
-                // What is left where the amounts crop.
-                let kept = [(-before).max(0), end.min(n)];
+                let [from, to] = kept(n, before, after);
                 let room = match mode {
                     PadMode::Constant(_) => isize::MAX,
                     PadMode::Reflect => n - 1,
                     PadMode::Replicate if n > 0 => isize::MAX,
                     PadMode::Replicate => 0,
-                    PadMode::Circular => (kept[1] - kept[0]).max(0),
+                    PadMode::Circular => (to - from).max(0),
                 };
                 if before.max(after).max(0) > room {
                     return Err(format!(
@@ -107,9 +112,28 @@ impl Along {
                          ({room})"
                     ));
                 }
-                Ok((-before..end).map(|at| mode.place(at, n, kept)).collect())
+                Some(len as usize)
             }
-        }
+        };
+        // A list of places has to fit in memory, whatever a configuration asks for.
+        len.filter(|&len| len <= MOST).ok_or_else(|| format!("{size} places would become more than {MOST}"))
+    }
+
+    /// The place that each result is, or the rule that is broken.
+    fn places(self, size: usize) -> std::result::Result<Vec<Option<usize>>, String> {
+        self.length(size)?;
+        let n = size as isize;
+        Ok(match self {
+            Along::Keep => (0..size).map(Some).collect(),
+            Along::Flip => (0..size).rev().map(Some).collect(),
+            Along::Roll(by) => (0..n).map(|i| Some((i - by % n.max(1)).rem_euclid(n) as usize)).collect(),
+            Along::Repeat(times) => (0..times).flat_map(|_| (0..size).map(Some)).collect(),
+            Along::Windows(window) => window.places(size)?,
+            Along::Pad(mode, before, after) => {
+                let kept = kept(n, before, after);
+                (-before..n + after).map(|at| mode.place(at, n, kept)).collect()
+            }
+        })
     }
 }
 
@@ -155,7 +179,7 @@ fn along(op: Name, x: &Tensor, axes: &[Along], fill: f64) -> Result<Tensor> {
         let rule = Moves { op, axes: axes[a..end].to_vec() };
         // Refused here, so that the message shows the operand's own shape.
         for (along, &size) in rule.axes.iter().zip(&shape[a..end]) {
-            along.places(size).or_else(|why| refuse(why).map(|_: Tensor| vec![]))?;
+            along.length(size).or_else(|why| refuse(why).map(|_| 0))?;
         }
         let y = apply_one(BoxSum::filled(rule, fill), &[&made.reshape(&boxed)?])?;
         let sizes = y.shape();
@@ -245,6 +269,25 @@ mod tests {
             (PadMode::Constant(0.0), isize::MAX, 1, 4),
         ] {
             assert!(places(mode, before, after, size).is_err(), "{mode:?} {before} {after} {size}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_known_without_places_and_absurd_ones_are_refused() {
+        const FAR: usize = 1_000_000_000_000;
+        for mode in [PadMode::Constant(0.0), PadMode::Replicate] {
+            assert_eq!(mode.output(&[4, 5], &[[1, -2], [0, 3]]).unwrap(), [3, 8].into());
+            assert_eq!(mode.output(&[4], &[[1 << 31, 0]]).unwrap(), [(1 << 31) + 4].into());
+            for amounts in [[FAR as isize, 0], [0, FAR as isize], [isize::MAX, isize::MIN]] {
+                assert!(mode.output(&[4], &[amounts]).is_err(), "{mode:?} {amounts:?}");
+            }
+        }
+        // An axis as large as this leaves room for it.
+        for mode in [PadMode::Reflect, PadMode::Circular] {
+            assert!(mode.output(&[2 * FAR], &[[FAR as isize, 0]]).is_err(), "{mode:?}");
+        }
+        for times in [FAR, usize::MAX] {
+            assert!(Along::Repeat(times).places(4).is_err(), "{times}");
         }
     }
 }

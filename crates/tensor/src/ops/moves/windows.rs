@@ -32,6 +32,11 @@ impl Window {
         }
     }
 
+    /// The number of places of all windows; none when there are more than can be counted.
+    pub(super) fn length(self, size: usize) -> std::result::Result<Option<usize>, String> {
+        Ok(self.count(size)?.checked_mul(self.kernel))
+    }
+
     /// The places of all windows, one window after the other; none in the padding.
     pub(super) fn places(self, size: usize) -> std::result::Result<Vec<Option<usize>>, String> {
         let count = self.count(size)?;

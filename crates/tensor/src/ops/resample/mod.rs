@@ -7,6 +7,9 @@ use crate::{Error, Result, Shape, Tensor};
 
 const OP: &str = "interpolate";
 
+/// The most places along an axis: their list has to fit in memory, whatever a configuration asks for.
+const MOST: usize = u32::MAX as usize;
+
 /// How values between places are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interpolation {
@@ -76,13 +79,13 @@ impl Resample {
             To::Factors(factors, _) => {
                 let factor = factors[axis];
                 let out = (size as f64 * factor).floor();
-                if !(factor > 0.0 && out <= f64::from(u32::MAX)) {
+                if !(factor > 0.0 && out <= MOST as f64) {
                     return Err(format!("a factor of {factor} on {size} places"));
                 }
                 (out as usize, Some(factor))
             }
         };
-        match size > 0 && out > 0 {
+        match size > 0 && (1..=MOST).contains(&out) {
             true => Ok((out, factor)),
             false => Err(format!("{size} places cannot become {out}")),
         }
@@ -90,11 +93,13 @@ impl Resample {
 
     /// The sizes that axes of `sizes` get (without samples and channels). Fails as the op does.
     pub fn output(&self, sizes: &[usize]) -> Result<Shape> {
-        let taps = self.axes(sizes).map_err(|why| Error::Invalid { op: OP, shape: sizes.into(), why })?;
-        Ok(Shape::new(&taps.iter().map(Taps::len).collect::<Vec<_>>()))
+        let lengths = self.lengths(sizes);
+        let lengths = lengths.map_err(|why| Error::Invalid { op: OP, shape: sizes.into(), why })?;
+        Ok(Shape::new(&lengths.iter().map(|l| l.0).collect::<Vec<_>>()))
     }
 
-    fn axes(&self, sizes: &[usize]) -> std::result::Result<Vec<Taps>, String> {
+    /// What each axis becomes: see [`Resample::along`].
+    fn lengths(&self, sizes: &[usize]) -> std::result::Result<Vec<(usize, Option<f64>)>, String> {
         let nearest = matches!(self.mode, Interpolation::Nearest | Interpolation::NearestExact);
         if nearest && (self.align_corners || self.antialias) {
             return Err("align_corners and antialias go with linear and cubic interpolation".into());
@@ -102,11 +107,16 @@ impl Resample {
         if sizes.len() != self.rank() {
             return Err(format!("{} axes cannot be resized by {}", sizes.len(), self.rank()));
         }
-        let one = |(axis, &size): (usize, &usize)| {
-            let (out, factor) = self.along(axis, size)?;
-            Ok(self.taps_of(size, out, factor))
-        };
-        sizes.iter().enumerate().map(one).collect()
+        if !(1..=3).contains(&sizes.len()) {
+            return Err(format!("{} axes between samples and channels are not 1 to 3", sizes.len()));
+        }
+        sizes.iter().enumerate().map(|(axis, &size)| self.along(axis, size)).collect()
+    }
+
+    fn axes(&self, sizes: &[usize]) -> std::result::Result<Vec<Taps>, String> {
+        let lengths = self.lengths(sizes)?;
+        let taps = |(&size, (out, factor)): (&usize, (usize, Option<f64>))| self.taps_of(size, out, factor);
+        Ok(sizes.iter().zip(lengths).map(taps).collect())
     }
 
     /// The weighted places of each of `out` results on an axis of `size`.
@@ -207,5 +217,25 @@ impl Tensor {
     /// `[N, …, C]` resized along the 1 to 3 axes between samples and channels, as `how` says.
     pub fn interpolate(&self, how: &Resample) -> Result<Tensor> {
         apply_one(BoxSum::new(*how), &[self])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_known_without_places_and_absurd_ones_are_refused() {
+        let linear = Interpolation::Linear;
+        let size = |out: &[usize]| Resample::to_size(linear, out).output(&vec![4; out.len()]);
+        assert_eq!(size(&[7, 1 << 31]).unwrap(), [7, 1 << 31].into());
+        assert_eq!(Resample::by(linear, &[0.5, 2.5]).output(&[5, 4]).unwrap(), [2, 10].into());
+        for out in [&[1_000_000_000_000][..], &[4, 1_000_000_000_000], &[0], &[], &[4; 4]] {
+            assert!(size(out).is_err(), "{out:?}");
+        }
+        for factors in [&[1e12][..], &[f64::NAN], &[], &[1.0; 4]] {
+            let sizes = vec![4; factors.len()];
+            assert!(Resample::by(linear, factors).output(&sizes).is_err(), "{factors:?}");
+        }
     }
 }
