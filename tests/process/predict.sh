@@ -122,7 +122,7 @@ assert a["top1_error"] == b["top1_error"] and abs(a["loss"] - b["loss"]) < 1e-5,
 PYTHON
 refused "a crop larger than the image" 2 'a crop of 9x9 does not lie in an image of 8x8' \
     phalanx evaluate "$digits" --checkpoint "$run" --crop 9
-refused "a size that the network does not take" 2 'made for another size than 16x16x1: layers.14.weight would be' \
+refused "a size that the network does not take" 2 'made for another size than 16x16x1: layers.13.weight would be' \
     phalanx evaluate "$digits" --checkpoint "$run" --scales 16
 refused "five crops" 2 'there are 1 or 10 crops, not 5' phalanx evaluate "$digits" --checkpoint "$run" --crops 5
 
