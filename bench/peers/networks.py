@@ -13,14 +13,11 @@ Options are those of run.py, whose parts this script uses. The exit code is 0 on
 a figure that misses its mark is printed, and is no error.
 """
 
-import argparse
 import json
-import os
-import pathlib
 import sys
 
 import results
-from run import HERE, ROOT, Failure, Phalanx, Row, Torch, markdown, plain
+from run import Failure, Phalanx, Row, Torch, markdown, plain, read_arguments
 
 # Batches of the networks.
 NETWORKS = {"alexnet": 16, "vgg16": 4, "googlenet": 16, "resnet18": 16, "resnet50": 16, "densenet121": 16}
@@ -55,25 +52,10 @@ class Peer:
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description="The ImageNet networks beside PyTorch; see the top of this file.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default=",".join(NETWORKS), help="networks, separated by commas: " + ", ".join(NETWORKS))
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement of ours")
-    parser.add_argument("--python", default=os.environ.get("PHALANX_PEERS_PYTHON"), help="a Python that has torchvision")
-    parser.add_argument("--phalanx", default=ROOT / "target/release/phalanx", type=pathlib.Path)
-    parser.add_argument("--json", default=ROOT / "target/networks.json", type=pathlib.Path, metavar="FILE")
-    parser.add_argument("--update-results", action="store_true", help="write bench/RESULTS.md")
-    args = parser.parse_args()
-    args.networks = [n for n in args.only.split(",") if n]
-    if unknown := [n for n in args.networks if n not in NETWORKS]:
-        parser.error(f"no network `{unknown[0]}`; there are {', '.join(NETWORKS)}")
-    if args.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    args.python = args.python or HERE / ".venv/bin/python"
-    args.phalanx = args.phalanx.resolve()
-    if not args.phalanx.exists():
-        parser.error(f"{args.phalanx} does not exist: run `cargo build --release` first")
-    return args
+    return read_arguments(
+        "The ImageNet networks beside PyTorch; see the top of this file.", "network", NETWORKS, rounds=5, json="networks.json",
+        seconds="length of one measurement of ours", python="a Python that has torchvision",
+    )
 
 
 def measure(args, network):
@@ -108,7 +90,7 @@ def rows(network, taken):
 def main():
     args = arguments()
     taken, broken, table = {}, {}, []
-    for network in args.networks:
+    for network in args.only_names:
         try:
             taken[network] = measure(args, network)
             table += rows(network, taken[network])
@@ -121,7 +103,7 @@ def main():
         print(f"NOT MEASURED {network}: {why}")
     if args.update_results and not broken:
         version = next(iter(taken.values()))["torch"].split("+")[0]
-        only = f" --only {args.only}" if args.networks != list(NETWORKS) else ""
+        only = f" --only {args.only}" if args.only_names != list(NETWORKS) else ""
         command = f"bench/peers/networks.py --rounds {args.rounds}{only}"
         note = results.provenance(command, f", PyTorch {version}, one thread, medians of {args.rounds} rounds")
         results.put("networks", markdown("ImageNet networks beside PyTorch", table, note))

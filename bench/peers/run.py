@@ -354,20 +354,23 @@ def markdown(title, table, note, peer="PyTorch"):
 # ---------------------------------------------------------------------------- the run
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description="Phalanx beside PyTorch; see the top of this file.")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default=",".join(GROUPS), help="groups, separated by commas: " + ", ".join(GROUPS))
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement of PyTorch's steps")
-    parser.add_argument("--python", default=os.environ.get("PHALANX_PEERS_PYTHON"), help="a Python that has torch")
+def read_arguments(description, kind, names, *, rounds, seconds, python, json, flags=()):
+    """The options of a script that measures in rounds, checked. `--only` picks some of `names`, each a `kind`, which
+    `args.only_names` lists; `flags` are the script's own options, each with its help."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--only", default=",".join(names), help=f"{kind}s, separated by commas: " + ", ".join(names))
+    parser.add_argument("--seconds", type=float, default=2.0, help=seconds)
+    parser.add_argument("--python", default=os.environ.get("PHALANX_PEERS_PYTHON"), help=python)
     parser.add_argument("--phalanx", default=ROOT / "target/release/phalanx", type=pathlib.Path)
-    parser.add_argument("--json", default=ROOT / "target/peers.json", type=pathlib.Path, metavar="FILE")
-    parser.add_argument("--cold-build", action="store_true", help="time a release build from nothing")
+    parser.add_argument("--json", default=ROOT / "target" / json, type=pathlib.Path, metavar="FILE")
+    for flag, about in flags:
+        parser.add_argument(flag, action="store_true", help=about)
     parser.add_argument("--update-results", action="store_true", help="write bench/RESULTS.md")
     args = parser.parse_args()
-    args.groups = [g for g in args.only.split(",") if g]
-    if unknown := [g for g in args.groups if g not in GROUPS]:
-        parser.error(f"no group `{unknown[0]}`; there are {', '.join(GROUPS)}")
+    args.only_names = [n for n in args.only.split(",") if n]
+    if unknown := [n for n in args.only_names if n not in names]:
+        parser.error(f"no {kind} `{unknown[0]}`; there are {', '.join(names)}")
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
     args.python = args.python or HERE / ".venv/bin/python"
@@ -377,11 +380,19 @@ def arguments():
     return args
 
 
+def arguments():
+    return read_arguments(
+        "Phalanx beside PyTorch; see the top of this file.", "group", GROUPS, rounds=7, json="peers.json",
+        seconds="length of one measurement of PyTorch's steps", python="a Python that has torch",
+        flags=[("--cold-build", "time a release build from nothing")],
+    )
+
+
 def command_line(args):
     """The command that repeats this run, without what is true on this machine only."""
     parts = ["bench/peers/run.py", "--rounds", str(args.rounds)]
-    if args.groups != list(GROUPS):
-        parts += ["--only", ",".join(args.groups)]
+    if args.only_names != list(GROUPS):
+        parts += ["--only", ",".join(args.only_names)]
     if args.cold_build:
         parts.append("--cold-build")
     return " ".join(parts)
@@ -394,7 +405,7 @@ def main():
     try:
         if args.cold_build:
             build_seconds = cold_build()
-        todo = measures(ours, peer, args.groups)
+        todo = measures(ours, peer, args.only_names)
         for i in range(args.rounds):
             for name, measure in todo:
                 if name in broken:
