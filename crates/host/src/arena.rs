@@ -31,6 +31,8 @@ enum Backing {
     Own(Layout),
     /// Somebody else's: it is there as long as this value.
     Lent { _owner: Box<dyn Send + Sync> },
+    /// A device's, which this machine's processor cannot read; `base` is an address over there.
+    Device { _owner: Box<dyn Send + Sync> },
 }
 
 #[derive(Clone)]
@@ -95,6 +97,20 @@ impl Arena {
             backing: Backing::Lent { _owner: owner },
             borrows: Mutex::default(),
         }))
+    }
+
+    /// An arena of `bytes` bytes from `address` on in a device's memory, which `owner` keeps there. Its ranges are
+    /// borrowed as those of host memory are, and give addresses instead of slices.
+    pub fn on_device(address: u64, bytes: usize, owner: Box<dyn Send + Sync>) -> Self {
+        // No access goes through it: where there is no memory at all, any address does.
+        let base = NonNull::new(address as *mut u8).unwrap_or(NonNull::dangling());
+        let backing = Backing::Device { _owner: owner };
+        Arena(Arc::new(Inner { base, bytes, backing, borrows: Mutex::default() }))
+    }
+
+    /// Whether it is a device's memory: only then have ranges a [`ArenaRef::device_address`], and only otherwise bytes.
+    pub fn is_on_device(&self) -> bool {
+        matches!(self.0.backing, Backing::Device { .. })
     }
 
     /// Size in bytes.
@@ -190,9 +206,19 @@ macro_rules! guard {
                 self.range.is_empty()
             }
 
-            /// The bytes.
+            /// Where the range begins in a device's memory; none for host memory.
+            pub fn device_address(&self) -> Option<u64> {
+                let base = self.arena.0.base.as_ptr() as u64;
+                self.arena.is_on_device().then(|| base + self.range.start as u64)
+            }
+
+            /// The bytes; of a device's memory there are none to see ([`Arena::is_on_device`]).
+            ///
+            /// # Panics
+            /// On a device's memory.
             pub fn bytes(&self) -> &[u8] {
-                // SAFETY: the range lies inside the block (checked by `borrow`), the block is
+                assert!(!self.arena.is_on_device(), "bytes of an arena in a device's memory");
+                // SAFETY: the range lies inside the block (checked by `borrow`), which is host memory, the block is
                 // initialised, and the table keeps writers other than this guard away.
                 unsafe {
                     std::slice::from_raw_parts(self.arena.0.base.as_ptr().add(self.range.start), self.len())
@@ -219,7 +245,11 @@ guard!(ArenaMut, true);
 
 impl ArenaMut {
     /// The bytes, for writing.
+    ///
+    /// # Panics
+    /// On a device's memory.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
+        assert!(!self.arena.is_on_device(), "bytes of an arena in a device's memory");
         // SAFETY: as in `bytes`; this guard is the only borrow of the range, and `&mut self` makes
         // the slice the only use of the guard.
         unsafe {

@@ -87,6 +87,23 @@ pub enum Error {
         /// The number of valid values.
         limit: usize,
     },
+    /// The operation has no kernel for GPUs.
+    #[error("{op}: has no CUDA kernel; use --device cpu")]
+    NoCudaKernel {
+        /// The operation.
+        op: &'static str,
+    },
+    /// A kernel of one device was handed the memory of another: an error of this program.
+    #[error("{op}: its operand is not in the memory of the {device}")]
+    WrongMemory {
+        /// The operation.
+        op: &'static str,
+        /// Where it must be.
+        device: &'static str,
+    },
+    /// From the GPU's room.
+    #[error(transparent)]
+    Gpu(#[from] phalanx_gpu::Error),
     /// From the host room.
     #[error(transparent)]
     Host(#[from] phalanx_host::Error),

@@ -2,6 +2,8 @@
 //! are widened for the time of a kernel, and its first result is rounded to the type of its first float. So each op
 //! accumulates in f32 without a line of its own, and what the graph keeps for the backward pass stays
 //! narrow. Gradients are f32 all the way ([`Meta::gradient`]), so that small ones need no loss scale.
+//!
+//! A GPU's kernels read and write halves themselves; there the op is only asked for its plan as if they were f32.
 
 use std::sync::Arc;
 
@@ -9,7 +11,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use phalanx_host::{Buffer, Cpu, DType};
 
-use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::{Error, Layout, Result, Tensor, View, ViewMut, ops};
 
@@ -140,7 +142,7 @@ impl Op for Widened {
         };
         let mut result = cx.workspace(first.shape.numel() * size_of::<f32>())?;
         let mut all = vec![ViewMut::new(DType::F32, first.shape, result.bytes_mut())];
-        all.extend(rest.iter_mut().map(|o| ViewMut::new(o.dtype, o.shape, o.bytes())));
+        all.extend(rest.iter_mut().map(ViewMut::reborrow));
         self.op.forward(cx, &views, &mut all, saved)?;
         drop(all);
         round(cpu, result.as_slice(), first)
@@ -159,6 +161,10 @@ impl Op for Widened {
         self.op.backward(cx, saved, grads, sink)
     }
 
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        self.op.cuda().is_some().then_some(self)
+    }
+
     fn backward_graph(
         &self,
         inputs: &[Option<Tensor>],
@@ -175,5 +181,33 @@ impl Op for Widened {
         };
         let metas: Vec<Meta> = metas.iter().map(wide).collect();
         self.op.backward_graph(&widen(inputs)?, &widen(outputs)?, &metas, grads)
+    }
+}
+
+impl CudaOp for Widened {
+    fn forward_cuda(
+        &self,
+        gpu: &phalanx_gpu::Context,
+        ins: &[View],
+        outs: &mut [ViewMut],
+        saved: &mut [ViewMut],
+    ) -> Result<()> {
+        self.kernels()?.forward_cuda(gpu, ins, outs, saved)
+    }
+
+    fn backward_cuda(
+        &self,
+        cx: &Exec,
+        saved: Saved,
+        grads: &[Option<Tensor>],
+        sink: &mut GradSink,
+    ) -> Result<()> {
+        self.kernels()?.backward_cuda(cx, saved, grads, sink)
+    }
+}
+
+impl Widened {
+    fn kernels(&self) -> Result<&dyn CudaOp> {
+        self.op.cuda().ok_or(Error::NoCudaKernel { op: self.op.name() })
     }
 }

@@ -21,7 +21,7 @@ mod view;
 
 pub use device::Device;
 pub use error::{Error, Result};
-pub use op::{Exec, Meta, Narrow, Op, Plan, Saved, Spec};
+pub use op::{CudaOp, Exec, Meta, Narrow, Op, Plan, Saved, Spec};
 pub use ops::{
     Attention, BatchNorm, Cell, Conv, CrossEntropy, FractionalPool, Fuse, GroupNorm, Interpolation, PadMode,
     PointLoss, Pool, Recurred, Recurrence, Resample, Triplet, concat, fold, stack, top_k_errors,
@@ -29,7 +29,7 @@ pub use ops::{
 pub use phalanx_host::{DType, Element};
 pub use shape::{Layout, MAX_AXES, Shape};
 pub use sink::{GradSink, Gradients, LeafMemory, LeafSink, Slot};
-pub use storage::{ArenaSlice, Held, Storage};
+pub use storage::{ArenaSlice, Block, Held, Memory, MemoryMut, Storage};
 pub use tape::{apply, apply_one};
 pub use tensor::{LeafId, Tensor};
 pub use view::{View, ViewMut};

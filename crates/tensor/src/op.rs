@@ -22,10 +22,11 @@ impl Meta {
         self.layout.shape
     }
 
-    /// The operand's gradient: as the operand, but f32 where that is a half.
-    pub(crate) fn gradient(&self) -> Meta {
-        match self.dtype {
-            DType::F16 | DType::BF16 => Meta { dtype: DType::F32, ..*self },
+    /// The operand's gradient: as the operand, but f32 on the CPU where that is a half. A GPU's kernels read and write
+    /// halves, and memory is what they wait for.
+    pub(crate) fn gradient(&self, device: &Device) -> Meta {
+        match (self.dtype, device) {
+            (DType::F16 | DType::BF16, Device::Cpu(_)) => Meta { dtype: DType::F32, ..*self },
             _ => *self,
         }
     }
@@ -157,13 +158,21 @@ impl<'a> Exec<'a> {
     pub fn cpu(&self) -> Result<&'a Cpu> {
         match self.device {
             Device::Cpu(cpu) => Ok(cpu),
-            Device::Cuda(c) => c.never(),
+            Device::Cuda(_) => Err(Error::WrongMemory { op: "kernel", device: "CPU" }),
         }
     }
 
-    /// Scratch memory for the time of a kernel; the contents are arbitrary.
+    /// The GPU, for an op's CUDA kernel.
+    pub fn gpu(&self) -> Result<&'a phalanx_gpu::Context> {
+        match self.device {
+            Device::Cuda(gpu) => Ok(gpu),
+            Device::Cpu(_) => Err(Error::WrongMemory { op: "kernel", device: "GPU" }),
+        }
+    }
+
+    /// Scratch memory for the time of a CPU kernel; the contents are arbitrary.
     pub fn workspace(&self, bytes: usize) -> Result<Buffer> {
-        self.device.alloc(bytes)
+        Ok(self.cpu()?.pool.alloc(bytes)?)
     }
 
     /// A new tensor filled by `fill`, outside the graph.
@@ -173,9 +182,9 @@ impl<'a> Exec<'a> {
         shape: Shape,
         fill: impl FnOnce(ViewMut) -> Result<()>,
     ) -> Result<Tensor> {
-        let mut buffer = self.device.alloc(shape.numel() * dtype.size())?;
-        fill(ViewMut::new(dtype, shape, buffer.bytes_mut()))?;
-        Tensor::from_buffer(buffer, dtype, shape, self.device)
+        let mut block = self.device.alloc(shape.numel() * dtype.size())?;
+        fill(ViewMut::of(dtype, shape, block.memory()))?;
+        Tensor::from_block(block, dtype, shape, self.device)
     }
 }
 
@@ -202,6 +211,11 @@ pub trait Op: Debug + Send + Sync {
     /// false get nothing and cost nothing.
     fn backward(&self, cx: &Exec, saved: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()>;
 
+    /// The op's kernels for GPUs (`ops/<family>/cuda.rs`).
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        None
+    }
+
     /// The gradient written with ops, so that it has a gradient itself. `inputs`, `outputs` and `grads`
     /// are in the graph. An op may refuse, as this default does.
     fn backward_graph(
@@ -212,5 +226,29 @@ pub trait Op: Debug + Send + Sync {
         _grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
         Err(Error::NoSecondOrder { op: self.name() })
+    }
+}
+
+/// An op's kernels for GPUs. They read and write f32, bf16 and f16 and compute in f32: what [`Narrow`] says is only how
+/// the shape rule is asked and of which type the results are. Operands may be of different float types.
+pub trait CudaOp: Op {
+    /// As [`Op::forward`]; enqueued on the compute stream.
+    fn forward_cuda(
+        &self,
+        gpu: &phalanx_gpu::Context,
+        ins: &[View],
+        outs: &mut [ViewMut],
+        saved: &mut [ViewMut],
+    ) -> Result<()>;
+
+    /// As [`Op::backward`], which serves where that is written with ops. A gradient has its input's type.
+    fn backward_cuda(
+        &self,
+        cx: &Exec,
+        saved: Saved,
+        grads: &[Option<Tensor>],
+        sink: &mut GradSink,
+    ) -> Result<()> {
+        self.backward(cx, saved, grads, sink)
     }
 }

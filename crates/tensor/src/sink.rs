@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
-use phalanx_host::{ArenaMut, Buffer, DType, Element};
+use phalanx_host::{ArenaMut, DType, Element};
 
 use crate::op::{Exec, Meta};
+use crate::storage::{Block, MemoryMut};
 use crate::tensor::Edge;
-use crate::{Device, Error, LeafId, Result, Shape, Tensor, ops};
+use crate::{Device, Error, LeafId, Result, Shape, Tensor, ViewMut, ops};
 
 /// Receives the gradients of the leaves: a reducer that lets them be written straight into its arena,
 /// or [`Gradients`], which collects them.
@@ -71,14 +72,14 @@ impl Tensor {
 /// and may be read by others.
 #[derive(Debug)]
 pub(crate) enum Grad {
-    Owned(Buffer, DType, Shape),
+    Owned(Block, DType, Shape),
     Shared(Tensor),
 }
 
 impl Grad {
     pub(crate) fn into_tensor(self, device: &Device) -> Result<Tensor> {
         match self {
-            Grad::Owned(buffer, dtype, shape) => Tensor::from_buffer(buffer, dtype, shape, device),
+            Grad::Owned(block, dtype, shape) => Tensor::from_block(block, dtype, shape, device),
             Grad::Shared(t) => Ok(t),
         }
     }
@@ -131,13 +132,15 @@ pub struct GradSink<'a> {
 #[derive(Debug)]
 pub struct Slot<'a> {
     memory: SlotMemory<'a>,
+    dtype: DType,
+    shape: Shape,
     accumulate: bool,
 }
 
 #[derive(Debug)]
 enum SlotMemory<'a> {
     Arena(ArenaMut),
-    Pool(&'a mut Buffer),
+    Pool(&'a mut Block),
 }
 
 impl Slot<'_> {
@@ -150,16 +153,18 @@ impl Slot<'_> {
     pub fn slice<T: Element>(&mut self) -> Result<&mut [T]> {
         match &mut self.memory {
             SlotMemory::Arena(a) => Ok(a.as_mut_slice()?),
-            SlotMemory::Pool(b) => Ok(b.as_mut_slice()),
+            SlotMemory::Pool(Block::Host(b)) => Ok(b.as_mut_slice()),
+            SlotMemory::Pool(Block::Cuda(_)) => Err(Error::WrongMemory { op: "gradient", device: "CPU" }),
         }
     }
 
-    /// The raw bytes.
-    pub(crate) fn bytes(&mut self) -> &mut [u8] {
-        match &mut self.memory {
-            SlotMemory::Arena(a) => a.bytes_mut(),
-            SlotMemory::Pool(b) => b.bytes_mut(),
-        }
+    /// The place as a kernel's result.
+    pub fn view(&mut self) -> ViewMut<'_> {
+        let memory = match &mut self.memory {
+            SlotMemory::Arena(a) => MemoryMut::of_arena(a),
+            SlotMemory::Pool(b) => b.memory(),
+        };
+        ViewMut::of(self.dtype, self.shape, memory)
     }
 }
 
@@ -193,7 +198,7 @@ impl GradSink<'_> {
                 let why = format!("its gradient's place has {} bytes, {want} are needed", range.len());
                 return Err(Error::Invalid { op: "backward", shape, why });
             }
-            return Ok(Some(Slot { memory: SlotMemory::Arena(range), accumulate }));
+            return Ok(Some(Slot { memory: SlotMemory::Arena(range), dtype, shape, accumulate }));
         }
         let device = self.device;
         let Some(place) = self.place(i) else { return Ok(None) };
@@ -201,18 +206,21 @@ impl GradSink<'_> {
         // Make the sum so far exclusively ours: a tensor that was handed over may have other readers.
         *place = Some(match place.take() {
             Some(Grad::Owned(b, d, s)) => Grad::Owned(b, d, s),
-            Some(Grad::Shared(t)) => match t.into_sole_buffer() {
+            Some(Grad::Shared(t)) => match t.into_sole_block() {
                 Ok(own) => Grad::Owned(own, dtype, shape),
                 Err(t) => {
                     let mut own = device.alloc(shape.numel() * dtype.size())?;
-                    ops::shape::copy_into(&Exec::new(device), &t, own.bytes_mut())?;
+                    let mut view = ViewMut::of(dtype, shape, own.memory());
+                    ops::shape::copy_into(&Exec::new(device), &t, &mut view)?;
                     Grad::Owned(own, dtype, shape)
                 }
             },
             None => Grad::Owned(device.alloc(shape.numel() * dtype.size())?, dtype, shape),
         });
         match place {
-            Some(Grad::Owned(buffer, ..)) => Ok(Some(Slot { memory: SlotMemory::Pool(buffer), accumulate })),
+            Some(Grad::Owned(block, ..)) => {
+                Ok(Some(Slot { memory: SlotMemory::Pool(block), dtype, shape, accumulate }))
+            }
             _ => Ok(None),
         }
     }
@@ -222,7 +230,10 @@ impl GradSink<'_> {
         if !self.wants(i) {
             return Ok(());
         }
-        let (shape, device) = (self.metas[i].shape(), self.device);
+        let (Meta { dtype, layout }, device) = (self.metas[i], self.device);
+        let shape = layout.shape;
+        // On a GPU operands may differ in type, and a gradient made of ops has the type of its first.
+        let grad = if grad.dtype() == dtype { grad } else { grad.to(dtype)? };
         if grad.shape() != shape {
             let hint = "a gradient must have its input's shape";
             return Err(Error::Shapes { op: "backward", lhs: shape, rhs: grad.shape(), hint });
@@ -233,16 +244,17 @@ impl GradSink<'_> {
         };
         if let Some(LeafMemory { mut range, accumulate }) = in_memory {
             let cx = Exec::new(device);
+            let mut to = ViewMut::of(dtype, shape, MemoryMut::of_arena(&mut range));
             return match accumulate {
-                true => ops::shape::add_into(&cx, &grad, range.bytes_mut()),
-                false => ops::shape::copy_into(&cx, &grad, range.bytes_mut()),
+                true => ops::shape::add_into(&cx, &grad, &mut to),
+                false => ops::shape::copy_into(&cx, &grad, &mut to),
             };
         }
         match self.place(i) {
             Some(place @ None) => *place = Some(Grad::Shared(grad)),
             Some(Some(_)) => {
                 if let Some(mut slot) = self.slot(i)? {
-                    ops::shape::add_into(&Exec::new(device), &grad, slot.bytes())?;
+                    ops::shape::add_into(&Exec::new(device), &grad, &mut slot.view())?;
                 }
             }
             None => {}

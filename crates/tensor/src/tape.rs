@@ -9,11 +9,11 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::{Collected, Grad, GradSink, LeafSink, Pending};
 use crate::storage::Held;
 use crate::tensor::Edge;
-use crate::{DType, Error, LeafId, Result, Tensor, View, ViewMut, half_storage, ops};
+use crate::{Device, Error, LeafId, Result, Tensor, View, ViewMut, half_storage, ops};
 
 /// One op of the graph, with what its backward pass needs.
 pub(crate) struct Node {
@@ -116,19 +116,27 @@ fn apply_dyn(op: Arc<dyn Op>, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     Ok(outputs)
 }
 
+/// The op's kernels for GPUs.
+fn cuda(op: &dyn Op) -> Result<&dyn CudaOp> {
+    op.cuda().ok_or(Error::NoCudaKernel { op: op.name() })
+}
+
 fn run(op: &dyn Op, cx: &Exec, plan: &Plan, operands: &[Tensor]) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
     let held: Vec<Held> = operands.iter().map(Tensor::hold).collect::<Result<_>>()?;
     let views: Vec<View> = operands.iter().zip(&held).map(|(t, h)| t.view(h)).collect();
     let specs = || plan.outputs.iter().chain(&plan.saved);
-    let mut buffers =
-        specs().map(|s| cx.workspace(s.shape.numel() * s.dtype.size())).collect::<Result<Vec<_>>>()?;
+    let mut blocks =
+        specs().map(|s| cx.device().alloc(s.shape.numel() * s.dtype.size())).collect::<Result<Vec<_>>>()?;
     let mut muts: Vec<ViewMut> =
-        specs().zip(&mut buffers).map(|(s, b)| ViewMut::new(s.dtype, s.shape, b.bytes_mut())).collect();
+        specs().zip(&mut blocks).map(|(s, b)| ViewMut::of(s.dtype, s.shape, b.memory())).collect();
     let (outs, saved) = muts.split_at_mut(plan.outputs.len());
-    op.forward(cx, &views, outs, saved)?;
+    match cx.device() {
+        Device::Cpu(_) => op.forward(cx, &views, outs, saved)?,
+        Device::Cuda(gpu) => cuda(op)?.forward_cuda(gpu, &views, outs, saved)?,
+    }
     let mut made = specs()
-        .zip(buffers)
-        .map(|(s, b)| Tensor::from_buffer(b, s.dtype, s.shape, cx.device()))
+        .zip(blocks)
+        .map(|(s, b)| Tensor::from_block(b, s.dtype, s.shape, cx.device()))
         .collect::<Result<Vec<_>>>()?;
     let extra = made.split_off(plan.outputs.len());
     Ok((made, extra))
@@ -222,7 +230,8 @@ impl Tensor {
 
     /// The gradient of this scalar with respect to itself.
     fn one(&self) -> Result<Tensor> {
-        let dtype = if self.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        let meta = Meta { dtype: self.dtype(), layout: *self.layout() };
+        let dtype = meta.gradient(self.device()).dtype;
         Tensor::scalar(1.0, dtype, self.device())?.reshape(&self.shape())
     }
 
@@ -251,7 +260,7 @@ impl Tensor {
                 Some(_) => node.saved().take().ok_or(Error::GraphReleased { op: node.op.name() })?,
                 None => Saved::default(),
             };
-            let metas: Vec<Meta> = saved.metas.iter().map(Meta::gradient).collect();
+            let metas: Vec<Meta> = saved.metas.iter().map(|m| m.gradient(self.device())).collect();
             let mut sink = GradSink {
                 edges: &node.edges,
                 metas: &metas,
@@ -266,7 +275,15 @@ impl Tensor {
             if let Some(grads) = grads {
                 let grads = grads.into_iter().map(|g| g.map(|g| g.into_tensor(self.device())).transpose());
                 let grads = grads.collect::<Result<Vec<_>>>()?;
-                node.op.backward(&Exec::new(self.device()), saved, &grads, &mut sink)?;
+                let cx = Exec::new(self.device());
+                match self.device() {
+                    Device::Cpu(_) => node.op.backward(&cx, saved, &grads, &mut sink)?,
+                    // An op that only arranges views has no kernel, and its gradient is made of ops.
+                    Device::Cuda(_) => match node.op.cuda() {
+                        Some(op) => op.backward_cuda(&cx, saved, &grads, &mut sink)?,
+                        None => node.op.backward(&cx, saved, &grads, &mut sink)?,
+                    },
+                }
             }
             for i in 0..node.edges.len() {
                 sink.walked(i)?;

@@ -3,11 +3,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::{bf16, f16};
+use phalanx_gpu::DevicePtr;
 use phalanx_host::{Arena, Buffer, DType, Element};
 
-use crate::storage::{ArenaSlice, Held, Storage};
+use crate::storage::{ArenaSlice, Block, Held, Storage};
 use crate::tape::Node;
-use crate::{Device, Error, Layout, Result, Shape, View};
+use crate::{Device, Error, Layout, Result, Shape, View, ViewMut};
 
 /// Names a leaf of the graph: something that a gradient is wanted for. Parameters use their index;
 /// leaves made by [`Tensor::leaf`] are numbered from [`LeafId::FREE`] on.
@@ -56,29 +57,43 @@ impl fmt::Debug for Tensor {
 }
 
 impl Tensor {
-    /// Wraps a buffer of `shape.numel()` elements of `dtype`, without a copy.
+    /// Wraps a host buffer of `shape.numel()` elements of `dtype`: without a copy on the CPU, copied to a GPU.
     pub fn from_buffer(buffer: Buffer, dtype: DType, shape: Shape, device: &Device) -> Result<Self> {
         Tensor::from_shared(Arc::new(buffer), dtype, shape, device)
     }
 
     /// As [`Tensor::from_buffer`] for a buffer that others read too (a field of a batch).
     pub fn from_shared(buffer: Arc<Buffer>, dtype: DType, shape: Shape, device: &Device) -> Result<Self> {
-        let want = shape.numel() * dtype.size();
-        if buffer.len() != want {
-            let why = format!("the buffer has {} bytes, {want} are needed", buffer.len());
-            return Err(Error::Invalid { op: "from_buffer", shape, why });
+        check_len(buffer.len(), dtype, shape)?;
+        match device {
+            Device::Cpu(_) => {
+                Ok(Tensor::new(Storage::Host(buffer), Layout::contiguous(shape), dtype, device))
+            }
+            Device::Cuda(_) => {
+                let mut block = device.alloc(buffer.len())?;
+                block.fill_from(buffer.bytes())?;
+                Tensor::from_block(block, dtype, shape, device)
+            }
         }
-        Ok(Tensor::new(Storage::Host(buffer), Layout::contiguous(shape), dtype, device))
+    }
+
+    /// Wraps memory of the device's own that has been filled.
+    pub fn from_block(block: Block, dtype: DType, shape: Shape, device: &Device) -> Result<Self> {
+        check_len(block.len(), dtype, shape)?;
+        Ok(Tensor::new(block.into_storage(), Layout::contiguous(shape), dtype, device))
     }
 
     /// The tensor's memory, when nobody else can read it and it holds the elements row-major; else the tensor.
-    pub(crate) fn into_sole_buffer(self) -> std::result::Result<Buffer, Tensor> {
+    pub(crate) fn into_sole_block(self) -> std::result::Result<Block, Tensor> {
         let whole = self.layout.is_contiguous() && self.layout.offset == 0;
         let bytes = self.shape().numel() * self.dtype.size();
         match self.storage {
-            Storage::Host(b) if whole && b.len() == bytes => {
-                Arc::try_unwrap(b).map_err(|b| Tensor { storage: Storage::Host(b), ..self })
-            }
+            Storage::Host(b) if whole && b.len() == bytes => Arc::try_unwrap(b)
+                .map(Block::Host)
+                .map_err(|b| Tensor { storage: Storage::Host(b), ..self }),
+            Storage::Cuda(b) if whole && b.len() == bytes => Arc::try_unwrap(b)
+                .map(Block::Cuda)
+                .map_err(|b| Tensor { storage: Storage::Cuda(b), ..self }),
             storage => Err(Tensor { storage, ..self }),
         }
     }
@@ -97,25 +112,30 @@ impl Tensor {
             let why = format!("{} elements were given", data.len());
             return Err(Error::Invalid { op: "from_slice", shape, why });
         }
-        let mut buffer = device.alloc(size_of_val(data))?;
-        buffer.bytes_mut().copy_from_slice(bytemuck::cast_slice(data));
-        Tensor::from_buffer(buffer, T::DTYPE, shape, device)
+        let mut block = device.alloc(size_of_val(data))?;
+        block.fill_from(bytemuck::cast_slice(data))?;
+        Tensor::from_block(block, T::DTYPE, shape, device)
     }
 
     /// All elements `value`.
     pub fn full<T: Element>(value: T, shape: impl Into<Shape>, device: &Device) -> Result<Self> {
         let shape = shape.into();
-        let mut buffer = device.alloc(shape.numel() * size_of::<T>())?;
-        buffer.as_mut_slice::<T>().fill(value);
-        Tensor::from_buffer(buffer, T::DTYPE, shape, device)
+        match device.alloc(shape.numel() * size_of::<T>())? {
+            Block::Host(mut buffer) => {
+                buffer.as_mut_slice::<T>().fill(value);
+                Tensor::from_block(Block::Host(buffer), T::DTYPE, shape, device)
+            }
+            // One element is copied, the others are views of it until somebody wants them dense.
+            Block::Cuda(_) => Tensor::from_slice(&[value], [], device)?.expand(&shape)?.contiguous(),
+        }
     }
 
     /// All elements zero.
     pub fn zeros(dtype: DType, shape: impl Into<Shape>, device: &Device) -> Result<Self> {
         let shape = shape.into();
-        let mut buffer = device.alloc(shape.numel() * dtype.size())?;
-        buffer.bytes_mut().fill(0);
-        Tensor::from_buffer(buffer, dtype, shape, device)
+        let mut block = device.alloc(shape.numel() * dtype.size())?;
+        ViewMut::of(dtype, shape, block.memory()).zero(device)?;
+        Tensor::from_block(block, dtype, shape, device)
     }
 
     /// A scalar of a float type.
@@ -185,7 +205,8 @@ impl Tensor {
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         let dense = self.detach().contiguous()?;
         let held = dense.storage.hold()?;
-        Ok(dense.view(&held).slice::<T>()?.to_vec())
+        let bytes = held.to_host(&self.device)?;
+        Ok(View::new(dense.dtype, dense.layout, &bytes).slice::<T>()?.to_vec())
     }
 
     /// The only element of a float tensor.
@@ -203,7 +224,7 @@ impl Tensor {
         })
     }
 
-    /// The bytes, held for reading.
+    /// The memory, held for reading.
     pub fn hold(&self) -> Result<Held> {
         self.storage.hold()
     }
@@ -213,9 +234,9 @@ impl Tensor {
         Ok(Read { held: self.hold()?, dtype: self.dtype, layout: self.layout })
     }
 
-    /// A kernel's view of the held bytes.
+    /// A kernel's view of the held memory.
     pub fn view<'a>(&self, held: &'a Held) -> View<'a> {
-        View::new(self.dtype, self.layout, held.bytes())
+        View::of(self.dtype, self.layout, held.memory())
     }
 }
 
@@ -228,7 +249,12 @@ pub(crate) struct Read {
 
 impl Read {
     pub(crate) fn view(&self) -> View<'_> {
-        View::new(self.dtype, self.layout, self.held.bytes())
+        View::of(self.dtype, self.layout, self.held.memory())
+    }
+
+    /// As [`View::ptr`].
+    pub(crate) fn ptr(&self) -> Result<DevicePtr> {
+        self.view().ptr()
     }
 
     /// As [`View::slice`].
@@ -237,12 +263,13 @@ impl Read {
     }
 }
 
-impl Device {
-    /// Memory for an output; the contents are arbitrary.
-    pub(crate) fn alloc(&self, bytes: usize) -> Result<Buffer> {
-        match self {
-            Device::Cpu(cpu) => Ok(cpu.pool.alloc(bytes)?),
-            Device::Cuda(c) => c.never(),
+fn check_len(bytes: usize, dtype: DType, shape: Shape) -> Result<()> {
+    let want = shape.numel() * dtype.size();
+    match bytes == want {
+        true => Ok(()),
+        false => {
+            let why = format!("the buffer has {bytes} bytes, {want} are needed");
+            Err(Error::Invalid { op: "from_buffer", shape, why })
         }
     }
 }

@@ -6,6 +6,7 @@ mod boxes;
 mod cast;
 mod columns;
 mod conv;
+pub(crate) mod cuda;
 mod dropout;
 pub mod elementwise;
 mod index;

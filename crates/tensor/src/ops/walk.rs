@@ -52,6 +52,18 @@ impl<const N: usize> Walk<N> {
         self.sizes[..self.sizes.len() - 1].iter().product()
     }
 
+    /// As the `Walk` of CUDA kernels (`prelude.cuh`): axes, elements, sizes, each operand's strides.
+    pub(crate) fn cuda(&self) -> [i64; 64] {
+        let mut v = [0; 64];
+        v[0] = self.sizes.len() as i64;
+        v[1] = self.sizes.iter().product::<usize>() as i64;
+        for (axis, (size, strides)) in self.sizes.iter().zip(&self.strides).enumerate() {
+            v[2 + axis] = *size as i64;
+            (0..N).for_each(|k| v[10 + 8 * k + axis] = strides[k] as i64);
+        }
+        v
+    }
+
     /// All places, in row-major order.
     pub(crate) fn places(&self) -> Vec<[usize; N]> {
         let (n, steps) = (self.inner(), self.steps());

@@ -164,8 +164,8 @@ impl<B: Boxes> Op for BoxSum<B> {
         if self.moves() {
             let dtype = ins[0].dtype;
             let fill = Tensor::scalar(self.fill, DType::F64, cx.device())?.to(dtype)?;
-            let (fill, held) = (fill.hold()?, ins[0].bytes());
-            cpu::moves(cpu, &taps, channels * dtype.size(), held, outs[0].bytes(), fill.bytes());
+            let fill = fill.hold()?.to_host(cx.device())?.into_owned();
+            cpu::moves(cpu, &taps, channels * dtype.size(), ins[0].bytes()?, outs[0].bytes()?, &fill);
             return Ok(());
         }
         ops::real!(self.name(), ins[0].dtype, T => {

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use phalanx_host::{DType, Element};
 
 use crate::half_storage::{is_half, round, widen};
-use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Result, Tensor, View, ViewMut, ops};
@@ -71,8 +71,13 @@ impl Op for To {
         }))
     }
 
-    fn backward(&self, _: &Exec, saved: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {
-        grads[0].iter().try_for_each(|g| sink.pass(0, g.to(saved.metas[0].gradient().dtype)?))
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
+    }
+
+    fn backward(&self, cx: &Exec, saved: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {
+        let dtype = saved.metas[0].gradient(cx.device()).dtype;
+        grads[0].iter().try_for_each(|g| sink.pass(0, g.to(dtype)?))
     }
 
     fn backward_graph(
@@ -82,7 +87,19 @@ impl Op for To {
         metas: &[Meta],
         grads: &[Option<Tensor>],
     ) -> Result<Vec<Option<Tensor>>> {
-        Ok(vec![grads[0].as_ref().map(|g| g.to(metas[0].gradient().dtype)).transpose()?])
+        Ok(vec![grads[0].as_ref().map(|g| g.to(metas[0].gradient(g.device()).dtype)).transpose()?])
+    }
+}
+
+impl CudaOp for To {
+    fn forward_cuda(
+        &self,
+        gpu: &phalanx_gpu::Context,
+        ins: &[View],
+        outs: &mut [ViewMut],
+        _: &mut [ViewMut],
+    ) -> Result<()> {
+        ops::shape::cuda::convert(gpu, &ins[0], &mut outs[0])
     }
 }
 

@@ -14,6 +14,7 @@ macro_rules! binary {
             struct $rule;
             impl BinaryRule for $rule {
                 const SAVES: u32 = $saves;
+                const CUDA: &'static str = stringify!($rule);
                 #[inline(always)]
                 fn value<$e: Math, $v: Simd<$e>>(self, $a: $v, $b: $v) -> $v { $value }
                 fn grad(self, $i: usize, $x: Operands, $g: &Tensor) -> Result<Tensor> { $grad }

@@ -8,7 +8,7 @@ use phalanx_host::Cpu;
 use phalanx_host::simd::Real;
 
 use super::math::Math;
-use super::{From, Function, Operands, Pair, apply_binary, apply_unary, cpu};
+use super::{From, Function, Operands, Pair, apply_binary, apply_unary, cpu, cuda};
 use crate::{Result, Tensor, View, ViewMut, ops};
 
 /// A row of the table of functions of one number. `p` are its constants.
@@ -56,6 +56,10 @@ impl Function for Rare {
             });
             Ok(())
         })
+    }
+
+    fn cuda(&self) -> cuda::Name {
+        (self.0.name, [self.1[0], self.1[1], 0.0])
     }
 
     fn slope_graph(&self, saved: &Tensor) -> Option<Result<Tensor>> {
@@ -209,6 +213,10 @@ impl Pair for RarePair {
                 }
             })
         })
+    }
+
+    fn cuda(&self) -> &'static str {
+        self.0.name
     }
 
     fn grad(&self, i: usize, x: Operands, g: &Tensor) -> Result<Tensor> {

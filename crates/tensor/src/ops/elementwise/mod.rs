@@ -7,6 +7,7 @@
 
 mod binary;
 mod cpu;
+mod cuda;
 mod functions;
 pub(crate) mod math;
 mod select;
@@ -18,10 +19,10 @@ use math::Math;
 use phalanx_host::Cpu;
 use phalanx_host::simd::Simd;
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
-use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
+use crate::{Device, Error, Result, Shape, Tensor, View, ViewMut, ops};
 
 /// What the slope of a function is computed from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub(crate) enum From {
 /// A function of one number, on vectors.
 pub(crate) trait UnaryRule: Copy + Debug + Send + Sync + 'static {
     const SAVES: From;
+    /// The row and the constants of its CUDA kernel.
+    fn cuda(self) -> cuda::Name;
     fn value<E: Math, V: Simd<E>>(self, x: V) -> V;
     /// The derivative, from the input or the output as [`UnaryRule::SAVES`] says.
     fn slope<E: Math, V: Simd<E>>(self, saved: V) -> V;
@@ -42,6 +45,8 @@ pub(crate) trait UnaryRule: Copy + Debug + Send + Sync + 'static {
 
 /// A function of two numbers, on vectors.
 pub(crate) trait BinaryRule: Copy + Debug + Send + Sync + 'static {
+    /// The row of its CUDA kernel.
+    const CUDA: &'static str;
     /// Which inputs the gradient reads, as a bit mask.
     const SAVES: u32;
     fn value<E: Math, V: Simd<E>>(self, a: V, b: V) -> V;
@@ -66,6 +71,8 @@ trait Function: Debug + Send + Sync {
     fn value(&self, cpu: &Cpu, x: &View, out: &mut ViewMut) -> Result<()>;
     /// `dx (+)= g · f'(saved)`; all contiguous.
     fn gradient(&self, cpu: &Cpu, saved: &View, g: &View, dx: &mut ViewMut, add: bool) -> Result<()>;
+    /// The row and the constants of its CUDA kernel.
+    fn cuda(&self) -> cuda::Name;
     /// As [`UnaryRule::slope_graph`].
     fn slope_graph(&self, saved: &Tensor) -> Option<Result<Tensor>>;
 }
@@ -89,6 +96,10 @@ impl<R: UnaryRule> Function for R {
         })
     }
 
+    fn cuda(&self) -> cuda::Name {
+        UnaryRule::cuda(*self)
+    }
+
     fn slope_graph(&self, saved: &Tensor) -> Option<Result<Tensor>> {
         UnaryRule::slope_graph(*self, saved)
     }
@@ -110,8 +121,10 @@ fn apply_unary(name: &'static str, function: impl Function + 'static, x: &Tensor
 fn times_slope(cx: &Exec, function: &dyn Function, saved: &Tensor, g: &Tensor) -> Result<Tensor> {
     let (saved, g) = (saved.detach().contiguous()?, g.detach().contiguous()?);
     let (read_saved, read_g) = (saved.read()?, g.read()?);
-    cx.make(g.dtype(), g.shape(), |mut out| {
-        function.gradient(cx.cpu()?, &read_saved.view(), &read_g.view(), &mut out, false)
+    let (saved, g_view) = (read_saved.view(), read_g.view());
+    cx.make(g.dtype(), g.shape(), |mut out| match cx.device() {
+        Device::Cpu(cpu) => function.gradient(cpu, &saved, &g_view, &mut out, false),
+        Device::Cuda(gpu) => cuda::map_gradient(gpu, function.cuda(), &saved, &g_view, &mut out, false),
     })
 }
 
@@ -138,6 +151,10 @@ impl Op for Unary {
         self.function.value(cx.cpu()?, &ins[0], &mut outs[0])
     }
 
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
+    }
+
     fn backward(
         &self,
         cx: &Exec,
@@ -154,7 +171,7 @@ impl Op for Unary {
         let (read_from, read_g) = (from.read()?, g.read()?);
         let Some(mut slot) = sink.slot(0)? else { return Ok(()) };
         let add = slot.accumulate();
-        let mut dx = ViewMut::new(g.dtype(), g.shape(), slot.bytes());
+        let mut dx = slot.view();
         self.function.gradient(cx.cpu()?, &read_from.view(), &read_g.view(), &mut dx, add)
     }
 
@@ -187,6 +204,8 @@ trait Pair: Debug + Send + Sync {
     fn saves(&self) -> u32;
     /// `out = f(a, b)`; both have `out`'s shape.
     fn value(&self, cpu: &Cpu, a: &View, b: &View, out: &mut ViewMut) -> Result<()>;
+    /// The row of its CUDA kernel.
+    fn cuda(&self) -> &'static str;
     /// As [`BinaryRule::grad`].
     fn grad(&self, i: usize, x: Operands, g: &Tensor) -> Result<Tensor>;
 }
@@ -198,6 +217,10 @@ impl<R: BinaryRule> Pair for R {
 
     fn value(&self, cpu: &Cpu, a: &View, b: &View, out: &mut ViewMut) -> Result<()> {
         ops::real!("function", a.dtype, T => cpu::zip::<T, R>(cpu, *self, a, b, out.slice()?))
+    }
+
+    fn cuda(&self) -> &'static str {
+        R::CUDA
     }
 
     fn grad(&self, i: usize, x: Operands, g: &Tensor) -> Result<Tensor> {
@@ -233,6 +256,10 @@ impl Op for Binary {
         let shape = outs[0].shape;
         let [a, b] = [stretch(self.name, &ins[0], shape)?, stretch(self.name, &ins[1], shape)?];
         self.function.value(cx.cpu()?, &a, &b, &mut outs[0])
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(&self, _: &Exec, saved: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {

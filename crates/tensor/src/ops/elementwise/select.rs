@@ -3,14 +3,14 @@
 use phalanx_host::DType;
 
 use super::{broadcast, cpu, stretch};
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Tensor, View, ViewMut, ops};
 
 /// `a` where the mask is not 0, `b` elsewhere.
 #[derive(Debug)]
-struct Where;
+pub(super) struct Where;
 
 impl Op for Where {
     fn name(&self) -> &'static str {
@@ -35,6 +35,10 @@ impl Op for Where {
         let [m, a, b] = [0, 1, 2].map(|i| stretch("where", &ins[i], shape));
         let (m, a, b) = (m?, a?, b?);
         ops::real!("where", a.dtype, T => cpu::select::<T>(cpu, &m, &a, &b, outs[0].slice()?))
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(
@@ -95,11 +99,11 @@ fn both(a: u8, b: u8) -> u8 {
 
 /// 1 where what two elements give is among the bits `wanted`, else 0; both operands broadcast.
 #[derive(Debug)]
-struct Test {
-    name: &'static str,
+pub(super) struct Test {
+    pub(super) name: &'static str,
     /// Whether the operands are masks; otherwise they are numbers of any one type.
-    logic: bool,
-    wanted: u8,
+    pub(super) logic: bool,
+    pub(super) wanted: u8,
 }
 
 impl Op for Test {
@@ -134,6 +138,10 @@ impl Op for Test {
             DType::I64 => zip!(i64, compared::<i64>),
             _ => ops::real!(self.name, a.dtype, T => zip!(T, compared::<T>)),
         }
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(&self, _: &Exec, _: Saved, _: &[Option<Tensor>], _: &mut GradSink) -> Result<()> {

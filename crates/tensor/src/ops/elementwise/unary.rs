@@ -5,7 +5,7 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use phalanx_host::simd::Simd;
 
 use super::math::{self, Math, abs, c, sigmoid};
-use super::{From, UnaryRule, apply_unary};
+use super::{From, UnaryRule, apply_unary, cuda};
 use crate::{Error, Result, Tensor};
 
 /// Makes rules of rows: the fields, what the slope is computed from, the value and the slope on vectors (`p`
@@ -20,6 +20,11 @@ macro_rules! unary {
             pub(super) struct $rule { $(pub(super) $field: $type),* }
             impl UnaryRule for $rule {
                 const SAVES: From = From::$from;
+                fn cuda(self) -> cuda::Name {
+                    let constants: &[f64] = &[$(self.$field),*];
+                    let at = |i| constants.get(i).copied().unwrap_or(0.0);
+                    (stringify!($rule), [at(0), at(1), at(2)])
+                }
                 #[inline(always)]
                 fn value<$e: Math, $v: Simd<$e>>(self, $x: $v) -> $v { let $p = self; $value }
                 #[inline(always)]

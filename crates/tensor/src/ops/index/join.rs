@@ -1,6 +1,6 @@
 //! Tensors put one after the other.
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, MAX_AXES, Result, Tensor, View, ViewMut, ops};
@@ -61,6 +61,10 @@ impl Op for Concat {
         Ok(())
     }
 
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
+    }
+
     fn backward(&self, _: &Exec, saved: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {
         let Some(g) = &grads[0] else { return Ok(()) };
         let parts = self.grads(&saved.metas, g, |i| sink.wants(i))?;
@@ -79,6 +83,24 @@ impl Op for Concat {
     ) -> Result<Vec<Option<Tensor>>> {
         let Some(g) = &grads[0] else { return Ok(vec![None; metas.len()]) };
         self.grads(metas, g, |_| true)
+    }
+}
+
+impl CudaOp for Concat {
+    fn forward_cuda(
+        &self,
+        gpu: &phalanx_gpu::Context,
+        ins: &[View],
+        outs: &mut [ViewMut],
+        _: &mut [ViewMut],
+    ) -> Result<()> {
+        let mut start = 0;
+        for x in ins {
+            let target = ops::shape::part(outs[0].shape, x.shape(), self.axis, start, 1);
+            ops::shape::cuda::place(gpu, x, &target, &mut outs[0], false)?;
+            start += x.shape()[self.axis];
+        }
+        Ok(())
     }
 }
 

@@ -191,7 +191,10 @@ impl Sequence {
         let after = |k: usize| -> Result<Buffer> {
             let mut to = numbers(if k < self.cell.states() { of.samples * of.hidden } else { 0 })?;
             match grads.get(1 + k).and_then(Option::as_ref) {
-                Some(g) => ops::shape::copy_into(cx, g, to.bytes_mut())?,
+                Some(g) => {
+                    let mut to = ViewMut::new(g.dtype(), g.shape(), to.bytes_mut());
+                    ops::shape::copy_into(cx, g, &mut to)?;
+                }
                 None => to.bytes_mut().fill(0),
             }
             Ok(to)
@@ -333,7 +336,7 @@ impl Recurrence<'_> {
     /// Checks what the product with the input reads; the rest is checked where the steps are taken.
     fn check(&self, x: &Tensor) -> Result<()> {
         let op = self.cell.name();
-        let meta = |t: &Tensor| Meta { dtype: t.dtype(), layout: *t.layout() }.gradient();
+        let meta = |t: &Tensor| Meta { dtype: t.dtype(), layout: *t.layout() }.gradient(t.device());
         let mut metas = vec![meta(x), meta(self.weight_ih)];
         metas.extend(self.bias.map(|b| meta(b[0])));
         ops::want_real(op, &metas, 0)?;

@@ -1,12 +1,13 @@
 //! Ops that move elements or read them in another arrangement: reshape, permute, slice, expand, copy.
 
 mod cpu;
+pub(crate) mod cuda;
 mod make;
 mod parts;
 
 use phalanx_host::DType;
 
-use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Device, Error, Layout, Result, Shape, Tensor, View, ViewMut, ops};
@@ -43,40 +44,40 @@ macro_rules! any_type {
 }
 pub(crate) use any_type;
 
-/// Writes `from` to the part of `out` (row-major) that starts at element `start` of
-/// `axis` and takes every `step`-th.
-pub(crate) fn put(from: &View, axis: usize, start: usize, step: usize, out: &mut ViewMut) -> Result<()> {
-    let whole = Layout::contiguous(out.shape);
+/// Where a part of `shape` elements lies in a row-major `whole`: from element `start` of `axis` on, every `step`-th.
+pub(crate) fn part(whole: Shape, shape: Shape, axis: usize, start: usize, step: usize) -> Layout {
+    let whole = Layout::contiguous(whole);
     let mut strides = whole.strides().to_vec();
     let offset = start * strides[axis];
     strides[axis] *= step;
-    let target = Layout::with(from.shape(), &strides, offset);
+    Layout::with(shape, &strides, offset)
+}
+
+/// Writes `from` to that part of `out`.
+pub(crate) fn put(from: &View, axis: usize, start: usize, step: usize, out: &mut ViewMut) -> Result<()> {
+    let target = part(out.shape, from.shape(), axis, start, step);
     any_type!(from.dtype, T => {
         cpu::scatter::<T>(from.slice()?, &from.layout, &target, out.slice()?);
         Ok(())
     })
 }
 
-/// Copies `t` row-major into `out`, which has its size in bytes.
-pub(crate) fn copy_into(cx: &Exec, t: &Tensor, out: &mut [u8]) -> Result<()> {
+/// Copies `t` row-major into `out`, of its type and shape.
+pub(crate) fn copy_into(cx: &Exec, t: &Tensor, out: &mut ViewMut) -> Result<()> {
     let held = t.hold()?;
-    let mut out = ViewMut::new(t.dtype(), t.shape(), out);
-    copy_view(cx, &t.view(&held), &mut out)
+    copy_view(cx, &t.view(&held), out)
 }
 
-/// Adds `t` to `out`, row-major, of `t`'s type and size.
-pub(crate) fn add_into(cx: &Exec, t: &Tensor, out: &mut [u8]) -> Result<()> {
+/// Adds `t` to `out`, row-major, of its type and shape.
+pub(crate) fn add_into(cx: &Exec, t: &Tensor, out: &mut ViewMut) -> Result<()> {
+    let held = t.hold()?;
+    let view = t.view(&held);
     match cx.device() {
-        Device::Cpu(_) => {
-            let held = t.hold()?;
-            let view = t.view(&held);
-            let mut out = ViewMut::new(t.dtype(), t.shape(), out);
-            ops::real!("add gradient", t.dtype(), T => {
-                cpu::add::<T>(view.slice()?, &view.layout, out.slice()?);
-                Ok(())
-            })
-        }
-        Device::Cuda(c) => c.never(),
+        Device::Cpu(_) => ops::real!("add gradient", t.dtype(), T => {
+            cpu::add::<T>(view.slice()?, &view.layout, out.slice()?);
+            Ok(())
+        }),
+        Device::Cuda(gpu) => cuda::copy(gpu, &view, out, true),
     }
 }
 
@@ -86,13 +87,13 @@ fn copy_view(cx: &Exec, from: &View, to: &mut ViewMut) -> Result<()> {
             cpu::copy::<T>(from.slice()?, &from.layout, to.slice()?);
             Ok(())
         }),
-        Device::Cuda(c) => c.never(),
+        Device::Cuda(gpu) => cuda::copy(gpu, from, to, false),
     }
 }
 
 /// A contiguous copy outside the graph.
 pub(crate) fn materialise(cx: &Exec, t: &Tensor) -> Result<Tensor> {
-    cx.make(t.dtype(), t.shape(), |mut out| copy_into(cx, t, out.bytes()))
+    cx.make(t.dtype(), t.shape(), |mut out| copy_into(cx, t, &mut out))
 }
 
 /// The elements row-major without gaps.
@@ -111,6 +112,9 @@ impl Op for Contiguous {
     }
     fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], _: &mut [ViewMut]) -> Result<()> {
         copy_view(cx, &ins[0], &mut outs[0])
+    }
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
     fn backward(&self, _: &Exec, _: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {
         grads[0].iter().try_for_each(|g| sink.pass(0, g.clone()))
@@ -275,8 +279,11 @@ impl Op for Scatter {
     }
     fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], _: &mut [ViewMut]) -> Result<()> {
         cx.cpu()?;
-        outs[0].bytes().fill(0);
+        outs[0].bytes()?.fill(0);
         put(&ins[0], self.axis, self.start, self.step, &mut outs[0])
+    }
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
     fn backward(&self, _: &Exec, _: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {
         grads[0].iter().try_for_each(|g| sink.pass(0, self.grad(g)?))

@@ -1,0 +1,160 @@
+// What stands before every kernel source: types, conversions, walks over strided operands, reductions in a fixed order,
+// random numbers. Compiled by NVRTC without any header; the tests compile it as C++ too, with PHALANX_EMULATION defined,
+// against a header that plays a GPU on the CPU. Kernels compute in f32 whatever they read and write.
+
+#define KERNEL extern "C" __global__ void
+#define DEV __device__ __forceinline__
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+struct bf16 { u16 bits; };
+struct f16 { u16 bits; };
+
+// DType's codes, as the host numbers them (`ops/cuda.rs`).
+enum { F32 = 0, F64 = 1, U8 = 2, I64 = 3, F16 = 4, BF16 = 5 };
+
+DEV float to_f32(float x) { return x; }
+DEV float to_f32(double x) { return (float)x; }
+DEV float to_f32(u8 x) { return (float)x; }
+DEV float to_f32(i64 x) { return (float)x; }
+DEV float to_f32(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
+DEV float to_f32(f16 x) {
+#ifdef PHALANX_EMULATION
+    _Float16 h;
+    __builtin_memcpy(&h, &x.bits, 2);
+    return (float)h;
+#else
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+#endif
+}
+
+// Rounded to the nearest, ties to even.
+template <class T> DEV T from_f32(float x);
+template <> DEV float from_f32<float>(float x) { return x; }
+template <> DEV double from_f32<double>(float x) { return x; }
+template <> DEV bf16 from_f32<bf16>(float x) {
+    bf16 y;
+#ifdef PHALANX_EMULATION
+    u32 b = __float_as_uint(x);
+    y.bits = x != x ? 0x7fff : (u16)((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
+#else
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+#endif
+    return y;
+}
+template <> DEV f16 from_f32<f16>(float x) {
+    f16 y;
+#ifdef PHALANX_EMULATION
+    _Float16 h = (_Float16)x;
+    __builtin_memcpy(&y.bits, &h, 2);
+#else
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+#endif
+    return y;
+}
+
+template <class T> DEV float load(const T* p, i64 i) { return to_f32(p[i]); }
+template <class T> DEV void store(T* p, i64 i, float x) { p[i] = from_f32<T>(x); }
+
+// An operand whose float type is known when the kernel runs: the branch is the same for all threads.
+DEV float load_any(const void* p, int dtype, i64 i) {
+    switch (dtype) {
+    case BF16: return load((const bf16*)p, i);
+    case F16: return load((const f16*)p, i);
+    case F64: return load((const double*)p, i);
+    default: return load((const float*)p, i);
+    }
+}
+DEV void store_any(void* p, int dtype, i64 i, float x) {
+    switch (dtype) {
+    case BF16: store((bf16*)p, i, x); break;
+    case F16: store((f16*)p, i, x); break;
+    case F64: store((double*)p, i, x); break;
+    default: store((float*)p, i, x);
+    }
+}
+
+// N elements read and written at once; 16 bytes are the widest access.
+template <class T, int N> struct alignas(sizeof(T) * N) Pack {
+    T v[N];
+    DEV float at(int i) const { return to_f32(v[i]); }
+    DEV void set(int i, float x) { v[i] = from_f32<T>(x); }
+};
+template <class T> constexpr int WIDE = 16 / (int)sizeof(T);
+template <int N, class T> DEV Pack<T, N> load_pack(const T* p) { return *(const Pack<T, N>*)p; }
+template <int N, class T> DEV void store_pack(T* p, const Pack<T, N>& v) { *(Pack<T, N>*)p = v; }
+
+// The first element of a thread and the step to its next one, over a grid that may be smaller than the work.
+#define EACH(i, n) u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < (u64)(n); i += (u64)gridDim.x * blockDim.x
+
+// Several operands of one shape walked together: `v` holds the number of axes, the number of elements, the axes' sizes
+// (outermost first) and each operand's strides. Made by `Walk::cuda` on the host, which merges axes.
+struct Walk {
+    i64 v[64];
+    DEV u64 total() const { return (u64)v[1]; }
+    template <int N> DEV void places(u64 index, i64 (&at)[N]) const {
+        for (int k = 0; k < N; k++) at[k] = 0;
+        int rank = (int)v[0];
+        if (v[1] <= 0xffffffffll) {
+            u32 rest = (u32)index;
+            for (int axis = rank - 1; axis > 0; axis--) {
+                u32 size = (u32)v[2 + axis], next = rest / size, mine = rest - next * size;
+                for (int k = 0; k < N; k++) at[k] += (i64)mine * v[10 + 8 * k + axis];
+                rest = next;
+            }
+            for (int k = 0; k < N; k++) at[k] += (i64)rest * v[10 + 8 * k];
+        } else {
+            for (int axis = rank - 1; axis > 0; axis--) {
+                u64 size = (u64)v[2 + axis], next = index / size, mine = index - next * size;
+                for (int k = 0; k < N; k++) at[k] += (i64)mine * v[10 + 8 * k + axis];
+                index = next;
+            }
+            for (int k = 0; k < N; k++) at[k] += (i64)index * v[10 + 8 * k];
+        }
+    }
+};
+
+struct Sum { template <class T> DEV T operator()(T a, T b) const { return a + b; } };
+struct Larger { DEV float operator()(float a, float b) const { return a != a || a > b ? a : b; } };
+
+// Over the lanes of a warp; every lane gets the result. The order of the operands depends on nothing but the lane.
+template <class T, class F> DEV T warp_fold(T x, F f) {
+    for (int step = 16; step > 0; step /= 2) x = f(x, __shfl_xor_sync(0xffffffffu, x, step));
+    return x;
+}
+// Over all threads of a block, whose size is a multiple of 32; every thread gets the result. `none` is the
+// operation's neutral element. `shared` has room for 32 elements and is free again when all have come out.
+template <class T, class F> DEV T block_fold(T x, T none, F f, T* shared) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    x = warp_fold(x, f);
+    if (lane == 0) shared[warp] = x;
+    __syncthreads();
+    x = warp_fold(lane < warps ? shared[lane] : none, f);
+    __syncthreads();
+    return x;
+}
+
+// Philox4x32-10 (Salmon et al., SC 2011): the same words as `phalanx_host::rng`.
+struct Words { u32 w[4]; };
+DEV Words philox(u64 key, u64 block) {
+    u32 k0 = (u32)key, k1 = (u32)(key >> 32);
+    Words c = {{(u32)block, (u32)(block >> 32), 0, 0}};
+    for (int round = 0; round < 10; round++) {
+        u64 p0 = (u64)0xD2511F53u * c.w[0], p1 = (u64)0xCD9E8D57u * c.w[2];
+        c = {{(u32)(p1 >> 32) ^ c.w[1] ^ k0, (u32)p1, (u32)(p0 >> 32) ^ c.w[3] ^ k1, (u32)p0}};
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return c;
+}
+// In [0, 1) with 24 bits.
+DEV float unit(u32 word) { return (float)(word >> 8) * (1.0f / 16777216.0f); }
+
+// The kernels NAME_f32, NAME_bf16 and NAME_f16 of one template; ARGS in parentheses are its parameters and NAMES their names.
+#define FOR_FLOATS(ONE) ONE(f32, float) ONE(bf16, bf16) ONE(f16, f16)

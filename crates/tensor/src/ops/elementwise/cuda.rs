@@ -1,0 +1,188 @@
+//! Functions of one and two numbers on a GPU.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use phalanx_gpu::{Args, Context, DevicePtr, Source};
+
+use super::select::{Test, Where};
+use super::{Binary, From, Unary, stretch};
+use crate::op::{CudaOp, Exec, Saved};
+use crate::ops::cuda::{self, code, launch, source, suffix};
+use crate::sink::GradSink;
+use crate::{Error, Result, Tensor, View, ViewMut};
+
+static SOURCE: Source = source!("elementwise");
+
+/// A function as its kernels know it: the name of its row in `kernel.cu`, and its constants.
+pub(crate) type Name = (&'static str, [f64; 3]);
+
+/// The place of a function's row in a table of `kernel.cu`, which is the number that kernels know it by.
+fn number(table: &'static str, name: &'static str) -> Result<i32> {
+    static NUMBERS: OnceLock<HashMap<(&str, &str), i32>> = OnceLock::new();
+    let numbers = NUMBERS.get_or_init(|| {
+        let mut found = HashMap::new();
+        for table in ["UNARY", "BINARY"] {
+            let head = format!("#define {table}(ROW)");
+            let lines = SOURCE.text.lines().skip_while(|l| !l.starts_with(&head)).skip(1);
+            let rows = lines.take_while(|l| l.starts_with("    "));
+            let names = rows.filter_map(|l| l.trim_start().strip_prefix("ROW(")?.split(',').next());
+            found.extend(names.zip(0..).map(|(name, i)| ((table, name), i)));
+        }
+        found
+    });
+    numbers.get(&(table, name)).copied().ok_or(Error::NoCudaKernel { op: name })
+}
+
+/// Whether packs of 16 bytes can be read from all of them.
+fn aligned(all: &[DevicePtr]) -> bool {
+    all.iter().all(|p| p.0 % 16 == 0)
+}
+
+/// Elements that one thread takes at once.
+fn packs(n: usize, dtype: crate::DType) -> usize {
+    n.div_ceil(16 / dtype.size())
+}
+
+fn constants([a, b, c]: [f64; 3]) -> [f32; 3] {
+    [a as f32, b as f32, c as f32]
+}
+
+/// `out = f(x)`, dense.
+fn map(gpu: &Context, (name, p): Name, x: &View, out: &mut ViewMut) -> Result<()> {
+    let (n, f) = (x.shape().numel(), number("UNARY", name)?);
+    let kernel = format!("map_{}", suffix(name, x.dtype)?);
+    let args = Args::new().i32(f).pod(constants(p)).ptr(x.ptr()?).ptr(out.ptr()?).i64(n as i64);
+    launch(gpu, &SOURCE, &kernel, packs(n, x.dtype), args)
+}
+
+/// `dx (+)= g · f'(saved)`, all dense and of one type.
+pub(super) fn map_gradient(
+    gpu: &Context,
+    (name, p): Name,
+    saved: &View,
+    g: &View,
+    dx: &mut ViewMut,
+    add: bool,
+) -> Result<()> {
+    cuda::want_type(name, g, 0, saved.dtype)?;
+    let (n, f) = (g.shape().numel(), number("UNARY", name)?);
+    let kernel = format!("map_gradient_{}", suffix(name, saved.dtype)?);
+    let args = Args::new().i32(f).pod(constants(p)).ptr(saved.ptr()?).ptr(g.ptr()?).ptr(dx.ptr()?);
+    launch(gpu, &SOURCE, &kernel, packs(n, g.dtype), args.i64(n as i64).i32(i32::from(add)))
+}
+
+impl CudaOp for Unary {
+    fn forward_cuda(
+        &self,
+        gpu: &Context,
+        ins: &[View],
+        outs: &mut [ViewMut],
+        _: &mut [ViewMut],
+    ) -> Result<()> {
+        map(gpu, self.function.cuda(), &ins[0], &mut outs[0])
+    }
+
+    fn backward_cuda(
+        &self,
+        cx: &Exec,
+        mut saved: Saved,
+        grads: &[Option<Tensor>],
+        sink: &mut GradSink,
+    ) -> Result<()> {
+        let from = match self.function.saves() {
+            From::Input => saved.input(0)?,
+            From::Output => saved.output(0)?,
+        };
+        let Some(g) = &grads[0] else { return Ok(()) };
+        let (from, g) = (from.contiguous()?, g.to(from.dtype())?.contiguous()?);
+        let (read_from, read_g) = (from.read()?, g.read()?);
+        let Some(mut slot) = sink.slot(0)? else { return Ok(()) };
+        let add = slot.accumulate();
+        let function = self.function.cuda();
+        map_gradient(cx.gpu()?, function, &read_from.view(), &read_g.view(), &mut slot.view(), add)
+    }
+}
+
+impl CudaOp for Binary {
+    fn forward_cuda(
+        &self,
+        gpu: &Context,
+        ins: &[View],
+        outs: &mut [ViewMut],
+        _: &mut [ViewMut],
+    ) -> Result<()> {
+        let name = self.function.cuda();
+        let (f, shape, out) = (number("BINARY", name)?, outs[0].shape, &outs[0]);
+        let (n, dtype) = (shape.numel(), outs[0].dtype);
+        let (a, b) = (ins[0].ptr()?, ins[1].ptr()?);
+        // 0 for one element, 1 for all of them; others take the way of any layout.
+        let step = |v: &View| match v.shape().numel() {
+            1 => Some(0),
+            m => (m == n && v.layout.is_contiguous()).then_some(1),
+        };
+        let one_type = ins[0].dtype == dtype && ins[1].dtype == dtype && dtype != crate::DType::F64;
+        if one_type
+            && let (Some(sa), Some(sb)) = (step(&ins[0]), step(&ins[1]))
+            && (sa == 0 || aligned(&[a]))
+            && (sb == 0 || aligned(&[b]))
+        {
+            let kernel = format!("zip_{}", suffix(self.name, dtype)?);
+            let args = Args::new().i32(f).ptr(a).i32(sa).ptr(b).i32(sb).ptr(out.ptr()?).i64(n as i64);
+            return launch(gpu, &SOURCE, &kernel, packs(n, dtype), args);
+        }
+        let [x, y] = [stretch(self.name, &ins[0], shape)?, stretch(self.name, &ins[1], shape)?];
+        let walk = cuda::walk([&x.layout, &y.layout]);
+        let args = Args::new().i32(f).ptr(a).i32(code(x.dtype)).ptr(b).i32(code(y.dtype));
+        launch(gpu, &SOURCE, "zip_any", n, args.ptr(out.ptr()?).i32(code(dtype)).pod(walk))
+    }
+}
+
+impl CudaOp for Where {
+    fn forward_cuda(
+        &self,
+        gpu: &Context,
+        ins: &[View],
+        outs: &mut [ViewMut],
+        _: &mut [ViewMut],
+    ) -> Result<()> {
+        let (shape, dtype) = (outs[0].shape, outs[0].dtype);
+        let [m, a, b] = [0, 1, 2].map(|i| stretch("where", &ins[i], shape));
+        let (m, a, b) = (m?, a?, b?);
+        let walk = cuda::walk([&m.layout, &a.layout, &b.layout]);
+        let args = Args::new().ptr(m.ptr()?).ptr(a.ptr()?).i32(code(a.dtype)).ptr(b.ptr()?).i32(code(b.dtype));
+        let args = args.ptr(outs[0].ptr()?).i32(code(dtype)).pod(walk);
+        launch(gpu, &SOURCE, "choose", shape.numel(), args)
+    }
+}
+
+impl CudaOp for Test {
+    fn forward_cuda(
+        &self,
+        gpu: &Context,
+        ins: &[View],
+        outs: &mut [ViewMut],
+        _: &mut [ViewMut],
+    ) -> Result<()> {
+        let shape = outs[0].shape;
+        let (a, b) = (stretch(self.name, &ins[0], shape)?, stretch(self.name, &ins[1], shape)?);
+        cuda::want_type(self.name, &b, 1, a.dtype)?;
+        let walk = cuda::walk([&a.layout, &b.layout]);
+        let args = Args::new().ptr(a.ptr()?).ptr(b.ptr()?).i32(code(a.dtype)).i32(i32::from(self.logic));
+        let args = args.u32(u32::from(self.wanted)).ptr(outs[0].ptr()?).pod(walk);
+        launch(gpu, &SOURCE, "test", shape.numel(), args)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_has_the_number_of_its_place() {
+        assert_eq!(number("UNARY", "Neg").unwrap(), 0);
+        assert_eq!(number("UNARY", "Abs").unwrap(), 2);
+        assert_eq!(number("BINARY", "pow").unwrap(), 7);
+        assert!(matches!(number("BINARY", "Neg"), Err(Error::NoCudaKernel { op: "Neg" })));
+    }
+}

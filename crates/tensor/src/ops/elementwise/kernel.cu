@@ -1,0 +1,233 @@
+// Functions of one and two numbers, element by element. A function is a row of UNARY or BINARY under the name that its rule
+// has on the host (`unary.rs`, `binary.rs`, `functions.rs`), which finds its number by the row's place. One kernel a type serves
+// all functions: the branch is taken once a pack, by all threads alike.
+
+struct Constants { float a, b, c; };
+
+DEV float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
+DEV float normal(float x) { return normcdff(x); }
+// sqrt(8/pi) (x + 0.044715 x^3), and its slope.
+DEV float gelu_inner(float x) { return (0.07135481627f * x * x + 1.595769122f) * x; }
+DEV float gelu_inner_slope(float x) { return 0.2140644488f * x * x + 1.595769122f; }
+DEV float tanh_softplus(float x) {
+    float e = expf(fminf(20.0f, x)), n = e * (e + 2.0f);
+    return n / (n + 2.0f);
+}
+DEV float at_most(float high, float x) { return x > high ? high : x; }
+DEV float at_least(float low, float x) { return x < low ? low : x; }
+DEV float hard_sigmoid(float x) { return at_most(1.0f, at_least(0.0f, x * (1.0f / 6.0f) + 0.5f)); }
+// log(1 + x) for e^-z of any size of z.
+DEV float softplus(float z) { return log1pf(expf(-fabsf(z))) + at_least(0.0f, z); }
+DEV float between(float x, float low, float high, float inside) { return x > low && high > x ? inside : 0.0f; }
+
+// ROW(name, value of x, slope at s): s is the input or the output, as the rule on the host says; `p` are its constants.
+#define UNARY(ROW) \
+    ROW(Neg, -x, -1.0f) \
+    ROW(Affine, fmaf(x, p.a, p.b), p.a) \
+    ROW(Abs, fabsf(x), s > 0.0f ? 1.0f : s < 0.0f ? -1.0f : 0.0f) \
+    ROW(Square, x * x, s + s) \
+    ROW(Sqrt, sqrtf(x), 0.5f / s) \
+    ROW(Rsqrt, 1.0f / sqrtf(x), s * s * s * -0.5f) \
+    ROW(Reciprocal, 1.0f / x, -(s * s)) \
+    ROW(Exp, expf(x), s) \
+    ROW(Expm1, expm1f(x), s + 1.0f) \
+    ROW(Log, logf(x), 1.0f / s) \
+    ROW(Log1p, log1pf(x), 1.0f / (s + 1.0f)) \
+    ROW(Sigmoid, logistic(x), s * (1.0f - s)) \
+    ROW(Tanh, tanhf(x), 1.0f - s * s) \
+    ROW(Erf, erff(x), 1.128379167f * expf(-s * s)) \
+    ROW(Gaussian, expf(-x * x), -2.0f * s * expf(-s * s)) \
+    ROW(Relu, at_least(0.0f, x), s > 0.0f ? 1.0f : 0.0f) \
+    ROW(Step, x > 0.0f ? 1.0f : 0.0f, 0.0f) \
+    ROW(Clamp, at_most(p.b, at_least(p.a, x)), between(s, p.a, p.b, 1.0f)) \
+    ROW(LeakyRelu, x > 0.0f ? x : x * p.a, s > 0.0f ? 1.0f : p.a) \
+    ROW(Elu, x > 0.0f ? x * p.a : expm1f(x * p.c) * p.b, s > 0.0f ? p.a : expf(s * p.c) * (p.b * p.c)) \
+    ROW(Gelu, x * normal(x), fmaf(s * expf(-0.5f * s * s), 0.3989422804f, normal(s))) \
+    ROW(GeluTanh, x * logistic(gelu_inner(x)), \
+        s * gelu_inner_slope(s) * (logistic(gelu_inner(s)) * (1.0f - logistic(gelu_inner(s)))) + logistic(gelu_inner(s))) \
+    ROW(Silu, x * logistic(x), logistic(s) * (s * (1.0f - logistic(s)) + 1.0f)) \
+    ROW(Mish, x * tanh_softplus(x), \
+        s * logistic(s) * (1.0f - tanh_softplus(s) * tanh_softplus(s)) + tanh_softplus(s)) \
+    ROW(Softplus, x * p.a > p.b ? x : softplus(x * p.a) * (1.0f / p.a), s * p.a > p.b ? 1.0f : logistic(s * p.a)) \
+    ROW(HardSigmoid, hard_sigmoid(x), between(s, -3.0f, 3.0f, 1.0f / 6.0f)) \
+    ROW(HardSwish, x * hard_sigmoid(x), s > -3.0f ? (3.0f > s ? s * (1.0f / 3.0f) + 0.5f : 1.0f) : 0.0f) \
+    ROW(sign, (x > 0.0f ? 1.0f : 0.0f) - (x < 0.0f ? 1.0f : 0.0f), 0.0f) \
+    ROW(floor, floorf(x), 0.0f) \
+    ROW(ceil, ceilf(x), 0.0f) \
+    ROW(round, rintf(x), 0.0f) \
+    ROW(trunc, truncf(x), 0.0f) \
+    ROW(fract, x - truncf(x), 1.0f) \
+    ROW(exp2, exp2f(x), 0.6931471806f * exp2f(s)) \
+    ROW(log2, log2f(x), 1.442695041f / s) \
+    ROW(log10, log10f(x), 0.4342944819f / s) \
+    ROW(sin, sinf(x), cosf(s)) \
+    ROW(cos, cosf(x), -sinf(s)) \
+    ROW(tan, tanf(x), 1.0f + tanf(s) * tanf(s)) \
+    ROW(asin, asinf(x), 1.0f / sqrtf(1.0f - s * s)) \
+    ROW(acos, acosf(x), -1.0f / sqrtf(1.0f - s * s)) \
+    ROW(atan, atanf(x), 1.0f / (1.0f + s * s)) \
+    ROW(sinh, sinhf(x), coshf(s)) \
+    ROW(cosh, coshf(x), sinhf(s)) \
+    ROW(asinh, asinhf(x), 1.0f / sqrtf(1.0f + s * s)) \
+    ROW(acosh, acoshf(x), 1.0f / sqrtf(s * s - 1.0f)) \
+    ROW(atanh, atanhf(x), 1.0f / (1.0f - s * s)) \
+    ROW(softsign, x / (1.0f + fabsf(x)), 1.0f / ((1.0f + fabsf(s)) * (1.0f + fabsf(s)))) \
+    ROW(tanh_shrink, x - tanhf(x), tanhf(s) * tanhf(s)) \
+    ROW(hard_shrink, fabsf(x) <= p.a ? 0.0f : x, fabsf(s) > p.a ? 1.0f : 0.0f) \
+    ROW(soft_shrink, fabsf(x) <= p.a ? 0.0f : x - copysignf(p.a, x), fabsf(s) > p.a ? 1.0f : 0.0f) \
+    ROW(threshold, x <= p.a ? p.b : x, s > p.a ? 1.0f : 0.0f) \
+    ROW(pow, powf(x, p.a), p.a == 0.0f ? 0.0f : p.a * powf(s, p.a - 1.0f))
+
+// ROW(name, value of a and b).
+#define BINARY(ROW) \
+    ROW(Add, a + b) \
+    ROW(Sub, a - b) \
+    ROW(Mul, a * b) \
+    ROW(Div, a / b) \
+    ROW(Maximum, a != a ? a : b != b || b > a ? b : a) \
+    ROW(Minimum, a != a ? a : b != b || b < a ? b : a) \
+    ROW(Prelu, a > 0.0f ? a : a * b) \
+    ROW(pow, powf(a, b)) \
+    ROW(remainder, remainder_of(a, b)) \
+    ROW(atan2, atan2f(a, b)) \
+    ROW(logaddexp, a == b ? a + 0.6931471806f : fmaxf(a, b) + log1pf(expf(-fabsf(a - b))))
+
+DEV float remainder_of(float a, float b) {
+    float r = fmodf(a, b);
+    return r != 0.0f && (r < 0.0f) != (b < 0.0f) ? r + b : r;
+}
+
+#define NUMBER(NAME, ...) NUMBER_##NAME,
+enum Unary { UNARY(NUMBER) };
+#undef NUMBER
+#define NUMBER(NAME, ...) PAIR_##NAME,
+enum Binary { BINARY(NUMBER) };
+
+template <int N> struct Numbers { float v[N]; };
+
+template <int N> DEV Numbers<N> value(int f, Constants p, Numbers<N> in) {
+    switch (f) {
+#define CASE(NAME, VALUE, SLOPE) \
+    case NUMBER_##NAME: for (int k = 0; k < N; k++) { float x = in.v[k]; in.v[k] = VALUE; } break;
+        UNARY(CASE)
+#undef CASE
+    }
+    return in;
+}
+template <int N> DEV Numbers<N> slope(int f, Constants p, Numbers<N> in) {
+    switch (f) {
+#define CASE(NAME, VALUE, SLOPE) \
+    case NUMBER_##NAME: for (int k = 0; k < N; k++) { float s = in.v[k]; (void)s; in.v[k] = SLOPE; } break;
+        UNARY(CASE)
+#undef CASE
+    }
+    return in;
+}
+DEV float pair(int f, float a, float b) {
+    switch (f) {
+#define CASE(NAME, VALUE) case PAIR_##NAME: return VALUE;
+        BINARY(CASE)
+#undef CASE
+    }
+    return 0.0f;
+}
+
+// y = f(x), dense.
+template <class T> DEV void map(int f, Constants p, const T* x, T* y, i64 n) {
+    constexpr int N = WIDE<T>;
+    for (EACH(i, n / N)) {
+        auto in = load_pack<N>(x + i * N);
+        Numbers<N> v;
+        for (int k = 0; k < N; k++) v.v[k] = in.at(k);
+        v = value(f, p, v);
+        for (int k = 0; k < N; k++) in.set(k, v.v[k]);
+        store_pack(y + i * N, in);
+    }
+    for (EACH(i, n % N)) store(y, n - 1 - i, value(f, p, Numbers<1>{{load(x, n - 1 - i)}}).v[0]);
+}
+// dx (+)= g f'(saved), dense.
+template <class T>
+DEV void map_gradient(int f, Constants p, const T* saved, const T* g, T* dx, i64 n, int add) {
+    constexpr int N = WIDE<T>;
+    for (EACH(i, n / N)) {
+        auto in = load_pack<N>(saved + i * N), up = load_pack<N>(g + i * N);
+        Pack<T, N> old = {};
+        if (add) old = load_pack<N>(dx + i * N);
+        Numbers<N> v;
+        for (int k = 0; k < N; k++) v.v[k] = in.at(k);
+        v = slope(f, p, v);
+        for (int k = 0; k < N; k++) old.set(k, up.at(k) * v.v[k] + (add ? old.at(k) : 0.0f));
+        store_pack(dx + i * N, old);
+    }
+    for (EACH(i, n % N)) {
+        i64 at = n - 1 - i;
+        float d = load(g, at) * slope(f, p, Numbers<1>{{load(saved, at)}}).v[0];
+        store(dx, at, d + (add ? load(dx, at) : 0.0f));
+    }
+}
+// out = f(a, b), all dense and of one type; `step` is 0 for an operand of a single element.
+template <class T> DEV void zip(int f, const T* a, int a_step, const T* b, int b_step, T* out, i64 n) {
+    constexpr int N = WIDE<T>;
+    for (EACH(i, n / N)) {
+        Pack<T, N> x, y, z;
+        if (a_step) x = load_pack<N>(a + i * N);
+        if (b_step) y = load_pack<N>(b + i * N);
+        float one = a_step ? 0.0f : load(a, 0), two = b_step ? 0.0f : load(b, 0);
+        for (int k = 0; k < N; k++) z.set(k, pair(f, a_step ? x.at(k) : one, b_step ? y.at(k) : two));
+        store_pack(out + i * N, z);
+    }
+    for (EACH(i, n % N)) {
+        i64 at = n - 1 - i;
+        store(out, at, pair(f, load(a, a_step * at), load(b, b_step * at)));
+    }
+}
+#define MAPS(NAME, T) \
+    KERNEL map_##NAME(int f, Constants p, const T* x, T* y, i64 n) { map(f, p, x, y, n); } \
+    KERNEL map_gradient_##NAME(int f, Constants p, const T* saved, const T* g, T* dx, i64 n, int add) { \
+        map_gradient(f, p, saved, g, dx, n, add); \
+    } \
+    KERNEL zip_##NAME(int f, const T* a, int a_step, const T* b, int b_step, T* out, i64 n) { \
+        zip(f, a, a_step, b, b_step, out, n); \
+    }
+FOR_FLOATS(MAPS)
+
+// out = f(a, b) of any float types, read through any layout; `out` is dense.
+KERNEL zip_any(int f, const void* a, int a_type, const void* b, int b_type, void* out, int type, Walk walk) {
+    for (EACH(i, walk.total())) {
+        i64 at[2];
+        walk.places(i, at);
+        store_any(out, type, i, pair(f, load_any(a, a_type, at[0]), load_any(b, b_type, at[1])));
+    }
+}
+
+// out = mask ? a : b, read through any layout.
+KERNEL choose(const u8* mask, const void* a, int a_type, const void* b, int b_type, void* out, int type, Walk walk) {
+    for (EACH(i, walk.total())) {
+        i64 at[3];
+        walk.places(i, at);
+        store_any(out, type, i, mask[at[0]] ? load_any(a, a_type, at[1]) : load_any(b, b_type, at[2]));
+    }
+}
+
+// 1 where what two elements give is among the bits `wanted`: less, equal, greater, unordered; with masks (`logic`) none,
+// the second, the first, both.
+template <class T> DEV u32 compared(T a, T b) { return a < b ? 1 : a == b ? 2 : a > b ? 4 : 8; }
+KERNEL test(const void* a, const void* b, int type, int logic, u32 wanted, u8* out, Walk walk) {
+    for (EACH(i, walk.total())) {
+        i64 at[2];
+        walk.places(i, at);
+        u32 found;
+        if (logic) {
+            found = 1u << (2 * (((const u8*)a)[at[0]] != 0) + (((const u8*)b)[at[1]] != 0));
+        } else if (type == I64) {
+            found = compared(((const i64*)a)[at[0]], ((const i64*)b)[at[1]]);
+        } else if (type == U8) {
+            found = compared(((const u8*)a)[at[0]], ((const u8*)b)[at[1]]);
+        } else if (type == F64) {
+            found = compared(((const double*)a)[at[0]], ((const double*)b)[at[1]]);
+        } else {
+            found = compared(load_any(a, type, at[0]), load_any(b, type, at[1]));
+        }
+        out[i] = (found & wanted) != 0;
+    }
+}

@@ -1,0 +1,124 @@
+//! Strided copies and sums, and conversions, on a GPU.
+
+use phalanx_gpu::{Args, Context, Grid, Source};
+
+use super::{Contiguous, Scatter};
+use crate::op::CudaOp;
+use crate::ops::cuda::{self, launch, source, suffix};
+use crate::{DType, Error, Layout, Result, View, ViewMut};
+
+static SOURCE: Source = source!("shape");
+
+/// Writes `from` row-major to `to`, of its type and shape, or adds it.
+pub(crate) fn copy(gpu: &Context, from: &View, to: &mut ViewMut, add: bool) -> Result<()> {
+    let whole = Layout::contiguous(to.shape);
+    place(gpu, from, &whole, to, add)
+}
+
+/// Writes `from` to the places of `to` that `target` names, or adds it.
+pub(crate) fn place(
+    gpu: &Context,
+    from: &View,
+    target: &Layout,
+    to: &mut ViewMut,
+    add: bool,
+) -> Result<()> {
+    if from.dtype != to.dtype {
+        return Err(Error::DTypes { op: "copy", operand: 0, got: from.dtype, want: to.dtype.to_string() });
+    }
+    let (n, size) = (from.shape().numel(), from.dtype.size());
+    let (source, start) = (from.ptr()?, to.ptr()?.offset(target.offset * size));
+    let dense = from.layout.is_contiguous() && target.is_contiguous();
+    if n == 0 {
+        return Ok(());
+    }
+    if dense && !add {
+        return Ok(gpu.copy(start, source, n * size)?);
+    }
+    // Packs of 16 bytes need their alignment.
+    if dense && add && source.0 % 16 == 0 && start.0 % 16 == 0 && from.dtype != DType::F64 {
+        let kernel = format!("add_dense_{}", suffix("add gradient", from.dtype)?);
+        return launch(gpu, &SOURCE, &kernel, n.div_ceil(4), Args::new().ptr(source).ptr(start).i64(n as i64));
+    }
+    if !add && matches!(size, 2 | 4)
+        && let Some([batch, rows, columns]) = transposed(from, target)
+    {
+        let grid = Grid {
+            blocks: [columns.div_ceil(32) as u32, rows.div_ceil(32) as u32, batch as u32],
+            threads: 256,
+            shared: 0,
+        };
+        let args = Args::new().ptr(source).ptr(start).i32(rows as i32).i32(columns as i32);
+        return Ok(gpu.launch(&SOURCE, &format!("transpose_{size}"), grid, args)?);
+    }
+    let kernel = match (add, from.dtype) {
+        (true, DType::F64) => "add_f64".to_owned(),
+        (true, dtype) => format!("add_{}", suffix("add gradient", dtype)?),
+        (false, _) => format!("move_{size}"),
+    };
+    let places = cuda::walk([target, &from.layout]);
+    launch(gpu, &SOURCE, &kernel, n, Args::new().ptr(source).ptr(start).pod(places))
+}
+
+/// The sizes of a copy that is [batch, rows, columns] dense, read from [batch, columns, rows] dense.
+fn transposed(from: &View, target: &Layout) -> Option<[usize; 3]> {
+    if !target.is_contiguous() {
+        return None;
+    }
+    let [rank, n, rest @ ..] = cuda::walk([target, &from.layout]);
+    let (sizes, strides) = (&rest[..8], &rest[16..24]);
+    let [batch, rows, columns] = match rank {
+        2 => [1, sizes[0], sizes[1]],
+        3 if strides[0] == sizes[1] * sizes[2] => [sizes[0], sizes[1], sizes[2]],
+        _ => return None,
+    };
+    let at = rank as usize - 2;
+    let fits = strides[at] == 1 && strides[at + 1] == rows && batch <= 65_535 && rows.div_euclid(32) < 65_535;
+    (fits && rows >= 8 && columns >= 8 && n == batch * rows * columns)
+        .then_some([batch as usize, rows as usize, columns as usize])
+}
+
+/// Writes the same values in another type; both are dense and of one shape.
+pub(crate) fn convert(gpu: &Context, from: &View, to: &mut ViewMut) -> Result<()> {
+    let n = from.shape().numel();
+    let (a, b) = (from.ptr()?, to.ptr()?);
+    let kernel = match (from.dtype, to.dtype) {
+        _ if a.0 % 16 != 0 || b.0 % 16 != 0 => None,
+        (DType::F32, DType::BF16) => Some("convert_f32_bf16"),
+        (DType::F32, DType::F16) => Some("convert_f32_f16"),
+        (DType::BF16, DType::F32) => Some("convert_bf16_f32"),
+        (DType::F16, DType::F32) => Some("convert_f16_f32"),
+        _ => None,
+    };
+    if let Some(kernel) = kernel {
+        return launch(gpu, &SOURCE, kernel, n.div_ceil(4), Args::new().ptr(a).ptr(b).i64(n as i64));
+    }
+    let args = Args::new().ptr(a).i32(cuda::code(from.dtype)).ptr(b).i32(cuda::code(to.dtype)).i64(n as i64);
+    launch(gpu, &SOURCE, "convert_any", n, args)
+}
+
+impl CudaOp for Contiguous {
+    fn forward_cuda(
+        &self,
+        gpu: &Context,
+        ins: &[View],
+        outs: &mut [ViewMut],
+        _: &mut [ViewMut],
+    ) -> Result<()> {
+        copy(gpu, &ins[0], &mut outs[0], false)
+    }
+}
+
+impl CudaOp for Scatter {
+    fn forward_cuda(
+        &self,
+        gpu: &Context,
+        ins: &[View],
+        outs: &mut [ViewMut],
+        _: &mut [ViewMut],
+    ) -> Result<()> {
+        gpu.fill_zero(outs[0].ptr()?, outs[0].shape.numel() * outs[0].dtype.size())?;
+        let target = super::part(outs[0].shape, ins[0].shape(), self.axis, self.start, self.step);
+        place(gpu, &ins[0], &target, &mut outs[0], false)
+    }
+}
