@@ -1,0 +1,1 @@
+// What every kernel source begins with.
