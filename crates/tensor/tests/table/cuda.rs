@@ -35,11 +35,12 @@ fn given(row: &Row, x: &[Tensor]) -> Result<Given> {
     let outputs = y.iter().map(doubles).collect::<Result<_>>()?;
     let mut all = Gradients::default();
     if row.smooth && y[0].requires_grad() && y[0].leaf_id().is_none() {
-        let seed = real(&Array::new(&y[0].shape(), weight), DType::F64, y[0].device()).to(match y[0].dtype() {
-            // On the CPU the gradient of a half is single.
-            DType::F16 | DType::BF16 if y[0].device().name() == "cpu" => DType::F32,
-            dtype => dtype,
-        })?;
+        let seed =
+            real(&Array::new(&y[0].shape(), weight), DType::F64, y[0].device()).to(match y[0].dtype() {
+                // On the CPU the gradient of a half is single.
+                DType::F16 | DType::BF16 if y[0].device().name() == "cpu" => DType::F32,
+                dtype => dtype,
+            })?;
         y[0].backward_from(seed, &mut all)?;
     }
     let of = |t: &Tensor| -> Result<Option<Vec<f64>>> {
@@ -59,7 +60,8 @@ fn differ(got: &[f64], want: &[f64], tolerance: f64) -> Option<String> {
     }
     let finite = want.iter().filter(|x| x.is_finite());
     let scale = finite.fold(1.0f64, |m, x| m.max(x.abs()));
-    let bad = |(g, w): (&f64, &f64)| !((g - w).abs() <= tolerance * scale || (g.is_nan() && w.is_nan()) || g == w);
+    let bad =
+        |(g, w): (&f64, &f64)| !((g - w).abs() <= tolerance * scale || (g.is_nan() && w.is_nan()) || g == w);
     let at = got.iter().zip(want).position(bad)?;
     Some(format!("element {at} is {}, must be {}", got[at], want[at]))
 }
@@ -130,7 +132,9 @@ fn halves_on_a_gpu_are_what_single_precision_rounds_to() {
             };
             let want = given(row, &rounded(&cpu, DType::F32)?)?;
             let got = given(row, &rounded(&gpu, half)?)?;
-            found.extend(compare(&got, &want, 3.0 * ulp, 8.0 * ulp).into_iter().map(|f| format!("{half}: {f}")));
+            found.extend(
+                compare(&got, &want, 3.0 * ulp, 8.0 * ulp).into_iter().map(|f| format!("{half}: {f}")),
+            );
         }
         Ok(found)
     });
@@ -148,7 +152,9 @@ fn operands_with_gaps_and_no_samples_on_a_gpu() {
             let moved: Vec<Tensor> =
                 x.iter().enumerate().map(|(k, t)| scattered_input(row, t, k, how)).collect();
             let got = given(row, &moved)?;
-            found.extend(compare(&got, &want, 1e-5, 5e-5).into_iter().map(|f| format!("scattered {how}: {f}")));
+            found.extend(
+                compare(&got, &want, 1e-5, 5e-5).into_iter().map(|f| format!("scattered {how}: {f}")),
+            );
         }
         if !row.batch.is_empty() {
             let cut = |(k, t): (usize, &Tensor)| match row.batch.contains(&k) {
