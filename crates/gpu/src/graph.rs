@@ -56,7 +56,8 @@ impl Capture {
             }
         };
         // From here on the graph owns the tag, so that any failure retires it.
-        let mut graph = Graph { context: self.context.clone(), executable: 0, tag: self.tag, _pinned: pinned };
+        let mut graph =
+            Graph { context: self.context.clone(), executable: 0, tag: self.tag, _pinned: pinned };
         let d = self.context.primary().enter()?;
         // SAFETY: a live graph; writes one handle, destroyed with `graph`.
         let status = unsafe { (d.cuGraphInstantiateWithFlags)(&mut graph.executable, template, 0) };

@@ -102,7 +102,9 @@ impl Planner {
             size += n;
         }
         let before = self.pieces.range(..address).next_back();
-        if let Some((b, s)) = before.filter(|(_, p)| !p.used && p.segment == segment).map(|(b, p)| (*b, p.size)) {
+        if let Some((b, s)) =
+            before.filter(|(_, p)| !p.used && p.segment == segment).map(|(b, p)| (*b, p.size))
+        {
             self.pieces.remove(&address);
             self.free.remove(&(tag, large, s, b));
             start = b;
