@@ -13,13 +13,14 @@ pub struct KernelResources {
     pub registers: u32,
     /// Bytes of a thread's stack in local memory, of the kernel and what it calls.
     pub stack: u32,
-    /// Bytes of the kernel's own frame in that stack: spilled registers, and arrays that are no registers.
+    /// Bytes of the kernel's own frame in that stack: spilled registers, and arrays that are not in registers. The
+    /// file does not tell them apart, so a kernel without such arrays has this as its spill.
     pub spill: u32,
-    /// Bytes of static shared memory of a block.
+    /// Bytes of static shared memory of a block, with what the architecture reserves (1 KB from sm_90 on).
     pub shared: u32,
 }
 
-/// Attributes in `.nv.info` (`EIATTR_…`): format and number in one.
+/// Attributes in `.nv.info` (`EIATTR_…`), as the little-endian number of the format's byte and the attribute's.
 const FRAME_SIZE: u16 = 0x1104;
 const MIN_STACK_SIZE: u16 = 0x1204;
 const REGCOUNT: u16 = 0x2f04;
@@ -29,7 +30,7 @@ const SIZED: u8 = 4;
 const MACHINE_CUDA: u16 = 190;
 const SYMBOL_FUNCTION: u8 = 2;
 
-/// A section's name, contents and how far its entries are apart.
+/// A section.
 struct Section<'a> {
     name: &'a str,
     kind: u32,
@@ -130,16 +131,15 @@ pub fn resources(cubin: &[u8]) -> Result<Vec<KernelResources>> {
             at += 4;
             continue;
         }
-        if matches!(attribute.swap_bytes().swap_bytes(), FRAME_SIZE | MIN_STACK_SIZE | REGCOUNT) {
+        if matches!(attribute, FRAME_SIZE | MIN_STACK_SIZE | REGCOUNT) {
             values.insert((u32_at(info, at + 4)?, attribute), u32_at(info, at + 8)?);
         }
         at += 4 + usize::from(size);
     }
     let mut kernels = Vec::new();
     for (symbol, name) in functions {
-        // Functions that kernels call have a register count, too, but no code section of a kernel's information.
-        let own = |s: &&Section| s.name.strip_prefix(".nv.info.") == Some(name);
-        if sections.iter().find(own).is_none() {
+        // Functions that kernels call have a register count, too, but no information of their own.
+        if !sections.iter().any(|s| s.name.strip_prefix(".nv.info.") == Some(name)) {
             continue;
         }
         let value = |attribute| values.get(&(symbol, attribute)).copied().unwrap_or(0);
@@ -154,4 +154,100 @@ pub fn resources(cubin: &[u8]) -> Result<Vec<KernelResources>> {
     }
     kernels.sort_by(|a, b| a.kernel.cmp(&b.kernel));
     Ok(kernels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An ELF file of these sections (name, kind, link, bytes, size where it has no bytes), the last their names.
+    fn elf(sections: &[(&str, u32, u32, Vec<u8>, u64)]) -> Vec<u8> {
+        let mut names = vec![0];
+        let mut file = vec![0; 64];
+        let mut headers = Vec::new();
+        for (name, kind, link, bytes, size) in sections {
+            let mut h = vec![0u8; 64];
+            h[..4].copy_from_slice(&(names.len() as u32).to_le_bytes());
+            h[4..8].copy_from_slice(&kind.to_le_bytes());
+            h[24..32].copy_from_slice(&(file.len() as u64).to_le_bytes());
+            h[32..40].copy_from_slice(&size.max(&(bytes.len() as u64)).to_le_bytes());
+            h[40..44].copy_from_slice(&link.to_le_bytes());
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+            file.extend_from_slice(bytes);
+            headers.push(h);
+        }
+        let mut h = vec![0u8; 64];
+        h[24..32].copy_from_slice(&(file.len() as u64).to_le_bytes());
+        h[32..40].copy_from_slice(&(names.len() as u64).to_le_bytes());
+        headers.push(h);
+        file.extend_from_slice(&names);
+        file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        file[18] = 190;
+        let table = file.len() as u64;
+        file[40..48].copy_from_slice(&table.to_le_bytes());
+        file[58] = 64;
+        file[60] = headers.len() as u8;
+        file[62] = headers.len() as u8 - 1;
+        file.extend(headers.concat());
+        file
+    }
+
+    fn example() -> Vec<u8> {
+        let symbol = |name: u32, kind: u8| {
+            let mut s = vec![0u8; 24];
+            s[..4].copy_from_slice(&name.to_le_bytes());
+            s[4] = 0x10 | kind;
+            s
+        };
+        let sized = |attribute: u8, symbol: u32, value: u32| {
+            [vec![4, attribute, 8, 0], symbol.to_le_bytes().to_vec(), value.to_le_bytes().to_vec()].concat()
+        };
+        let info = [
+            sized(0x2f, 1, 40),
+            vec![3, 0x1b, 0xff, 0],
+            sized(0x11, 1, 16),
+            sized(0x12, 1, 64),
+            sized(0x2f, 2, 255),
+            vec![4, 0x99, 4, 0, 1, 2, 3, 4],
+            sized(0x2f, 3, 8),
+        ];
+        elf(&[
+            ("", 0, 0, vec![], 0),
+            (".strtab", 3, 0, b"\0second\0helper\0first\0".to_vec(), 0),
+            (".symtab", 2, 1, [symbol(0, 0), symbol(1, 2), symbol(8, 2), symbol(15, 2)].concat(), 0),
+            (".nv.info", 0x7000_0000, 2, info.concat(), 0),
+            (".nv.info.second", 0x7000_0000, 2, vec![], 0),
+            (".nv.info.first", 0x7000_0000, 2, vec![], 0),
+            (".nv.shared.second", 8, 0, vec![], 1200),
+        ])
+    }
+
+    #[test]
+    fn each_kernels_numbers_are_found() {
+        let found = resources(&example()).unwrap();
+        let kernel = |name: &str, registers, stack, spill, shared| KernelResources {
+            kernel: String::from(name),
+            registers,
+            stack,
+            spill,
+            shared,
+        };
+        assert_eq!(found, [kernel("first", 8, 0, 0, 0), kernel("second", 40, 64, 16, 1200)]);
+    }
+
+    #[test]
+    fn a_damaged_file_is_an_error_or_another_file_but_no_panic() {
+        let good = example();
+        for cut in 0..good.len() {
+            assert!(resources(&good[..cut]).is_err());
+        }
+        for at in 0..good.len() {
+            for bit in [1, 0x80, 0xff] {
+                let mut bad = good.clone();
+                bad[at] ^= bit;
+                let _ = resources(&bad);
+            }
+        }
+    }
 }
