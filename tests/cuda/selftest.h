@@ -90,10 +90,11 @@ struct Fixture {
     }
 };
 
-/// A test by its name; selftest.cpp holds the table of all.
+/// A test by its name; selftest.cpp goes through the tables.
 using Test = void (*)(const Fixture&);
 struct Entry {
     const char* name;
     Test run;
 };
+#define TEST(NAME) {#NAME, NAME}
 extern const std::vector<Entry> driver_tests, blas_tests, dnn_tests, nccl_tests;

@@ -223,7 +223,6 @@ void lazy_streams_show_a_missing_wait(const Fixture& f) { REQUIRE(!copies_what_w
 
 }  // namespace
 
-#define TEST(NAME) {#NAME, NAME}
 const std::vector<Entry> driver_tests = {
     TEST(vector_add),
     TEST(block_reduction),
@@ -246,4 +245,3 @@ const std::vector<Entry> driver_tests = {
     TEST(lazy_streams_honour_events),
     TEST(lazy_streams_show_a_missing_wait),
 };
-const std::vector<Entry> blas_tests, dnn_tests, nccl_tests;
