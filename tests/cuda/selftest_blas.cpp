@@ -1,5 +1,4 @@
-// Tests of the stand-ins for cuBLASLt, cuDNN and NCCL.
-#include "numbers.h"
+// Tests of the stand-in for cuBLASLt.
 #include "selftest.h"
 
 extern "C" {
@@ -24,18 +23,6 @@ int cublasLtMatmul(Handle, Handle, const void*, const void*, Handle, const void*
 
 namespace {
 
-std::vector<float> numbers(size_t count, int from) {
-    std::vector<float> values(count);
-    for (size_t i = 0; i < count; i++) values[i] = (float)((int)(i * 7 + (size_t)from) % 11 - 5);
-    return values;
-}
-
-Device upload(const Fixture& f, Type type, const std::vector<float>& values) {
-    std::vector<unsigned char> bytes(values.size() * bytes_of(type));
-    for (size_t i = 0; i < values.size(); i++) store(type, bytes.data(), i, values[i]);
-    return f.upload(bytes);
-}
-
 /// Column by column: D[m, n] = relu(0.5 A' B + C + bias), in a batch of two.
 struct Multiplication {
     size_t m = 5, n = 6, k = 600, batch = 2;
@@ -46,7 +33,7 @@ struct Multiplication {
         const std::vector<float> a = numbers(batch * m * k, 1), b = numbers(batch * k * n, 2), bias = numbers(m, 3);
         const size_t stride_d = (size_t)leading_d * n;
         const std::vector<float> c = numbers(batch * stride_d, 4);
-        const Device da = upload(f, type, a), db = upload(f, type, b), dc = upload(f, Type::f32, c), dbias = upload(f, Type::f32, bias);
+        const Device da = f.upload(type, a), db = f.upload(type, b), dc = f.upload(Type::f32, c), dbias = f.upload(Type::f32, bias);
         const int number = type == Type::f32 ? 0 : type == Type::bf16 ? 14 : 2;
         Handle lt, what, la, lb, ld, preference;
         REQUIRE(cublasLtCreate(&lt) == 0 && cublasLtMatmulDescCreate(&what, 68, 0) == 0);
@@ -130,4 +117,3 @@ const std::vector<Entry> blas_tests = {
     TEST(products_with_epilogue),
     TEST(leading_dimension_too_small_is_found),
 };
-const std::vector<Entry> dnn_tests, nccl_tests;
