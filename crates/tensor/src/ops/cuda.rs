@@ -1,10 +1,10 @@
 //! What the ops' CUDA kernels share on the host's side: types by name, launches over elements, operands walked together.
 
 pub(crate) use phalanx_gpu::THREADS;
-use phalanx_gpu::{Args, Context, Grid, Source};
+use phalanx_gpu::{Args, Context, DevicePtr, Grid, Source};
 
 use super::walk::Walk;
-use crate::{DType, Error, Layout, Result, View};
+use crate::{DType, Error, Layout, Result, Shape, View};
 
 /// A source of kernels: the `kernel.cu` of the folder that names it.
 macro_rules! source {
@@ -59,6 +59,25 @@ pub(crate) fn launch(
     }
 }
 
+/// The elements that a thread reads at once, 16 bytes, where all addresses and the length of a row allow it; else 1.
+pub(crate) fn wide(dtype: DType, row: usize, all: &[DevicePtr]) -> usize {
+    let pack = 16 / dtype.size();
+    if row % pack == 0 && all.iter().all(|p| p.0 % 16 == 0) { pack } else { 1 }
+}
+
+/// A kernel's `Divisor` (`prelude.cuh`): 2^p / d rounded up for p = 31 + ⌈log2 d⌉ is exact for numbers below 2^31.
+pub(crate) fn divisor(d: usize) -> [u32; 3] {
+    let d = d.clamp(1, 1 << 31) as u64;
+    let bits = u64::BITS - (d - 1).leading_zeros();
+    [d as u32, (1u64 << (31 + bits)).div_ceil(d) as u32, bits.saturating_sub(1)]
+}
+
+/// A number of blocks, or the shape that would need more than a launch takes.
+pub(crate) fn blocks(op: &'static str, shape: Shape, n: usize) -> Result<u32> {
+    let why = || format!("{n} blocks of threads are more than a GPU takes");
+    u32::try_from(n).ok().filter(|&n| n < 1 << 31).ok_or_else(|| Error::Invalid { op, shape, why: why() })
+}
+
 /// Layouts of one shape as a kernel's `Walk`.
 pub(crate) fn walk<const N: usize>(layouts: [&Layout; N]) -> [i64; 64] {
     Walk::new(layouts).cuda()
@@ -69,5 +88,23 @@ pub(crate) fn want_type(op: &'static str, view: &View, operand: usize, want: DTy
     match view.dtype == want {
         true => Ok(()),
         false => Err(Error::DTypes { op, operand, got: view.dtype, want: want.to_string() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_divisor_divides() {
+        let odd = [1usize, 2, 3, 5, 7, 8, 56, 112, 641, 4096, 65_537, (1 << 31) - 1, 1 << 30];
+        for d in odd {
+            let [_, factor, shift] = divisor(d);
+            for n in odd.iter().flat_map(|&n| [n - 1, n, d - 1, d, d + 1, n * d, (n * d).wrapping_sub(1)]) {
+                let n = n as u64 & ((1 << 31) - 1);
+                let quotient = if d == 1 { n } else { (n * u64::from(factor)) >> 32 >> shift };
+                assert_eq!(quotient, n / d as u64, "{n} / {d}");
+            }
+        }
     }
 }
