@@ -26,6 +26,13 @@ struct Inner {
     core: Arc<Core>,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Modules and libraries go next; nothing of them may still run.
+        let _ = self.core.compute.synchronize();
+    }
+}
+
 /// What blocks of memory and the libraries share.
 pub(crate) struct Core {
     pub(crate) ordinal: usize,
