@@ -116,7 +116,7 @@ impl Blas {
                 what: String::from("a product whose bias has no type or no address"),
             });
         }
-        let d = self.core.primary.enter()?;
+        self.core.primary.enter()?;
         if g.k == 0 {
             let dense = g.ldc == g.n && (g.batch == 1 || g.stride_c == g.m * g.n);
             if !dense || g.bias.is_some() || (g.accumulate && g.relu) {
@@ -126,9 +126,7 @@ impl Blas {
             if g.accumulate {
                 return Ok(());
             }
-            // SAFETY: C is a device address; that it reaches so far is the caller's part, as with a launch.
-            let status = unsafe { (d.cuMemsetD8Async)(c.0, 0, bytes, self.core.compute.raw) };
-            return d.check(status, "cuMemsetD8Async");
+            return self.core.fill_zero(c.0, bytes);
         }
         let aligned = [a, b, c].map(|p| (p.0 | ALIGNED).trailing_zeros());
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);

@@ -45,6 +45,18 @@ pub(crate) struct Core {
     pub(crate) primary: Arc<Primary>,
 }
 
+impl Core {
+    /// Writes zeros on the compute stream.
+    pub(crate) fn fill_zero(&self, at: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let d = self.primary.enter()?;
+        // SAFETY: a device address; that it reaches so far is the caller's part, as with a launch.
+        d.check(unsafe { (d.cuMemsetD8Async)(at, 0, bytes, self.compute.raw) }, "cuMemsetD8Async")
+    }
+}
+
 impl Drop for Core {
     fn drop(&mut self) {
         // Memory goes back to the device next; nothing may still work on it.
