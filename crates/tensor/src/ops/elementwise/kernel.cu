@@ -214,7 +214,7 @@ KERNEL choose(const u8* mask, const void* a, int a_type, const void* b, int b_ty
 // 1 where what two elements give is among the bits `wanted`: less, equal, greater, unordered; with masks (`logic`) none,
 // the second, the first, both.
 template <class T> DEV u32 compared(T a, T b) { return a < b ? 1 : a == b ? 2 : a > b ? 4 : 8; }
-KERNEL test(const void* a, const void* b, int type, int logic, u32 wanted, u8* out, Walk walk) {
+KERNEL test(const void* a, int type, const void* b, int b_type, int logic, u32 wanted, u8* out, Walk walk) {
     for (EACH(i, walk.total())) {
         i64 at[2];
         walk.places(i, at);
@@ -228,7 +228,7 @@ KERNEL test(const void* a, const void* b, int type, int logic, u32 wanted, u8* o
         } else if (type == F64) {
             found = compared(((const double*)a)[at[0]], ((const double*)b)[at[1]]);
         } else {
-            found = compared(load_any(a, type, at[0]), load_any(b, type, at[1]));
+            found = compared(load_any(a, type, at[0]), load_any(b, b_type, at[1]));
         }
         out[i] = (found & wanted) != 0;
     }
