@@ -117,6 +117,12 @@ template <int N, class T> DEV void store_pack(T* p, const Pack<T, N>& v) {
 // The first element of a thread and the step to its next one, over a grid that may be smaller than the work.
 #define EACH(i, n) u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < (u64)(n); i += (u64)gridDim.x * blockDim.x
 
+// Division by a number that is known on the host (`cuda::divisor`), of numbers below 2^31.
+struct Divisor {
+    u32 d, factor, shift;
+    DEV u32 under(u32 n) const { return d == 1 ? n : (u32)(((u64)n * factor) >> 32) >> shift; }
+};
+
 // Several operands of one shape walked together: `v` holds the number of axes, the number of elements, the axes' sizes
 // (outermost first) and each operand's strides. Made by `Walk::cuda` on the host, which merges axes.
 struct Walk {
