@@ -304,7 +304,8 @@ fn spread(gpu: &Context, g: &View, scale: f64, dx: &mut ViewMut, sizes: [usize; 
     let [_, length, inner] = sizes;
     let (from, to) = (g.ptr()?, dx.ptr()?);
     let same = g.dtype == dx.dtype;
-    let wide = cuda::wide(dx.dtype, inner, if same { &[from, to] } else { &[to] });
+    // Another type is read one by one, whose address does not matter.
+    let wide = cuda::wide(dx.dtype, inner, &[if same { from } else { to }, to]);
     let total = sizes.iter().product::<usize>() / wide;
     let args = Args::new().ptr(from).i32(code(g.dtype)).i32(i32::from(same)).i32(i32::from(wide > 1));
     let args = args.f32(scale as f32).ptr(to).pod(divisor(inner / wide)).pod(divisor(length));
