@@ -1,10 +1,11 @@
 //! What the ops' CUDA kernels share on the host's side: types by name, launches over elements, operands walked together.
 
 pub(crate) use phalanx_gpu::THREADS;
-use phalanx_gpu::{Args, Context, DevicePtr, Grid, Source};
+use phalanx_gpu::{Args, Buffer, Context, DevicePtr, Grid, Source, Type};
 
 use super::walk::Walk;
-use crate::{DType, Error, Layout, Result, Shape, View};
+use crate::storage::{Memory, MemoryMut};
+use crate::{DType, Error, Layout, Result, Shape, View, ViewMut};
 
 /// A source of kernels: the `kernel.cu` of the folder that names it.
 macro_rules! source {
@@ -37,6 +38,85 @@ pub(crate) fn suffix(op: &'static str, dtype: DType) -> Result<&'static str> {
         DType::BF16 => Ok("bf16"),
         got => Err(Error::DTypes { op, operand: 0, got, want: "f32, bf16 or f16 on a GPU".into() }),
     }
+}
+
+/// The same type as the libraries name it.
+pub(crate) fn library_type(op: &'static str, dtype: DType) -> Result<Type> {
+    match dtype {
+        DType::F32 => Ok(Type::F32),
+        DType::F16 => Ok(Type::F16),
+        DType::BF16 => Ok(Type::Bf16),
+        got => Err(Error::DTypes { op, operand: 0, got, want: "f32, bf16 or f16 on a GPU".into() }),
+    }
+}
+
+/// Memory for the time of an op's kernels, which holds a dense tensor. Work on it may still be waiting when it is dropped:
+/// who gets the memory next writes it after that.
+pub(crate) struct Scratch {
+    memory: Buffer,
+    dtype: DType,
+    shape: Shape,
+}
+
+impl Scratch {
+    /// Its contents are arbitrary.
+    pub(crate) fn new(gpu: &Context, dtype: DType, shape: Shape) -> Result<Self> {
+        Ok(Scratch { memory: gpu.alloc(shape.numel() * dtype.size())?, dtype, shape })
+    }
+
+    pub(crate) fn ptr(&self) -> DevicePtr {
+        self.memory.ptr()
+    }
+
+    pub(crate) fn view(&self) -> View<'_> {
+        let len = self.shape.numel() * self.dtype.size();
+        View::of(self.dtype, Layout::contiguous(self.shape), Memory::Device(self.memory.ptr(), len))
+    }
+
+    pub(crate) fn view_mut(&mut self) -> ViewMut<'_> {
+        let len = self.shape.numel() * self.dtype.size();
+        ViewMut::of(self.dtype, self.shape, MemoryMut::Device(self.memory.ptr(), len))
+    }
+}
+
+/// An operand as a kernel wants it: the view that came in, or a copy.
+pub(crate) enum Operand<'a> {
+    As(View<'a>),
+    Copy(Scratch),
+}
+
+impl Operand<'_> {
+    pub(crate) fn view(&self) -> View<'_> {
+        match self {
+            Operand::As(view) => *view,
+            Operand::Copy(copy) => copy.view(),
+        }
+    }
+
+    pub(crate) fn ptr(&self) -> Result<DevicePtr> {
+        self.view().ptr()
+    }
+}
+
+/// The view with elements of `dtype`: itself, or a dense copy.
+pub(crate) fn typed<'a>(gpu: &Context, view: &View<'a>, dtype: DType) -> Result<Operand<'a>> {
+    if view.dtype == dtype {
+        return Ok(Operand::As(*view));
+    }
+    let from = dense(gpu, view)?;
+    let mut to = Scratch::new(gpu, dtype, view.shape())?;
+    super::shape::cuda::convert(gpu, &from.view(), &mut to.view_mut())?;
+    Ok(Operand::Copy(to))
+}
+
+/// The view row-major without gaps: itself, or a copy.
+pub(crate) fn dense<'a>(gpu: &Context, view: &View<'a>) -> Result<Operand<'a>> {
+    if view.layout.is_contiguous() {
+        return Ok(Operand::As(*view));
+    }
+    let mut to = Scratch::new(gpu, view.dtype, view.shape())?;
+    super::shape::cuda::copy(gpu, view, &mut to.view_mut(), false)?;
+    Ok(Operand::Copy(to))
 }
 
 /// A grid for `items` items of work, one a thread at a time, that is no larger than keeps the GPU busy.
