@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::blas::Blas;
 use crate::device::Primary;
 use crate::dnn::Dnn;
+use crate::faults::Faults;
 use crate::launch::Modules;
 use crate::memory::Memory;
 use crate::pinned::HostCache;
@@ -22,6 +23,7 @@ struct Inner {
     modules: Modules,
     blas: OnceLock<Result<Blas>>,
     dnn: OnceLock<Result<Dnn>>,
+    faults: OnceLock<Result<Faults>>,
     staging: Mutex<Staging>,
     core: Arc<Core>,
 }
@@ -66,6 +68,7 @@ impl Context {
             modules: Modules::default(),
             blas: OnceLock::new(),
             dnn: OnceLock::new(),
+            faults: OnceLock::new(),
             staging: Mutex::default(),
             core,
         })))
@@ -138,6 +141,10 @@ impl Context {
 
     pub(crate) fn modules(&self) -> &Modules {
         &self.0.modules
+    }
+
+    pub(crate) fn faults_once(&self) -> &OnceLock<Result<Faults>> {
+        &self.0.faults
     }
 
     pub(crate) fn staging(&self) -> MutexGuard<'_, Staging> {

@@ -152,6 +152,7 @@ impl Held {
             (Memory::Device(ptr, len), Device::Cuda(gpu)) => {
                 let mut bytes = vec![0; len];
                 gpu.download(ptr, &mut bytes)?;
+                crate::ops::cuda::faults::check(gpu)?;
                 Ok(bytes.into())
             }
             (Memory::Device(..), _) => Err(crate::Error::WrongMemory { op: "read", device: "cpu" }),

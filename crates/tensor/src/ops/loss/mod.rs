@@ -3,6 +3,7 @@
 
 pub(crate) mod cpu;
 mod cross_entropy;
+mod cuda;
 mod margin;
 mod metric;
 mod point;
@@ -13,7 +14,7 @@ pub use margin::Triplet;
 pub use metric::top_k_errors;
 pub use point::PointLoss;
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
@@ -64,6 +65,10 @@ impl Op for Softmax {
             cpu::softmax::<T>(cpu, k, log, ins[0].slice()?, outs[0].slice()?);
             Ok(())
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(
