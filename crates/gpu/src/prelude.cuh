@@ -201,6 +201,28 @@ template <class T, int N> struct Held {
     }
 };
 
+// N neighbouring elements of an operand whose float type is known when the kernel runs; `have` of them are there.
+template <int N> struct Floats { float v[N]; };
+template <int N> DEV Floats<N> load_floats(const void* p, int dtype, i64 i, int have) {
+    Floats<N> x;
+#define WHOLE(T) \
+    { \
+        const T* from = (const T*)p + i; \
+        constexpr int M = N < WIDE<T> ? N : WIDE<T>; \
+        if (have == N && (u64)from % sizeof(Pack<T, M>) == 0) { \
+            for (int k = 0; k < N; k += M) { \
+                auto part = load_pack<M>(from + k); \
+                for (int e = 0; e < M; e++) x.v[k + e] = part.at(e); \
+            } \
+        } else { \
+            for (int k = 0; k < N; k++) x.v[k] = k < have ? load(from, k) : 0.0f; \
+        } \
+    }
+    if (dtype == BF16) WHOLE(bf16) else if (dtype == F16) WHOLE(f16) else WHOLE(float)
+#undef WHOLE
+    return x;
+}
+
 // What a kernel found wrong, in memory of the host (`Context::faults`): the first one stays, and where several threads find
 // one at a time it is one of theirs. An index outside its axis gives results that are not numbers, and this.
 struct alignas(16) Fault { i64 op, limit, position, index; };

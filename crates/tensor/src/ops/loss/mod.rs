@@ -8,6 +8,7 @@ mod margin;
 mod metric;
 mod point;
 mod point_cpu;
+mod point_cuda;
 
 pub use cross_entropy::CrossEntropy;
 pub use margin::Triplet;
