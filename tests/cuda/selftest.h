@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "numbers.h"
+
 using Device = uintptr_t;
 using Handle = void*;
 
@@ -75,6 +77,12 @@ struct Fixture {
         REQUIRE(cuMemcpyHtoDAsync_v2(at, values.data(), values.size() * sizeof(T), stream) == 0);
         return at;
     }
+    /// Values that all types hold exactly.
+    Device upload(Type type, const std::vector<float>& values) const {
+        std::vector<unsigned char> bytes(values.size() * bytes_of(type));
+        for (size_t i = 0; i < values.size(); i++) store(type, bytes.data(), i, values[i]);
+        return upload(bytes);
+    }
     template <class T>
     std::vector<T> download(Device at, size_t count) const {
         std::vector<T> values(count);
@@ -90,10 +98,18 @@ struct Fixture {
     }
 };
 
-/// A test by its name; selftest.cpp holds the table of all.
+/// Small whole numbers, positive and negative.
+inline std::vector<float> numbers(size_t count, int from) {
+    std::vector<float> values(count);
+    for (size_t i = 0; i < count; i++) values[i] = (float)((int)(i * 7 + (size_t)from) % 11 - 5);
+    return values;
+}
+
+/// A test by its name; selftest.cpp goes through the tables.
 using Test = void (*)(const Fixture&);
 struct Entry {
     const char* name;
     Test run;
 };
+#define TEST(NAME) {#NAME, NAME}
 extern const std::vector<Entry> driver_tests, blas_tests, dnn_tests, nccl_tests;

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::blas::Blas;
@@ -9,7 +10,7 @@ use crate::launch::Modules;
 use crate::memory::Memory;
 use crate::pinned::HostCache;
 use crate::transfer::Staging;
-use crate::{DeviceInfo, Event, Result, Stream};
+use crate::{DeviceInfo, Event, Math, Result, Stream};
 
 /// Priority of the streams beside compute: higher, as what they do is short and others wait for it.
 const URGENT: i32 = -1;
@@ -25,6 +26,8 @@ struct Inner {
     dnn: OnceLock<Result<Dnn>>,
     faults: OnceLock<Result<Faults>>,
     staging: Mutex<Staging>,
+    tf32: AtomicBool,
+    exact: AtomicBool,
     core: Arc<Core>,
 }
 
@@ -70,6 +73,8 @@ impl Context {
             dnn: OnceLock::new(),
             faults: OnceLock::new(),
             staging: Mutex::default(),
+            tf32: AtomicBool::new(false),
+            exact: AtomicBool::new(false),
             core,
         })))
     }
@@ -119,6 +124,27 @@ impl Context {
     pub fn timer(&self) -> Result<Timer> {
         let event = || Event::new(self.primary(), true);
         Ok(Timer { context: self.clone(), start: event()?, stop: event()? })
+    }
+
+    /// How ops are to multiply f32 numbers; in f32 until [`Context::set_math`] says otherwise.
+    pub fn math(&self) -> Math {
+        if self.0.tf32.load(Ordering::Relaxed) { Math::Tf32 } else { Math::F32 }
+    }
+
+    /// For the products of all ops from now on.
+    pub fn set_math(&self, math: Math) {
+        self.0.tf32.store(math == Math::Tf32, Ordering::Relaxed);
+    }
+
+    /// Whether ops are to take convolutions that give the same bits every time only, chosen without timing; not until
+    /// [`Context::set_exact`] says so.
+    pub fn exact(&self) -> bool {
+        self.0.exact.load(Ordering::Relaxed)
+    }
+
+    /// For the convolutions of all ops from now on.
+    pub fn set_exact(&self, exact: bool) {
+        self.0.exact.store(exact, Ordering::Relaxed);
     }
 
     /// cuBLASLt, loaded at the first use.

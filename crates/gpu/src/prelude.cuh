@@ -86,18 +86,48 @@ DEV void store_any(void* p, int dtype, i64 i, float x) {
     }
 }
 
-// N elements read and written at once; 16 bytes are the widest access.
-template <class T, int N> struct alignas(sizeof(T) * N) Pack {
+// N elements read and written at once; 16 bytes are the widest access. Halves stay two to a register: split into elements
+// of their own they would take twice as many.
+template <class T, int N, bool PAIRS> struct alignas(sizeof(T) * N) Elements {
     T v[N];
     DEV float at(int i) const { return to_f32(v[i]); }
     DEV void set(int i, float x) { v[i] = from_f32<T>(x); }
 };
+DEV float half_word(bf16, u32 word, bool upper) { return __uint_as_float(upper ? word & 0xffff0000u : word << 16); }
+DEV float half_word(f16, u32 word, bool upper) { return to_f32(f16{(u16)(upper ? word >> 16 : word)}); }
+template <class T, int N> struct alignas(sizeof(T) * N) Elements<T, N, true> {
+    u32 w[N / 2];
+    DEV float at(int i) const { return half_word(T{}, w[i / 2], i % 2); }
+    DEV void set(int i, float x) {
+        u32 bits = from_f32<T>(x).bits;
+        w[i / 2] = i % 2 ? (w[i / 2] & 0xffffu) | bits << 16 : (w[i / 2] & 0xffff0000u) | bits;
+    }
+};
+template <class T, int N> struct Pack : Elements<T, N, sizeof(T) == 2 && N % 2 == 0> {};
 template <class T> constexpr int WIDE = 16 / (int)sizeof(T);
 template <int N, class T> DEV Pack<T, N> load_pack(const T* p) { return *(const Pack<T, N>*)p; }
-template <int N, class T> DEV void store_pack(T* p, const Pack<T, N>& v) { *(Pack<T, N>*)p = v; }
+// To global memory. In PTX, as the compiler takes a store of 16 bytes apart when it has made the words one by one.
+template <int N, class T> DEV void store_pack(T* p, const Pack<T, N>& v) {
+#ifndef PHALANX_EMULATION
+    if constexpr (sizeof(v) == 16) {
+        u32 w[4];
+        memcpy(w, &v, 16);
+        asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                     :: "l"(__cvta_generic_to_global(p)), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
+        return;
+    }
+#endif
+    *(Pack<T, N>*)p = v;
+}
 
 // The first element of a thread and the step to its next one, over a grid that may be smaller than the work.
 #define EACH(i, n) u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < (u64)(n); i += (u64)gridDim.x * blockDim.x
+
+// Division by a number that is known on the host (`cuda::divisor`), of numbers below 2^31.
+struct Divisor {
+    u32 d, factor, shift;
+    DEV u32 under(u32 n) const { return d == 1 ? n : (u32)(((u64)n * factor) >> 32) >> shift; }
+};
 
 // Several operands of one shape walked together: `v` holds the number of axes, the number of elements, the axes' sizes
 // (outermost first) and each operand's strides. Made by `Walk::cuda` on the host, which merges axes.
@@ -154,15 +184,15 @@ struct Most { DEV float operator()(float a, float b) const { return fmaxf(a, b);
 template <int N, class T> DEV Pack<T, N> read_unit(const T* row, int k, int unit, float none) {
     int i = unit * N;
     if ((u64)row % sizeof(Pack<T, N>) == 0 && i + N <= k) return load_pack<N>(row + i);
-    Pack<T, N> v;
-    for (int e = 0; e < N; e++) v.v[e] = i + e < k ? row[i + e] : from_f32<T>(none);
+    Pack<T, N> v = {};
+    for (int e = 0; e < N; e++) v.set(e, i + e < k ? load(row, i + e) : none);
     return v;
 }
 template <int N, class T> DEV void write_unit(T* row, int k, int unit, const Pack<T, N>& v) {
     int i = unit * N;
     if ((u64)row % sizeof(Pack<T, N>) == 0 && i + N <= k) return store_pack(row + i, v);
     for (int e = 0; e < N; e++)
-        if (i + e < k) row[i + e] = v.v[e];
+        if (i + e < k) store(row, i + e, v.at(e));
 }
 // `size` threads that share a row: lanes of a warp, a power of two, or the whole block. `cuda::Rows` chooses.
 struct Team {

@@ -17,9 +17,16 @@ pub(crate) struct Staging {
     flying: VecDeque<(Pinned, Event)>,
     /// Events of landed copies, to be used again.
     events: Vec<Event>,
+    /// Sources of uploads that became part of the graph that is being recorded.
+    recorded: Vec<Pinned>,
 }
 
 impl Staging {
+    /// The sources of recorded uploads, for the graph to keep.
+    pub(crate) fn recorded(&mut self) -> Vec<Pinned> {
+        std::mem::take(&mut self.recorded)
+    }
+
     /// Gives back what has landed; waits when too much is on its way.
     fn land(&mut self) -> Result<()> {
         while let Some((_, event)) = self.flying.front() {
@@ -37,7 +44,8 @@ impl Staging {
 }
 
 impl Context {
-    /// Copies `bytes` into `dst` from byte `at` on. The source may be reused at return.
+    /// Copies `bytes` into `dst` from byte `at` on. The source may be reused at return. While a graph is
+    /// recorded, the bytes become part of it.
     pub fn upload(&self, dst: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {
         within(at, bytes.len(), dst.len())?;
         let mut to = dst.ptr().offset(at);
@@ -45,6 +53,12 @@ impl Context {
             let mut pinned = self.pinned(piece.len())?;
             pinned.copy_from_slice(piece);
             let mut staging = self.staging();
+            if self.is_capturing() {
+                self.copy_in(self.compute(), to, &pinned)?;
+                staging.recorded.push(pinned);
+                to = to.offset(piece.len());
+                continue;
+            }
             staging.land()?;
             self.copy_in(self.compute(), to, &pinned)?;
             let event = staging.events.pop().map_or_else(|| self.event(), Ok)?;

@@ -152,7 +152,7 @@ template <class T> DEV void point_gradient(const Pair& pair, int in_y, const flo
             store_pack(d + i, out);
         } else {
             for (int e = 0; e < N; e++)
-                if (e < have) d[i + e] = out.v[e];
+                if (e < have) store(d, i + e, out.at(e));
         }
     }
 }
