@@ -1,8 +1,12 @@
 //! What the ops' CUDA kernels share on the host's side: types by name, launches over elements, operands walked together.
 
+pub(crate) mod faults;
+mod teams;
+
 pub(crate) use phalanx_gpu::THREADS;
 use phalanx_gpu::{Args, Buffer, Context, DevicePtr, Grid, Source, Type};
 
+pub(crate) use self::teams::{NONE, Teams, optional};
 use super::walk::Walk;
 use crate::storage::{Memory, MemoryMut};
 use crate::{DType, Error, Layout, Result, Shape, View, ViewMut};
