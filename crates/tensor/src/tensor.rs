@@ -88,12 +88,12 @@ impl Tensor {
         let whole = self.layout.is_contiguous() && self.layout.offset == 0;
         let bytes = self.shape().numel() * self.dtype.size();
         match self.storage {
-            Storage::Host(b) if whole && b.len() == bytes => Arc::try_unwrap(b)
-                .map(Block::Host)
-                .map_err(|b| Tensor { storage: Storage::Host(b), ..self }),
-            Storage::Cuda(b) if whole && b.len() == bytes => Arc::try_unwrap(b)
-                .map(Block::Cuda)
-                .map_err(|b| Tensor { storage: Storage::Cuda(b), ..self }),
+            Storage::Host(b) if whole && b.len() == bytes => {
+                Arc::try_unwrap(b).map(Block::Host).map_err(|b| Tensor { storage: Storage::Host(b), ..self })
+            }
+            Storage::Cuda(b) if whole && b.len() == bytes => {
+                Arc::try_unwrap(b).map(Block::Cuda).map_err(|b| Tensor { storage: Storage::Cuda(b), ..self })
+            }
             storage => Err(Tensor { storage, ..self }),
         }
     }

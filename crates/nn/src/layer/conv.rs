@@ -4,33 +4,14 @@ use phalanx_tensor::{Conv, Shape, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::linear::bias_init;
+use super::spatial::PerAxis;
 use super::{Layer, refused, weights};
 use crate::model::kinds::described;
 use crate::params::{ParamId, Stored};
 use crate::{Builder, Error, Forward, Init, Result};
 
-/// Sizes along the axes of a sample in a configuration: one number for all, or one each.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "sizes are one number, or a list of one for each axis")]
-pub enum Sizes {
-    /// All alike.
-    All(usize),
-    /// One an axis.
-    Each(Vec<usize>),
-}
-
-impl Sizes {
-    fn list(&self) -> &[usize] {
-        match self {
-            Sizes::All(n) => std::slice::from_ref(n),
-            Sizes::Each(list) => list,
-        }
-    }
-
-    fn is(&self, n: usize) -> bool {
-        self.list().iter().all(|&size| size == n)
-    }
-}
+/// Sizes along the axes of a sample in a configuration.
+pub type Sizes = PerAxis<usize>;
 
 /// Zeros around a sample in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,7 +179,7 @@ impl Convolution {
         };
         let windows = config.windows();
         let (transposed, pixels) = match kind {
-            ConvKind::Plain(_) if !config.output_padding.is(0) => {
+            ConvKind::Plain(_) if config.output_padding.list().iter().any(|&size| size != 0) => {
                 return refuse("output_padding goes with a transposed convolution".into());
             }
             ConvKind::Plain(_) => (false, windows.output(sizes, &kernel)),

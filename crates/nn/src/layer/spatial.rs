@@ -8,7 +8,7 @@ use crate::{Builder, Error, Forward, Result};
 
 /// A number for each axis between samples and channels: one for all, or a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "one number is wanted, or a list of one for each axis")]
 pub enum PerAxis<T> {
     /// The same for all axes.
     All(T),
@@ -17,6 +17,14 @@ pub enum PerAxis<T> {
 }
 
 impl<T: Copy> PerAxis<T> {
+    /// What was written.
+    pub(crate) fn list(&self) -> &[T] {
+        match self {
+            PerAxis::All(n) => std::slice::from_ref(n),
+            PerAxis::Each(each) => each,
+        }
+    }
+
     /// The numbers for so many axes; a list is taken as it is.
     pub(crate) fn get(&self, axes: usize) -> Vec<T> {
         match self {

@@ -1,5 +1,6 @@
 //! What the ops' CUDA kernels share on the host's side: types by name, launches over elements, operands walked together.
 
+pub(crate) use phalanx_gpu::THREADS;
 use phalanx_gpu::{Args, Context, Grid, Source};
 
 use super::walk::Walk;
@@ -15,9 +16,6 @@ macro_rules! source {
     };
 }
 pub(crate) use source;
-
-/// Threads of a block where a kernel does not say otherwise.
-pub(crate) const THREADS: u32 = 256;
 
 /// The number by which kernels know a type (`prelude.cuh`).
 pub(crate) fn code(dtype: DType) -> i32 {
@@ -43,7 +41,8 @@ pub(crate) fn suffix(op: &'static str, dtype: DType) -> Result<&'static str> {
 
 /// A grid for `items` items of work, one a thread at a time, that is no larger than keeps the GPU busy.
 pub(crate) fn grid(gpu: &Context, items: usize) -> Grid {
-    Grid::linear(gpu, items, THREADS)
+    // Sixteen blocks are all that a multiprocessor of 2048 threads and more can hold twice over.
+    Grid::strided(items, THREADS as usize, 16 * gpu.info().sms)
 }
 
 /// Launches a kernel over `items` items; none at all when there are none.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may unwrap too")]
 
+mod cuda;
 mod golden;
 mod naive;
 #[path = "../products/mod.rs"]

@@ -150,7 +150,8 @@ impl CudaOp for Where {
         let [m, a, b] = [0, 1, 2].map(|i| stretch("where", &ins[i], shape));
         let (m, a, b) = (m?, a?, b?);
         let walk = cuda::walk([&m.layout, &a.layout, &b.layout]);
-        let args = Args::new().ptr(m.ptr()?).ptr(a.ptr()?).i32(code(a.dtype)).ptr(b.ptr()?).i32(code(b.dtype));
+        let args =
+            Args::new().ptr(m.ptr()?).ptr(a.ptr()?).i32(code(a.dtype)).ptr(b.ptr()?).i32(code(b.dtype));
         let args = args.ptr(outs[0].ptr()?).i32(code(dtype)).pod(walk);
         launch(gpu, &SOURCE, "choose", shape.numel(), args)
     }

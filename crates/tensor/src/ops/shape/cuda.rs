@@ -16,13 +16,7 @@ pub(crate) fn copy(gpu: &Context, from: &View, to: &mut ViewMut, add: bool) -> R
 }
 
 /// Writes `from` to the places of `to` that `target` names, or adds it.
-pub(crate) fn place(
-    gpu: &Context,
-    from: &View,
-    target: &Layout,
-    to: &mut ViewMut,
-    add: bool,
-) -> Result<()> {
+pub(crate) fn place(gpu: &Context, from: &View, target: &Layout, to: &mut ViewMut, add: bool) -> Result<()> {
     if from.dtype != to.dtype {
         return Err(Error::DTypes { op: "copy", operand: 0, got: from.dtype, want: to.dtype.to_string() });
     }
@@ -38,9 +32,16 @@ pub(crate) fn place(
     // Packs of 16 bytes need their alignment.
     if dense && add && source.0 % 16 == 0 && start.0 % 16 == 0 && from.dtype != DType::F64 {
         let kernel = format!("add_dense_{}", suffix("add gradient", from.dtype)?);
-        return launch(gpu, &SOURCE, &kernel, n.div_ceil(4), Args::new().ptr(source).ptr(start).i64(n as i64));
+        return launch(
+            gpu,
+            &SOURCE,
+            &kernel,
+            n.div_ceil(4),
+            Args::new().ptr(source).ptr(start).i64(n as i64),
+        );
     }
-    if !add && matches!(size, 2 | 4)
+    if !add
+        && matches!(size, 2 | 4)
         && let Some([batch, rows, columns]) = transposed(from, target)
     {
         let grid = Grid {
@@ -74,8 +75,11 @@ fn transposed(from: &View, target: &Layout) -> Option<[usize; 3]> {
     };
     let at = rank as usize - 2;
     let fits = strides[at] == 1 && strides[at + 1] == rows && batch <= 65_535 && rows.div_euclid(32) < 65_535;
-    (fits && rows >= 8 && columns >= 8 && n == batch * rows * columns)
-        .then_some([batch as usize, rows as usize, columns as usize])
+    (fits && rows >= 8 && columns >= 8 && n == batch * rows * columns).then_some([
+        batch as usize,
+        rows as usize,
+        columns as usize,
+    ])
 }
 
 /// Writes the same values in another type; both are dense and of one shape.

@@ -1,0 +1,182 @@
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::blas::Blas;
+use crate::device::Primary;
+use crate::dnn::Dnn;
+use crate::launch::Modules;
+use crate::memory::Memory;
+use crate::pinned::HostCache;
+use crate::transfer::Staging;
+use crate::{DeviceInfo, Event, Result, Stream};
+
+/// Priority of the streams beside compute: higher, as what they do is short and others wait for it.
+const URGENT: i32 = -1;
+
+/// An open GPU: its context, streams, memory and libraries. A clone is the same one.
+#[derive(Clone)]
+pub struct Context(Arc<Inner>);
+
+/// In the order in which it is taken down.
+struct Inner {
+    modules: Modules,
+    blas: OnceLock<Result<Blas>>,
+    dnn: OnceLock<Result<Dnn>>,
+    staging: Mutex<Staging>,
+    core: Arc<Core>,
+}
+
+/// What blocks of memory and the libraries share.
+pub(crate) struct Core {
+    pub(crate) ordinal: usize,
+    pub(crate) info: DeviceInfo,
+    pub(crate) memory: Memory,
+    pub(crate) host: HostCache,
+    pub(crate) compute: Stream,
+    copies: Stream,
+    communication: Stream,
+    pub(crate) primary: Arc<Primary>,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        // Memory goes back to the device next; nothing may still work on it.
+        for stream in [&self.compute, &self.copies, &self.communication] {
+            let _ = stream.synchronize();
+        }
+    }
+}
+
+impl Context {
+    /// Opens device `ordinal`. Fails without a driver (CUDA 12.2 or newer) or such a device; NVRTC, cuBLASLt and
+    /// cuDNN are looked for when they are used first.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        let (primary, info) = Primary::open(ordinal)?;
+        let core = Arc::new(Core {
+            ordinal,
+            info,
+            memory: Memory::new(&primary),
+            host: HostCache::new(&primary),
+            compute: Stream::new(&primary, 0)?,
+            copies: Stream::new(&primary, URGENT)?,
+            communication: Stream::new(&primary, URGENT)?,
+            primary,
+        });
+        Ok(Context(Arc::new(Inner {
+            modules: Modules::default(),
+            blas: OnceLock::new(),
+            dnn: OnceLock::new(),
+            staging: Mutex::default(),
+            core,
+        })))
+    }
+
+    /// Number of devices that the driver shows (`CUDA_VISIBLE_DEVICES` is its affair).
+    pub fn count() -> Result<usize> {
+        crate::ffi::driver::Driver::get()?.count()
+    }
+
+    /// The device's number.
+    pub fn ordinal(&self) -> usize {
+        self.core().ordinal
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.core().info
+    }
+
+    /// The stream of all computation. Memory is handed out and taken back in its order.
+    pub fn compute(&self) -> &Stream {
+        &self.core().compute
+    }
+
+    /// A stream for copies beside the computation.
+    pub fn copies(&self) -> &Stream {
+        &self.core().copies
+    }
+
+    /// A stream for sums between devices.
+    pub fn communication(&self) -> &Stream {
+        &self.core().communication
+    }
+
+    /// Waits for the compute stream. Asynchronous errors come out here; an illegal address makes every later call
+    /// fail, too.
+    pub fn synchronize(&self) -> Result<()> {
+        self.compute().synchronize()
+    }
+
+    /// An event without time, as cheap as they come.
+    pub fn event(&self) -> Result<Event> {
+        Event::new(self.primary(), false)
+    }
+
+    /// Two events that measure work on the compute stream.
+    pub fn timer(&self) -> Result<Timer> {
+        let event = || Event::new(self.primary(), true);
+        Ok(Timer { context: self.clone(), start: event()?, stop: event()? })
+    }
+
+    /// cuBLASLt, loaded at the first use.
+    pub fn blas(&self) -> Result<&Blas> {
+        self.0.blas.get_or_init(|| Blas::open(self.core())).as_ref().map_err(Clone::clone)
+    }
+
+    /// cuDNN, loaded at the first use.
+    pub fn dnn(&self) -> Result<&Dnn> {
+        self.0.dnn.get_or_init(|| Dnn::open(self.core())).as_ref().map_err(Clone::clone)
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.0.core
+    }
+
+    pub(crate) fn primary(&self) -> &Arc<Primary> {
+        &self.0.core.primary
+    }
+
+    pub(crate) fn modules(&self) -> &Modules {
+        &self.0.modules
+    }
+
+    pub(crate) fn staging(&self) -> MutexGuard<'_, Staging> {
+        self.0.staging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PartialEq for Context {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Context {}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cuda:{}", self.ordinal())
+    }
+}
+
+/// Measures device time of what the compute stream does.
+#[derive(Debug)]
+pub struct Timer {
+    context: Context,
+    start: Event,
+    stop: Event,
+}
+
+impl Timer {
+    /// Begins; what is queued from now on is measured.
+    pub fn start(&self) -> Result<()> {
+        self.start.record(self.context.compute())
+    }
+
+    /// Ends, waits, and gives the milliseconds since [`Timer::start`].
+    pub fn stop(&self) -> Result<f32> {
+        self.stop.record(self.context.compute())?;
+        self.stop.synchronize()?;
+        self.start.elapsed(&self.stop)
+    }
+}

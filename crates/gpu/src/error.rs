@@ -1,0 +1,150 @@
+use std::time::Duration;
+
+/// Why work on a GPU failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// A library was not found or not loadable.
+    #[error("no {library}: tried {}; {hint}", .tried.join(", "))]
+    NoLibrary {
+        /// What it is.
+        library: &'static str,
+        /// Every name and folder that was tried with the loader's answer.
+        tried: Vec<String>,
+        /// How to get it.
+        hint: &'static str,
+    },
+    /// A library lacks a function that is needed.
+    #[error("{library} (version {version}) has no function {function}; a newer one is needed")]
+    MissingFunction {
+        /// The file that was loaded.
+        library: String,
+        /// Its version, as it says itself.
+        version: String,
+        /// The function.
+        function: &'static str,
+    },
+    /// The driver is older than what this build needs.
+    #[error(
+        "the CUDA driver is for CUDA {}.{}, and {}.{} or newer is needed; update it, or use --device cpu",
+        .found / 1000, .found % 1000 / 10, .needed / 1000, .needed % 1000 / 10
+    )]
+    OldDriver {
+        /// Version that the driver gives: 1000 · major + 10 · minor.
+        found: i32,
+        /// The oldest that will do, in the same form.
+        needed: i32,
+    },
+    /// There is no such device.
+    #[error(
+        "no CUDA device {ordinal}: the driver shows {count}; see nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"
+    )]
+    NoDevice {
+        /// What was asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// A call of one of the libraries failed. After an error in a kernel, every later call gives it again.
+    #[error("{call}: {message} (error {code})")]
+    Call {
+        /// The function.
+        call: &'static str,
+        /// The library's number.
+        code: i32,
+        /// What the library says of it.
+        message: String,
+    },
+    /// A kernel source does not compile.
+    #[error("kernels {source_name} for {arch} do not compile:\n{log}")]
+    Compile {
+        /// Name of the source.
+        source_name: &'static str,
+        /// The architecture.
+        arch: String,
+        /// The compiler's log.
+        log: String,
+    },
+    /// A module has no such kernel.
+    #[error("kernels {source_name} have no {kernel}")]
+    NoKernel {
+        /// Name of the source.
+        source_name: &'static str,
+        /// The kernel.
+        kernel: String,
+    },
+    /// Device memory is used up, with every cached block given back.
+    #[error(
+        "out of device memory: {wanted} bytes wanted; {live} live in blocks of this process (largest: {largest:?}), {cached} cached, {free} free of {total} on the device"
+    )]
+    OutOfMemory {
+        /// Bytes of the request.
+        wanted: u64,
+        /// Bytes in live blocks.
+        live: u64,
+        /// Bytes held from the device without a use.
+        cached: u64,
+        /// Bytes that the device has left.
+        free: u64,
+        /// Bytes of the device.
+        total: u64,
+        /// Sizes of the largest live blocks in bytes.
+        largest: Vec<u64>,
+    },
+    /// A range lies outside its buffer.
+    #[error("bytes {at}..{} of a device buffer of {len}", .at.saturating_add(*.bytes))]
+    OutOfBounds {
+        /// First byte.
+        at: usize,
+        /// Number of bytes.
+        bytes: usize,
+        /// Size of the buffer in bytes.
+        len: usize,
+    },
+    /// Work was not done in time.
+    #[error("device work was not done within {limit:?}")]
+    TimedOut {
+        /// The limit.
+        limit: Duration,
+    },
+    /// No library has an algorithm for this.
+    #[error("{library} has no algorithm for {what}")]
+    NoAlgorithm {
+        /// Which library.
+        library: &'static str,
+        /// The work.
+        what: String,
+    },
+    /// Sizes or pointers that contradict each other.
+    #[error("{what}")]
+    Invalid {
+        /// What is wrong.
+        what: String,
+    },
+    /// Something that cannot be part of a captured graph.
+    #[error("{what} while a CUDA graph is being captured")]
+    Capturing {
+        /// What was asked.
+        what: &'static str,
+    },
+    /// A compiled object that is none.
+    #[error("not a CUDA object: {what}")]
+    Cubin {
+        /// What is wrong.
+        what: &'static str,
+    },
+}
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An [`Error::Call`] with a C string's text.
+#[cold]
+pub(crate) fn call_error(call: &'static str, code: i32, text: *const std::ffi::c_char) -> Error {
+    let message = if text.is_null() {
+        String::from("unknown error")
+    } else {
+        // SAFETY: the libraries give static NUL-terminated texts.
+        unsafe { std::ffi::CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    };
+    Error::Call { call, code, message }
+}

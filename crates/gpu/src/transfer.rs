@@ -1,0 +1,144 @@
+//! Copies between host and device, on the compute stream through pinned blocks.
+
+use std::collections::VecDeque;
+
+use crate::memory::within;
+use crate::{Buffer, Context, DevicePtr, Error, Event, Pinned, Result, Stream};
+
+/// Bytes of one piece of a large copy.
+const PIECE: usize = 8 << 20;
+
+/// Pieces that may be on their way.
+const MOST_FLYING: usize = 8;
+
+/// Pinned blocks whose copy to the device may not be done.
+#[derive(Default)]
+pub(crate) struct Staging {
+    flying: VecDeque<(Pinned, Event)>,
+    /// Events of landed copies, to be used again.
+    events: Vec<Event>,
+}
+
+impl Staging {
+    /// Gives back what has landed; waits when too much is on its way.
+    fn land(&mut self) -> Result<()> {
+        while let Some((_, event)) = self.flying.front() {
+            if self.flying.len() >= MOST_FLYING {
+                event.synchronize()?;
+            } else if !event.query()? {
+                break;
+            }
+            if let Some((_, event)) = self.flying.pop_front() {
+                self.events.push(event);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Context {
+    /// Copies `bytes` into `dst` from byte `at` on. The source may be reused at return.
+    pub fn upload(&self, dst: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {
+        within(at, bytes.len(), dst.len())?;
+        let mut to = dst.ptr().offset(at);
+        for piece in bytes.chunks(PIECE) {
+            let mut pinned = self.pinned(piece.len())?;
+            pinned.copy_from_slice(piece);
+            let mut staging = self.staging();
+            staging.land()?;
+            self.copy_in(self.compute(), to, &pinned)?;
+            let event = staging.events.pop().map_or_else(|| self.event(), Ok)?;
+            event.record(self.compute())?;
+            staging.flying.push_back((pinned, event));
+            to = to.offset(piece.len());
+        }
+        Ok(())
+    }
+
+    /// Copies from device memory; waits for the compute stream.
+    pub fn download(&self, src: DevicePtr, to: &mut [u8]) -> Result<()> {
+        if self.is_capturing() {
+            return Err(Error::Capturing { what: "a copy to the host" });
+        }
+        let mut from = src;
+        for piece in to.chunks_mut(PIECE) {
+            let mut pinned = self.pinned(piece.len())?;
+            self.copy_out(self.compute(), &mut pinned, 0, from, piece.len())?;
+            self.synchronize()?;
+            piece.copy_from_slice(&pinned);
+            from = from.offset(piece.len());
+        }
+        Ok(())
+    }
+
+    /// Copies several ranges (address, bytes) from device memory, one after the other; one wait for all of them.
+    pub fn download_all(&self, parts: &[(DevicePtr, usize)]) -> Result<Vec<u8>> {
+        if self.is_capturing() {
+            return Err(Error::Capturing { what: "a copy to the host" });
+        }
+        let total = parts.iter().map(|p| p.1).sum();
+        let mut pinned = self.pinned(total)?;
+        let mut at = 0;
+        for (src, bytes) in parts {
+            self.copy_out(self.compute(), &mut pinned, at, *src, *bytes)?;
+            at += bytes;
+        }
+        self.synchronize()?;
+        Ok(pinned.to_vec())
+    }
+
+    /// Queues a copy of a whole pinned block to the device on any stream. The block must stay as it is until the
+    /// copy is done.
+    pub fn copy_in(&self, stream: &Stream, dst: DevicePtr, src: &Pinned) -> Result<()> {
+        if src.is_empty() {
+            return Ok(());
+        }
+        let d = self.primary().enter()?;
+        // SAFETY: the source is `len` pinned bytes; where it goes is the caller's part, as with a launch.
+        let status = unsafe { (d.cuMemcpyHtoDAsync_v2)(dst.0, src.address(), src.len(), stream.raw) };
+        d.check(status, "cuMemcpyHtoDAsync_v2")
+    }
+
+    /// Queues a copy of `bytes` device bytes to byte `at` of a pinned block on any stream. The block must not be
+    /// read until the copy is done.
+    pub fn copy_out(
+        &self,
+        stream: &Stream,
+        dst: &mut Pinned,
+        at: usize,
+        src: DevicePtr,
+        bytes: usize,
+    ) -> Result<()> {
+        within(at, bytes, dst.len())?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let d = self.primary().enter()?;
+        let to = dst.address().wrapping_byte_add(at);
+        // SAFETY: the range of the target was checked; where it comes from is the caller's part, as with a launch.
+        let status = unsafe { (d.cuMemcpyDtoHAsync_v2)(to, src.0, bytes, stream.raw) };
+        d.check(status, "cuMemcpyDtoHAsync_v2")
+    }
+
+    /// Copies within device memory on the compute stream.
+    pub fn copy(&self, dst: DevicePtr, src: DevicePtr, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let d = self.primary().enter()?;
+        // SAFETY: device addresses; that they reach so far is the caller's part, as with a launch.
+        let status = unsafe { (d.cuMemcpyDtoDAsync_v2)(dst.0, src.0, bytes, self.compute().raw) };
+        d.check(status, "cuMemcpyDtoDAsync_v2")
+    }
+
+    /// Writes zeros on the compute stream.
+    pub fn fill_zero(&self, dst: DevicePtr, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let d = self.primary().enter()?;
+        // SAFETY: a device address; that it reaches so far is the caller's part, as with a launch.
+        let status = unsafe { (d.cuMemsetD8Async)(dst.0, 0, bytes, self.compute().raw) };
+        d.check(status, "cuMemsetD8Async")
+    }
+}

@@ -1,0 +1,183 @@
+//! Every row of the table on a GPU, against the CPU. Needs one, or the stand-in libraries that `tests/cuda/build` makes
+//! (`PHALANX_CUDA_PATH`), so these tests are ignored unless asked for: `tests/run` asks.
+//! `PHALANX_TABLE_OPS=relu,conv` takes only the rows of these ops.
+
+use phalanx_host::Isa;
+use phalanx_tensor::{DType, Device, Error, Gradients, Result, Tensor};
+
+use super::row::{Array, In, Row, device, real, weight};
+use super::{scattered_input, table};
+
+fn gpu() -> Device {
+    Device::cuda(0).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The rows that were asked for.
+fn rows() -> Vec<Row> {
+    let only = std::env::var("PHALANX_TABLE_OPS").unwrap_or_default();
+    let names: Vec<&str> = only.split(',').filter(|n| !n.is_empty()).collect();
+    table().into_iter().filter(|r| names.is_empty() || names.contains(&r.op)).collect()
+}
+
+/// What a row gives: outputs, and the gradients of a weighted sum of the first one.
+type Given = (Vec<Vec<f64>>, Vec<Option<Vec<f64>>>);
+
+fn doubles(t: &Tensor) -> Result<Vec<f64>> {
+    let single = match t.dtype() {
+        DType::F16 | DType::BF16 => t.detach().to(DType::F32)?,
+        _ => t.detach(),
+    };
+    single.to(DType::F64)?.to_vec()
+}
+
+fn given(row: &Row, x: &[Tensor]) -> Result<Given> {
+    let y = (row.run)(x)?;
+    let outputs = y.iter().map(doubles).collect::<Result<_>>()?;
+    let mut all = Gradients::default();
+    if row.smooth && y[0].requires_grad() && y[0].leaf_id().is_none() {
+        let seed =
+            real(&Array::new(&y[0].shape(), weight), DType::F64, y[0].device()).to(match y[0].dtype() {
+                // On the CPU the gradient of a half is single.
+                DType::F16 | DType::BF16 if y[0].device().name() == "cpu" => DType::F32,
+                dtype => dtype,
+            })?;
+        y[0].backward_from(seed, &mut all)?;
+    }
+    let of = |t: &Tensor| -> Result<Option<Vec<f64>>> {
+        match (t.leaf_id(), all.get(t)) {
+            (Some(_), Some(g)) => Ok(Some(doubles(g)?)),
+            (Some(_), None) if row.smooth => Ok(Some(vec![0.0; t.shape().numel()])),
+            _ => Ok(None),
+        }
+    };
+    Ok((outputs, x.iter().map(of).collect::<Result<_>>()?))
+}
+
+/// Where two lists of numbers differ by more than `tolerance` of the larger of 1 and the largest number.
+fn differ(got: &[f64], want: &[f64], tolerance: f64) -> Option<String> {
+    if got.len() != want.len() {
+        return Some(format!("{} elements, not {}", got.len(), want.len()));
+    }
+    let finite = want.iter().filter(|x| x.is_finite());
+    let scale = finite.fold(1.0f64, |m, x| m.max(x.abs()));
+    let bad =
+        |(g, w): (&f64, &f64)| !((g - w).abs() <= tolerance * scale || (g.is_nan() && w.is_nan()) || g == w);
+    let at = got.iter().zip(want).position(bad)?;
+    Some(format!("element {at} is {}, must be {}", got[at], want[at]))
+}
+
+fn compare(got: &Given, want: &Given, values: f64, slopes: f64) -> Vec<String> {
+    let mut found = Vec::new();
+    for (k, (g, w)) in got.0.iter().zip(&want.0).enumerate() {
+        found.extend(differ(g, w, values).map(|d| format!("output {k}: {d}")));
+    }
+    for (k, (g, w)) in got.1.iter().zip(&want.1).enumerate() {
+        match (g, w) {
+            (Some(g), Some(w)) => found.extend(differ(g, w, slopes).map(|d| format!("gradient {k}: {d}"))),
+            (None, None) => {}
+            _ => found.push(format!("gradient {k} is there on one side alone")),
+        }
+    }
+    found
+}
+
+/// Runs `check` on every row and fails with all that is wrong at once.
+fn every_row(check: impl Fn(&Row) -> Result<Vec<String>>) {
+    let (mut wrong, mut rows_seen) = (Vec::new(), 0);
+    for row in rows() {
+        rows_seen += 1;
+        match check(&row) {
+            Ok(found) => wrong.extend(found.into_iter().take(2).map(|f| format!("{}: {f}", row.title()))),
+            Err(e) => wrong.push(format!("{}: {e}", row.title())),
+        }
+    }
+    assert!(rows_seen > 0, "no rows of these names");
+    assert!(wrong.is_empty(), "{} of {rows_seen} rows:\n{}", wrong.len(), wrong.join("\n"));
+    println!("{rows_seen} rows");
+}
+
+#[test]
+#[ignore = "needs a GPU or its stand-in"]
+fn a_gpu_gives_what_the_cpu_gives() {
+    let (gpu, cpu) = (gpu(), device(Isa::detect(), 1));
+    every_row(|row| {
+        let arrays = row.arrays();
+        let want = given(row, &row.tensors(&arrays, DType::F64, &cpu))?;
+        let got = given(row, &row.tensors(&arrays, DType::F32, &gpu))?;
+        let again = given(row, &row.tensors(&arrays, DType::F32, &gpu))?;
+        let mut found = compare(&got, &want, 4e-5, 2e-4);
+        if found.is_empty() && format!("{got:?}") != format!("{again:?}") {
+            found.push("a second run gives other bits".into());
+        }
+        Ok(found)
+    });
+}
+
+#[test]
+#[ignore = "needs a GPU or its stand-in"]
+fn halves_on_a_gpu_are_what_single_precision_rounds_to() {
+    let (gpu, cpu) = (gpu(), device(Isa::detect(), 1));
+    every_row(|row| {
+        let mut found = Vec::new();
+        for (half, ulp) in [(DType::BF16, 1.0 / 128.0), (DType::F16, 1.0 / 1024.0)] {
+            // Both sides begin with the rounded numbers.
+            let rounded = |device: &Device, dtype: DType| -> Result<Vec<Tensor>> {
+                let x = row.tensors(&row.arrays(), DType::F32, device);
+                let to = |(t, i): (&Tensor, &In)| match i.real() {
+                    true if t.requires_grad() => Ok(t.detach().to(half)?.to(dtype)?.leaf()),
+                    true => t.to(half)?.to(dtype),
+                    false => Ok(t.clone()),
+                };
+                x.iter().zip(&row.inputs).map(to).collect()
+            };
+            let want = given(row, &rounded(&cpu, DType::F32)?)?;
+            let got = given(row, &rounded(&gpu, half)?)?;
+            found.extend(
+                compare(&got, &want, 3.0 * ulp, 8.0 * ulp).into_iter().map(|f| format!("{half}: {f}")),
+            );
+        }
+        Ok(found)
+    });
+}
+
+#[test]
+#[ignore = "needs a GPU or its stand-in"]
+fn operands_with_gaps_and_no_samples_on_a_gpu() {
+    let gpu = gpu();
+    every_row(|row| {
+        let x = row.tensors(&row.arrays(), DType::F32, &gpu);
+        let want = given(row, &x)?;
+        let mut found = Vec::new();
+        for how in 0..2 {
+            let moved: Vec<Tensor> =
+                x.iter().enumerate().map(|(k, t)| scattered_input(row, t, k, how)).collect();
+            let got = given(row, &moved)?;
+            found.extend(
+                compare(&got, &want, 1e-5, 5e-5).into_iter().map(|f| format!("scattered {how}: {f}")),
+            );
+        }
+        if !row.batch.is_empty() {
+            let cut = |(k, t): (usize, &Tensor)| match row.batch.contains(&k) {
+                true if t.requires_grad() => Ok(t.detach().slice(0, 0, 0)?.leaf()),
+                true => t.slice(0, 0, 0),
+                false => Ok(t.clone()),
+            };
+            let x = x.iter().enumerate().map(cut).collect::<Result<Vec<_>>>()?;
+            let (y, slopes) = given(row, &x)?;
+            let zero = |v: &[f64]| v.iter().all(|&x| x == 0.0);
+            if !zero(&y[0]) || !slopes.iter().flatten().all(|g| zero(g)) {
+                found.push(format!("no samples give {y:?} and {slopes:?}"));
+            }
+        }
+        Ok(found)
+    });
+}
+
+#[test]
+#[ignore = "needs a GPU or its stand-in"]
+fn tensors_of_two_devices_do_not_meet() {
+    let (gpu, cpu) = (gpu(), device(Isa::detect(), 1));
+    let [a, b] = [&gpu, &cpu].map(|d| Tensor::from_slice(&[1.0f32, 2.0], [2], d).unwrap());
+    assert!(matches!(a.add(&b), Err(Error::Devices { .. })));
+    assert_eq!(a.add(&a).unwrap().to_vec::<f32>().unwrap(), [2.0, 4.0]);
+}
