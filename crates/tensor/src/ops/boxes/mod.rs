@@ -164,8 +164,9 @@ impl<B: Boxes> Op for BoxSum<B> {
         if self.moves() {
             let dtype = ins[0].dtype;
             let fill = Tensor::scalar(self.fill, DType::F64, cx.device())?.to(dtype)?;
-            let fill = fill.hold()?.to_host(cx.device())?.into_owned();
-            cpu::moves(cpu, &taps, channels * dtype.size(), ins[0].bytes()?, outs[0].bytes()?, &fill);
+            let fill = fill.hold()?;
+            let (from, to) = (ins[0].bytes()?, outs[0].bytes()?);
+            cpu::moves(cpu, &taps, channels * dtype.size(), from, to, fill.bytes()?);
             return Ok(());
         }
         ops::real!(self.name(), ins[0].dtype, T => {
