@@ -1,5 +1,7 @@
 //! Batch norm on a GPU as training in half precision uses it: activations in halves, parameters single. Needs a GPU or its stand-in.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap too")]
+
 use phalanx_host::{Cpu, Isa};
 use phalanx_tensor::{DType, Device, Fuse, Gradients, Tensor};
 
