@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::blas::Blas;
 use crate::device::Primary;
 use crate::dnn::Dnn;
+use crate::faults::Faults;
 use crate::launch::Modules;
 use crate::memory::Memory;
 use crate::pinned::HostCache;
@@ -23,6 +24,7 @@ struct Inner {
     modules: Modules,
     blas: OnceLock<Result<Blas>>,
     dnn: OnceLock<Result<Dnn>>,
+    faults: OnceLock<Result<Faults>>,
     staging: Mutex<Staging>,
     tf32: AtomicBool,
     exact: AtomicBool,
@@ -88,6 +90,7 @@ impl Context {
             modules: Modules::default(),
             blas: OnceLock::new(),
             dnn: OnceLock::new(),
+            faults: OnceLock::new(),
             staging: Mutex::default(),
             tf32: AtomicBool::new(false),
             exact: AtomicBool::new(false),
@@ -183,6 +186,10 @@ impl Context {
 
     pub(crate) fn modules(&self) -> &Modules {
         &self.0.modules
+    }
+
+    pub(crate) fn faults_once(&self) -> &OnceLock<Result<Faults>> {
+        &self.0.faults
     }
 
     pub(crate) fn staging(&self) -> MutexGuard<'_, Staging> {

@@ -213,6 +213,7 @@ impl Tensor {
         }
         let mut all = vec![T::zeroed(); dense.shape().numel()];
         gpu.download(view.ptr()?, bytemuck::cast_slice_mut(&mut all))?;
+        crate::ops::cuda::faults::check(gpu)?;
         Ok(all)
     }
 

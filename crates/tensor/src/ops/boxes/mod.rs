@@ -2,12 +2,13 @@
 //! pooling, interpolation, padding, and the gradients of all three, which are such sums themselves.
 
 mod cpu;
+mod cuda;
 
 use std::fmt::Debug;
 
 use phalanx_host::DType;
 
-use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
@@ -184,6 +185,10 @@ impl<B: Boxes> Op for BoxSum<B> {
         ops::real!(self.name(), dtype, T => {
             cpu::sums::<T>(cx, &taps, channels, g.slice()?, slot.slice()?, accumulate)
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward_graph(
