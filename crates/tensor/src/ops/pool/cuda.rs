@@ -110,7 +110,7 @@ impl Layout {
     /// Channels that a thread takes at once: more than one only with saved places of a byte, whose packs lie aligned too.
     fn pack(&self, dtype: DType, all: &[DevicePtr], places: DevicePtr) -> usize {
         match cuda::wide(dtype, self.channels, all) {
-            pack if self.saved == DType::U8 && places.0 % pack as u64 == 0 => pack,
+            pack if self.saved == DType::U8 && places.0.is_multiple_of(pack as u64) => pack,
             _ => 1,
         }
     }
