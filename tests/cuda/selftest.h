@@ -58,11 +58,11 @@ int nvrtcDestroyProgram(Handle*);
         }                                                                                      \
     } while (0)
 
-/// Device 0 with two streams.
+/// A device with two streams.
 struct Fixture {
     Handle context = nullptr, stream = nullptr, other = nullptr;
-    Fixture() {
-        REQUIRE(cuInit(0) == 0 && cuDevicePrimaryCtxRetain(&context, 0) == 0 && cuCtxSetCurrent(context) == 0);
+    explicit Fixture(int device = 0) {
+        REQUIRE(cuInit(0) == 0 && cuDevicePrimaryCtxRetain(&context, device) == 0 && cuCtxSetCurrent(context) == 0);
         REQUIRE(cuStreamCreateWithPriority(&stream, 1, 0) == 0 && cuStreamCreateWithPriority(&other, 1, 0) == 0);
     }
     Handle compile(const char* source, const char* kernel) const;

@@ -7,36 +7,12 @@ use crate::context::Core;
 use crate::error::call_error;
 use crate::ffi::Handle;
 use crate::ffi::blas_lt::{self as ffi, BlasLt, Heuristic};
+use crate::ffi::driver::Driver;
 use crate::library::{self, Wanted};
 use crate::memory::Block;
-use crate::{DevicePtr, Error, Result};
-
-/// Memory that an algorithm may use beside its operands, in bytes.
-const WORKSPACE: usize = 64 << 20;
-
-/// Alignment beyond which no algorithm asks for more, in bytes.
-const ALIGNED: u64 = 16;
-
-/// Element types that the libraries compute on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Type {
-    /// 32-bit IEEE.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// 16-bit IEEE.
-    F16,
-}
+use crate::{DevicePtr, Error, Gemm, Math, Result, Type};
 
 impl Type {
-    /// Bytes of an element.
-    pub const fn size(self) -> usize {
-        match self {
-            Type::F32 => 4,
-            Type::Bf16 | Type::F16 => 2,
-        }
-    }
-
     /// CUDA's number (`cudaDataType`).
     const fn cuda(self) -> c_int {
         match self {
@@ -47,58 +23,11 @@ impl Type {
     }
 }
 
-/// How f32 operands are multiplied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Math {
-    /// In f32.
-    F32,
-    /// Rounded to TF32 (10 bits of mantissa), on tensor cores.
-    Tf32,
-}
+/// Memory that an algorithm may use beside its operands, in bytes.
+const WORKSPACE: usize = 64 << 20;
 
-/// `C[m,n] = alpha · op(A)[m,k] · op(B)[k,n] + (accumulate ? C : 0) (+ bias[n]) (then relu)`, all row-major, sums in
-/// f32. Leading dimensions (of the matrices as stored) and strides between a batch's matrices are in elements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Gemm {
-    /// Rows of C.
-    pub m: usize,
-    /// Columns of C.
-    pub n: usize,
-    /// Length of the sums.
-    pub k: usize,
-    /// Type of A.
-    pub a: Type,
-    /// Type of B.
-    pub b: Type,
-    /// Type of C.
-    pub c: Type,
-    /// A is stored as `[k, m]`.
-    pub trans_a: bool,
-    /// B is stored as `[n, k]`.
-    pub trans_b: bool,
-    /// Elements from one stored row of A to the next.
-    pub lda: usize,
-    /// The same of B.
-    pub ldb: usize,
-    /// The same of C.
-    pub ldc: usize,
-    /// Number of products; 1 for a single one.
-    pub batch: usize,
-    /// Elements from one A to the next; 0 for the same A in each.
-    pub stride_a: usize,
-    /// The same of B.
-    pub stride_b: usize,
-    /// The same of C.
-    pub stride_c: usize,
-    /// Adds to what C holds.
-    pub accumulate: bool,
-    /// Type of the bias, if there is one.
-    pub bias: Option<Type>,
-    /// Takes the positive part at the end.
-    pub relu: bool,
-    /// How f32 operands are multiplied.
-    pub math: Math,
-}
+/// Alignment beyond which no algorithm asks for more, in bytes.
+const ALIGNED: u64 = 16;
 
 /// cuBLASLt: matrix products, each with the first algorithm that its heuristics name.
 pub struct Blas {
@@ -129,10 +58,14 @@ impl BlasLt {
     fn load() -> Result<&'static BlasLt> {
         let mut loaded = library::open(&Wanted {
             library: "cuBLASLt",
-            names: &["libcublasLt.so.13", "libcublasLt.so.12"],
+            names: if Driver::is_of_cuda_12() {
+                &["libcublasLt.so.12"]
+            } else {
+                &["libcublasLt.so.13", "libcublasLt.so.12"]
+            },
             parts: None,
             packaged: true,
-            hint: "install the CUDA toolkit, or `pip install nvidia-cublas`; PHALANX_CUDA_PATH may name its folder",
+            hint: "install the CUDA toolkit, or `pip install nvidia-cublas` (nvidia-cublas-cu12 for a driver of CUDA 12); PHALANX_CUDA_PATH may name its folder",
         })?;
         if let Ok(address) = loaded.symbol("cublasLtGetVersion") {
             // SAFETY: the function of this name.
@@ -183,7 +116,7 @@ impl Blas {
                 what: String::from("a product whose bias has no type or no address"),
             });
         }
-        let d = self.core.primary.enter()?;
+        self.core.primary.enter()?;
         if g.k == 0 {
             let dense = g.ldc == g.n && (g.batch == 1 || g.stride_c == g.m * g.n);
             if !dense || g.bias.is_some() || (g.accumulate && g.relu) {
@@ -193,9 +126,7 @@ impl Blas {
             if g.accumulate {
                 return Ok(());
             }
-            // SAFETY: C is a device address; that it reaches so far is the caller's part, as with a launch.
-            let status = unsafe { (d.cuMemsetD8Async)(c.0, 0, bytes, self.core.compute.raw) };
-            return d.check(status, "cuMemsetD8Async");
+            return self.core.fill_zero(c.0, bytes);
         }
         let aligned = [a, b, c].map(|p| (p.0 | ALIGNED).trailing_zeros());
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);

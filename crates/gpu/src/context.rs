@@ -31,6 +31,13 @@ struct Inner {
     core: Arc<Core>,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Modules and libraries go next; nothing of them may still run.
+        let _ = self.core.compute.synchronize();
+    }
+}
+
 /// What blocks of memory and the libraries share.
 pub(crate) struct Core {
     pub(crate) ordinal: usize,
@@ -41,6 +48,18 @@ pub(crate) struct Core {
     copies: Stream,
     communication: Stream,
     pub(crate) primary: Arc<Primary>,
+}
+
+impl Core {
+    /// Writes zeros on the compute stream.
+    pub(crate) fn fill_zero(&self, at: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let d = self.primary.enter()?;
+        // SAFETY: a device address; that it reaches so far is the caller's part, as with a launch.
+        d.check(unsafe { (d.cuMemsetD8Async)(at, 0, bytes, self.compute.raw) }, "cuMemsetD8Async")
+    }
 }
 
 impl Drop for Core {

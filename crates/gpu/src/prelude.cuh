@@ -123,10 +123,25 @@ template <int N, class T> DEV void store_pack(T* p, const Pack<T, N>& v) {
 // The first element of a thread and the step to its next one, over a grid that may be smaller than the work.
 #define EACH(i, n) u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < (u64)(n); i += (u64)gridDim.x * blockDim.x
 
-// Division by a number that is known on the host (`cuda::divisor`), of numbers below 2^31.
+// Division by a number that is known on the host (`cuda::divisor`): `under` of numbers below 2^31, `of` of all.
 struct Divisor {
     u32 d, factor, shift;
     DEV u32 under(u32 n) const { return d == 1 ? n : (u32)(((u64)n * factor) >> 32) >> shift; }
+    DEV u64 of(u64 n) const { return n >> 31 ? n / d : under((u32)n); }
+};
+
+// Where item i of channels-last images of up to three axes lies: its pack of channels, of `packs` a pixel, its places along the
+// axes, and its sample. Fewer than 2^31 items.
+struct Item {
+    u32 pack, at[3], sample;
+    DEV Item(u32 i, const Divisor& packs, const Divisor& a, const Divisor& b, const Divisor& c) {
+        u32 pixel = packs.under(i), line = c.under(pixel), plane = b.under(line);
+        sample = a.under(plane);
+        pack = i - pixel * packs.d;
+        at[2] = pixel - line * c.d;
+        at[1] = line - plane * b.d;
+        at[0] = plane - sample * a.d;
+    }
 };
 
 // Several operands of one shape walked together: `v` holds the number of axes, the number of elements, the axes' sizes

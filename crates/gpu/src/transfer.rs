@@ -85,12 +85,24 @@ impl Context {
         Ok(())
     }
 
-    /// Copies several ranges (address, bytes) from device memory, one after the other; one wait for all of them.
+    /// Copies several ranges (address, bytes) from device memory, one after the other; one wait for all of them
+    /// unless they are large.
     pub fn download_all(&self, parts: &[(DevicePtr, usize)]) -> Result<Vec<u8>> {
         if self.is_capturing() {
             return Err(Error::Capturing { what: "a copy to the host" });
         }
         let total = parts.iter().map(|p| p.1).sum();
+        if total > PIECE {
+            // Not so much pinned memory at once: the wait is the smaller part.
+            let mut all = vec![0; total];
+            let mut rest = all.as_mut_slice();
+            for (src, bytes) in parts {
+                let (part, after) = rest.split_at_mut(*bytes);
+                self.download(*src, part)?;
+                rest = after;
+            }
+            return Ok(all);
+        }
         let mut pinned = self.pinned(total)?;
         let mut at = 0;
         for (src, bytes) in parts {
@@ -147,12 +159,6 @@ impl Context {
 
     /// Writes zeros on the compute stream.
     pub fn fill_zero(&self, dst: DevicePtr, bytes: usize) -> Result<()> {
-        if bytes == 0 {
-            return Ok(());
-        }
-        let d = self.primary().enter()?;
-        // SAFETY: a device address; that it reaches so far is the caller's part, as with a launch.
-        let status = unsafe { (d.cuMemsetD8Async)(dst.0, 0, bytes, self.compute().raw) };
-        d.check(status, "cuMemsetD8Async")
+        self.core().fill_zero(dst.0, bytes)
     }
 }

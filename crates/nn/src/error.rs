@@ -64,6 +64,9 @@ pub enum Error {
     /// From the tensor room.
     #[error(transparent)]
     Tensor(#[from] phalanx_tensor::Error),
+    /// From the GPU's room.
+    #[error(transparent)]
+    Gpu(#[from] phalanx_gpu::Error),
     /// From the host room.
     #[error(transparent)]
     Host(#[from] phalanx_host::Error),
@@ -93,7 +96,11 @@ impl Error {
         }
         !matches!(
             self,
-            Error::Tensor(_) | Error::Host(_) | Error::Duplicate { .. } | Error::Statistics { .. }
+            Error::Tensor(_)
+                | Error::Gpu(_)
+                | Error::Host(_)
+                | Error::Duplicate { .. }
+                | Error::Statistics { .. }
         )
     }
 }

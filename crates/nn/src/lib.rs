@@ -16,6 +16,11 @@ mod optim;
 mod params;
 mod schedule;
 
+/// Sums and rounding of flat ranges of a GPU's arenas, for gradients on their way.
+pub mod flat {
+    pub use crate::optim::{add, round_bf16, round_f16};
+}
+
 pub use builder::{Builder, Described};
 pub use error::{Error, Result};
 pub use forward::Forward;

@@ -4,8 +4,10 @@
 //! sums (count, Σx, Σx²); summed over the shards' tree they are those of the whole global batch, as if
 //! it had been one, whatever the number of ranks. An instance norm gives (samples, Σ mean, Σ variance) instead.
 
-use phalanx_host::DType;
-use phalanx_tensor::{Device, Shape, Tensor};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use phalanx_tensor::{Device, Shape, Tensor, download};
 
 use crate::params::Find;
 use crate::{Error, Result};
@@ -67,6 +69,24 @@ pub enum NormValues {
 pub struct Norms {
     norms: Vec<Norm>,
     len: usize,
+    copies: Copies,
+}
+
+/// Running statistics in a GPU's memory, by norm, from their first use until they change.
+#[derive(Debug, Default)]
+struct Copies(Mutex<HashMap<NormId, (Tensor, Tensor)>>);
+
+impl Clone for Copies {
+    fn clone(&self) -> Self {
+        Copies::default()
+    }
+}
+
+impl Copies {
+    fn table(&self) -> MutexGuard<'_, HashMap<NormId, (Tensor, Tensor)>> {
+        // An entry is put in whole, so a panic elsewhere does not spoil it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Norms {
@@ -89,12 +109,21 @@ impl Norms {
 
     /// The running mean and variance of a norm, as tensors.
     pub fn running(&self, id: NormId, device: &Device) -> Result<(Tensor, Tensor)> {
+        let kept = matches!(device, Device::Cuda(_));
+        let mut copies = self.copies.table();
+        if let Some(copy) = copies.get(&id).filter(|copy| kept && copy.0.device().same(device)) {
+            return Ok(copy.clone());
+        }
         let norm = &self.norms[id.0 as usize];
         let channels = [norm.mean.len()];
-        Ok((
+        let made = (
             Tensor::from_slice(&norm.mean, channels, device)?,
             Tensor::from_slice(&norm.variance, channels, device)?,
-        ))
+        );
+        if kept {
+            copies.insert(id, made.clone());
+        }
+        Ok(made)
     }
 
     /// Length of the flat vector of sums.
@@ -111,12 +140,25 @@ impl Norms {
 
     /// Adds a shard's sums to `out`, which has [`Norms::statistics_len`] elements.
     pub fn contribution(&self, records: &[NormRecord], out: &mut [f64]) -> Result<()> {
+        self.contribution_with(records, &[], out).map(drop)
+    }
+
+    /// As [`Norms::contribution`], and reads the tensors of `also` by the way: a GPU is waited for once for all.
+    pub fn contribution_with(
+        &self,
+        records: &[NormRecord],
+        also: &[&Tensor],
+        out: &mut [f64],
+    ) -> Result<Vec<Vec<f64>>> {
         self.check(out.len())?;
-        for r in records {
+        let wanted: Vec<&Tensor> =
+            records.iter().flat_map(|r| [&r.mean, &r.variance]).chain(also.iter().copied()).collect();
+        let mut values = download(&wanted)?;
+        let others = values.split_off(2 * records.len());
+        for (r, values) in records.iter().zip(values.chunks_exact(2)) {
             let norm = &self.norms[r.norm.0 as usize];
             let channels = norm.mean.len();
-            let values = |t: &Tensor| -> Result<Vec<f64>> { Ok(t.to(DType::F64)?.to_vec()?) };
-            let (mean, variance) = (values(&r.mean)?, values(&r.variance)?);
+            let (mean, variance) = (&values[0], &values[1]);
             let n = r.count as f64;
             let sums = &mut out[norm.offset..norm.offset + 1 + 2 * channels];
             sums[0] += n;
@@ -129,12 +171,13 @@ impl Norms {
                 sums[1 + channels + c] += n * square;
             }
         }
-        Ok(())
+        Ok(others)
     }
 
     /// Folds the sums of a whole step in, once. Norms that were not used keep what they have.
     pub fn fold(&mut self, sums: &[f64]) -> Result<()> {
         self.check(sums.len())?;
+        self.copies = Copies::default();
         for norm in &mut self.norms {
             let channels = norm.mean.len();
             let sums = &sums[norm.offset..norm.offset + 1 + 2 * channels];
@@ -177,6 +220,7 @@ impl Norms {
     /// Sets all statistics from what `find` gives for their names. The number of batches may be missing,
     /// as in old PyTorch files.
     pub fn import(&mut self, find: &mut Find<f64>) -> Result<()> {
+        self.copies = Copies::default();
         for norm in &mut self.norms {
             let channels = norm.mean.len();
             let mut get = |kind: &str| -> Result<Vec<f32>> {

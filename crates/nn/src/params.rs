@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use phalanx_host::rng::Key;
-use phalanx_host::{ALIGN, Arena, DType};
+use phalanx_host::{ALIGN, Arena, ArenaMut, ArenaRef, DType};
 use phalanx_tensor::{Device, Shape, Tensor};
 
 use crate::{Error, Init, Result};
@@ -70,10 +70,12 @@ pub struct Params {
     by_name: HashMap<String, ParamId>,
     elements: usize,
     arena: Arena,
+    /// The device whose memory the arena is, where that is not the host's.
+    home: Option<Device>,
 }
 
 impl Params {
-    /// Lays the parameters out and takes an arena of as many bytes as they need from `alloc`.
+    /// Lays the parameters out and takes an arena of as many bytes of the host's memory as they need from `alloc`.
     pub fn new(
         specs: Vec<ParamSpec>,
         alloc: &mut dyn FnMut(usize) -> phalanx_host::Result<Arena>,
@@ -88,7 +90,46 @@ impl Params {
             }
         }
         let arena = alloc(elements * size_of::<f32>())?;
-        Ok(Params { specs, starts, by_name, elements, arena })
+        Ok(Params { specs, starts, by_name, elements, arena, home: None })
+    }
+
+    /// The same parameters with the same values in the memory of `device`. This is the one place that decides where
+    /// parameters live: optimizers, averages and gradients follow them.
+    pub fn on(self, device: &Device) -> Result<Self> {
+        if let Device::Cpu(_) = device {
+            return Ok(self);
+        }
+        let all = 0..self.elements * size_of::<f32>();
+        let arena = device.arena(all.len())?;
+        device.copy_arena(&self.arena.read(all.clone())?, &mut arena.write(all)?)?;
+        Ok(Params { arena, home: Some(device.clone()), ..self })
+    }
+
+    /// The device in whose memory they are, where that is not the host's.
+    pub fn home(&self) -> Option<&Device> {
+        self.home.as_ref()
+    }
+
+    /// Calls `f` with the values of `elements` of the arena, which are copied to the host where they are not there.
+    pub fn read<R>(&self, elements: Range<usize>, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+        let held = self.arena.read(bytes(&elements))?;
+        match &self.home {
+            None => Ok(f(held.as_slice()?)),
+            Some(device) => Ok(f(&floats(&device.read_arena(&held)?))),
+        }
+    }
+
+    /// Sets the values of as many neighbouring elements of the arena, from `start` on.
+    pub fn write(&self, start: usize, values: &[f32]) -> Result<()> {
+        let mut place = self.arena.write(bytes(&(start..start + values.len())))?;
+        match &self.home {
+            None => place.as_mut_slice()?.copy_from_slice(values),
+            Some(device) => {
+                let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
+                device.write_arena(&mut place, &bytes)?;
+            }
+        }
+        Ok(())
     }
 
     /// The number of parameters (arrays, not elements).
@@ -152,20 +193,18 @@ impl Params {
             let hash = spec.name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
                 (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
             });
-            let mut place = self.write(id)?;
             let mut stream = Key::new(seed).derive(STREAM, hash).stream();
-            spec.init.fill(&mut stream, spec.fans, place.as_mut_slice()?);
+            let range = self.range(id);
+            if self.home.is_none() {
+                let mut place = self.arena.write(bytes(&range))?;
+                spec.init.fill(&mut stream, spec.fans, place.as_mut_slice()?);
+            } else {
+                let mut values = vec![0.0; range.len()];
+                spec.init.fill(&mut stream, spec.fans, &mut values);
+                self.write(range.start, &values)?;
+            }
         }
         Ok(())
-    }
-
-    fn bytes(&self, id: ParamId) -> Range<usize> {
-        let r = self.range(id);
-        r.start * size_of::<f32>()..r.end * size_of::<f32>()
-    }
-
-    fn write(&self, id: ParamId) -> Result<phalanx_host::ArenaMut> {
-        Ok(self.arena.write(self.bytes(id))?)
     }
 
     /// [`ParamSpec::stored_shape`] of a parameter.
@@ -199,23 +238,41 @@ impl Params {
 
     /// A parameter's stored shape and values.
     pub fn export(&self, id: ParamId) -> Result<Values<f32>> {
-        let held = self.arena.read(self.bytes(id))?;
-        Ok((self.stored_shape(id).to_vec(), self.to_stored(id, held.as_slice()?)))
+        let values = self.read(self.range(id), |ours| self.to_stored(id, ours))?;
+        Ok((self.stored_shape(id).to_vec(), values))
     }
 
     /// Sets a parameter from its stored shape and values.
     pub fn import(&self, id: ParamId, shape: &[usize], values: &[f32]) -> Result<()> {
         let ours = self.from_stored(id, &self.spec(id).name, shape, values)?;
-        self.write(id)?.as_mut_slice()?.copy_from_slice(&ours);
-        Ok(())
+        self.write(self.range(id).start, &ours)
     }
 
-    /// The same parameters with the same values in an arena of their own.
+    /// The same parameters with the same values in an arena of their own, in the same memory.
     pub fn twin(&self) -> Result<Params> {
-        let twin = Params::new(self.specs.clone(), &mut Arena::zeroed)?;
         let all = 0..self.elements * size_of::<f32>();
-        twin.arena.write(all.clone())?.bytes_mut().copy_from_slice(self.arena.read(all)?.bytes());
+        let arena = match &self.home {
+            None => Arena::zeroed(all.len())?,
+            Some(device) => device.arena(all.len())?,
+        };
+        let twin = Params {
+            specs: self.specs.clone(),
+            starts: self.starts.clone(),
+            by_name: self.by_name.clone(),
+            elements: self.elements,
+            arena,
+            home: self.home.clone(),
+        };
+        self.copy_bytes(&self.arena.read(all.clone())?, &mut twin.arena.write(all)?)?;
         Ok(twin)
+    }
+
+    fn copy_bytes(&self, from: &ArenaRef, to: &mut ArenaMut) -> Result<()> {
+        match &self.home {
+            None => to.bytes_mut().copy_from_slice(from.bytes()),
+            Some(device) => device.copy_arena(from, to)?,
+        }
+        Ok(())
     }
 
     /// Copies the values of parameters onto as many others of the same shapes, pair by pair: a target
@@ -230,11 +287,21 @@ impl Params {
             if want != got {
                 return Err(Error::Mismatch { name: self.spec(b).name.clone(), want, got });
             }
-            let source = self.arena.read(self.bytes(a))?;
-            self.write(b)?.bytes_mut().copy_from_slice(source.bytes());
+            let source = self.arena.read(bytes(&self.range(a)))?;
+            self.copy_bytes(&source, &mut self.arena.write(bytes(&self.range(b)))?)?;
         }
         Ok(())
     }
+}
+
+/// Where elements are in an arena.
+pub(crate) fn bytes(elements: &Range<usize>) -> Range<usize> {
+    elements.start * size_of::<f32>()..elements.end * size_of::<f32>()
+}
+
+/// Bytes as the numbers that they are.
+pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&b| f32::from_ne_bytes(b)).collect()
 }
 
 /// Swaps the two inner axes of [n, a, b].

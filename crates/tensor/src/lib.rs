@@ -17,6 +17,7 @@ mod sink;
 mod storage;
 mod tape;
 mod tensor;
+mod transfer;
 mod view;
 
 pub use device::Device;
@@ -32,4 +33,5 @@ pub use sink::{GradSink, Gradients, LeafMemory, LeafSink, Slot};
 pub use storage::{ArenaSlice, Block, Held, Memory, MemoryMut, Storage};
 pub use tape::{apply, apply_one};
 pub use tensor::{LeafId, Tensor};
+pub use transfer::download;
 pub use view::{View, ViewMut};

@@ -51,7 +51,7 @@ inline void switch_flow(Flow& from, Flow& to) { phalanx_switch(&from.stack_point
 /// Makes `flow` begin with `start` on `stack`; `start` must not return.
 inline void prepare(Flow& flow, Stack& stack, void (*start)()) {
     // Below the return address, as after a call, lie six registers and the floating-point control words.
-    void** at = (void**)stack.top() - 2;
+    void** at = (void**)stack.top() - 1;
     *--at = (void*)start;
     for (int i = 0; i < 6; i++) *--at = nullptr;
     *--at = nullptr;

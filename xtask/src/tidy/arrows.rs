@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("phalanx-tensor", &["phalanx-host", "phalanx-gpu"]),
     ("phalanx-comm", &["phalanx-host", "phalanx-gpu"]),
     ("phalanx-data", &["phalanx-host"]),
-    ("phalanx-nn", &["phalanx-tensor", "phalanx-host"]),
+    ("phalanx-nn", &["phalanx-tensor", "phalanx-host", "phalanx-gpu"]),
     (
         "phalanx-train",
         &["phalanx-nn", "phalanx-data", "phalanx-comm", "phalanx-tensor", "phalanx-host", "phalanx-gpu"],

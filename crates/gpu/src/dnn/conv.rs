@@ -55,7 +55,8 @@ impl Conv {
         let axes = self.image.len();
         let lists =
             [&self.kernel, &self.out, &self.stride, &self.pad_before, &self.pad_after, &self.dilation];
-        let whole = self.groups > 0 && self.c % self.groups == 0 && self.k % self.groups == 0;
+        let whole =
+            self.groups > 0 && self.c.is_multiple_of(self.groups) && self.k.is_multiple_of(self.groups);
         if !(1..=3).contains(&axes) || lists.iter().any(|l| l.len() != axes) || !whole {
             return Err(Error::Invalid { what: format!("a convolution of {}", self.name(0)) });
         }

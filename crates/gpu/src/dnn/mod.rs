@@ -109,11 +109,19 @@ impl Dnn {
     }
 
     /// Queues a convolution on the compute stream: writes y (forward), x (data) or w (weights) from the other two.
+    /// Without samples it writes zeros to w and nothing else.
     ///
     /// The first time a convolution is seen, its plan is chosen: the one that was pinned, else with `exact` and while
     /// a graph is recorded the heuristics' first, else the fastest of the first few (`PHALANX_DNN_TIMING=0` takes the
     /// first).
     pub fn convolve(&self, c: &Conv, x: DevicePtr, w: DevicePtr, y: DevicePtr) -> Result<()> {
+        if c.n == 0 {
+            let weights = c.k * c.c / c.groups.max(1) * c.kernel.iter().product::<usize>() * c.weights.size();
+            return match c.direction {
+                Direction::Weights => self.core.fill_zero(w.0, weights),
+                Direction::Forward | Direction::Data => Ok(()),
+            };
+        }
         let xwy = [x.0, w.0, y.0];
         let aligned = xwy.iter().fold(ALIGNED, |a, p| a.min(p.trailing_zeros()));
         self.core.primary.enter()?;

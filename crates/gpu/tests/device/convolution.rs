@@ -124,6 +124,18 @@ fn convolutions_of_half_types() {
 }
 
 #[test]
+fn a_convolution_without_samples_has_a_gradient_of_zero() {
+    let Some(context) = context().filter(ready) else { return };
+    let b = buffer(&context, &[1; 64 * 4 + 4]);
+    for direction in [Direction::Forward, Direction::Data, Direction::Weights] {
+        let c = Conv { direction, ..conv(&[[2, 1, 1, 0, 0, 1]], 0, 8, 8, 1) };
+        context.dnn().unwrap().convolve(&c, b.ptr(), b.ptr(), b.ptr()).unwrap();
+    }
+    let got = context.download_all(&[(b.ptr(), b.len())]).unwrap();
+    assert!(got[..256].iter().all(|v| *v == 0) && got[256..] == [1; 4]);
+}
+
+#[test]
 fn a_choice_can_be_named_and_pinned() {
     let Some(context) = context().filter(ready) else { return };
     let c = conv(&[[6, 3, 1, 1, 1, 1], [6, 3, 1, 1, 1, 1]], 1, 8, 8, 1);

@@ -37,6 +37,8 @@ fn bytes_go_to_the_device_and_come_back_whole() {
     let mut back = vec![0; bytes.len()];
     c.download(b.ptr().offset(7), &mut back).unwrap();
     assert!(back == bytes);
+    let parts = [(b.ptr().offset(7), 3), (b.ptr().offset(10), bytes.len() - 3)];
+    assert!(c.download_all(&parts).unwrap() == bytes);
     let copy = c.alloc(bytes.len()).unwrap();
     c.copy(copy.ptr(), b.ptr().offset(7), bytes.len()).unwrap();
     c.fill_zero(copy.ptr().offset(5), 10).unwrap();

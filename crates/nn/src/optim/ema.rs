@@ -2,11 +2,12 @@
 
 use phalanx_host::Cpu;
 use phalanx_host::simd::{Kernel, Real, Simd};
+use phalanx_tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use super::bytes;
 use super::cpu::PIECE;
-use crate::params::Params;
+use super::cuda;
+use crate::params::{Params, bytes};
 use crate::{Error, Result};
 
 /// The `[ema]` table.
@@ -77,6 +78,9 @@ impl Ema {
         let all = bytes(&(0..params.elements()));
         let mut average = self.average.arena().write(all.clone())?;
         let weights = params.arena().read(all)?;
+        if let Some(Device::Cuda(gpu)) = params.home() {
+            return cuda::approach(gpu, &mut average, &weights, rest as f32);
+        }
         let (average, weights) = (average.as_mut_slice::<f32>()?, weights.as_slice::<f32>()?);
         cpu.workers.chunks(average, PIECE, |i, average| {
             let weights = &weights[i * PIECE..i * PIECE + average.len()];

@@ -2,18 +2,22 @@
 
 mod config;
 mod cpu;
+mod cuda;
 mod ema;
 mod norms;
 mod rules;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 pub use config::OptimizerConfig;
+pub use cuda::{add, round_bf16, round_f16};
 pub use ema::{Ema, EmaConfig};
 pub use norms::clip_factor;
 use phalanx_host::{Arena, Cpu};
+use phalanx_tensor::Device;
 
-use crate::params::{Find, ParamId, Params, Values};
+use crate::params::{Find, ParamId, Params, Values, bytes};
 use crate::{Error, Result};
 
 /// The constants of one update.
@@ -42,15 +46,22 @@ pub struct Optimizer {
     elements: Range<usize>,
     /// They fill the place from its start to its end. A rule that needs norms has one for each parameter.
     segments: Vec<Segment>,
-    /// The state, by kind, laid out like the parameters; empty where the rule has none of the kind.
-    state: [Vec<f32>; 3],
+    state: State,
     /// What averaged gradients are cut to.
     bound: f32,
     steps: u64,
 }
 
+/// The state, by kind, laid out like the parameters: where they are.
+#[derive(Debug)]
+enum State {
+    /// Empty where the rule has none of the kind.
+    Host([Vec<f32>; 3]),
+    Cuda(cuda::Kept),
+}
+
 impl Optimizer {
-    /// An optimizer without history for the parameters `ids`.
+    /// An optimizer without history for the parameters `ids`, in whose memory its state is.
     pub fn new(config: &OptimizerConfig, params: &Params, ids: Range<u32>) -> Result<Self> {
         config.check()?;
         if ids.end as usize > params.len() {
@@ -77,8 +88,15 @@ impl Optimizer {
             (Some(a), Some(b)) => a.elements.start..b.elements.end,
             _ => 0..0,
         };
-        let first = |name: Option<_>| name.map_or(Vec::new(), |_| vec![config.first_state(); elements.len()]);
-        let state = config.state_names().map(first);
+        let (kinds, first) = (config.state_names().map(|name| name.is_some()), config.first_state());
+        let state = match params.home() {
+            Some(Device::Cuda(gpu)) => {
+                let decays = |id| params.spec(id).decay && (decaying || trusts);
+                let (ids, elements) = (ids.clone(), elements.clone());
+                State::Cuda(cuda::Kept::new(gpu, params, ids, elements, decays, kinds, first, trusts)?)
+            }
+            _ => State::Host(kinds.map(|there| vec![first; if there { elements.len() } else { 0 }])),
+        };
         let (config, bound) = (config.clone(), f32::INFINITY);
         Ok(Optimizer { config, ids, elements, segments, state, bound, steps: 0 })
     }
@@ -96,6 +114,9 @@ impl Optimizer {
 
     /// The Euclidean norm of the averaged gradients of all parameters together: of `gradients` times `scale`.
     pub fn gradient_norm(&self, cpu: &Cpu, gradients: &Arena, scale: f64) -> Result<f64> {
+        if let State::Cuda(kept) = &self.state {
+            return Ok(kept.norm(gradients)? * scale);
+        }
         let gradients = gradients.read(bytes(&self.elements))?;
         Ok(norms::norm(cpu, gradients.as_slice()?) * scale)
     }
@@ -158,14 +179,18 @@ impl Optimizer {
         update: Update,
         elements: Range<usize>,
     ) -> Result<()> {
-        if self.config.trusts() {
+        if self.config.trusts() || matches!(self.state, State::Cuda(_)) {
             self.check_whole(params, &elements)?;
         }
+        let state = match &mut self.state {
+            State::Cuda(kept) => return kept.update(params, gradients, &update, elements),
+            State::Host(state) => state,
+        };
         let mut weights = params.arena().write(bytes(&elements))?;
         let gradients = gradients.read(bytes(&elements))?;
         let (mut w, mut g) = (weights.as_mut_slice::<f32>()?, gradients.as_slice::<f32>()?);
         let own = elements.start - self.elements.start..elements.end - self.elements.start;
-        let mut state = self.state.each_mut().map(|s| s.get_mut(own.clone()).unwrap_or_default());
+        let mut state = state.each_mut().map(|s| s.get_mut(own.clone()).unwrap_or_default());
         let mut pieces = Vec::new();
         for (segment, Segment { elements: range, decays }) in self.segments.iter().enumerate() {
             let mut left = range.end.min(elements.end).saturating_sub(range.start.max(elements.start));
@@ -199,7 +224,7 @@ impl Optimizer {
             None => Ok(()),
             Some(id) => {
                 let name = &params.spec(id).name;
-                let problem = format!("the part {elements:?} cuts {name}, whose norms need all of it");
+                let problem = format!("the part {elements:?} cuts {name}, all of which is updated at once");
                 Err(Error::config("optimizer", problem))
             }
         }
@@ -219,7 +244,10 @@ impl Optimizer {
     pub fn export(&self, params: &Params) -> Result<Vec<(String, Values<f32>)>> {
         let mut out = Vec::new();
         for (kind, state) in self.kinds() {
-            let state = &self.state[state];
+            let state = match &self.state {
+                State::Host(all) => Cow::Borrowed(&all[state]),
+                State::Cuda(kept) => Cow::Owned(kept.state(state)?),
+            };
             for id in self.ids.clone().map(ParamId) {
                 let values = params.to_stored(id, &state[self.part(params, id)]);
                 let name = format!("{kind}.{}", params.spec(id).name);
@@ -232,22 +260,24 @@ impl Optimizer {
     /// Sets the state from what `find` gives for its names.
     pub fn import(&mut self, params: &Params, steps: u64, find: &mut Find<f32>) -> Result<()> {
         for (kind, k) in self.kinds() {
+            let mut all = match &self.state {
+                State::Host(all) => all[k].clone(),
+                State::Cuda(_) => vec![self.config.first_state(); self.elements.len()],
+            };
             for id in self.ids.clone().map(ParamId) {
                 let name = format!("{kind}.{}", params.spec(id).name);
                 let (shape, stored) = find(&name).ok_or_else(|| Error::Missing { name: name.clone() })?;
                 let values = params.from_stored(id, &name, &shape, &stored)?;
-                let part = self.part(params, id);
-                self.state[k][part].copy_from_slice(&values);
+                all[self.part(params, id)].copy_from_slice(&values);
+            }
+            match &mut self.state {
+                State::Host(state) => state[k] = all,
+                State::Cuda(kept) => kept.set_state(k, &all)?,
             }
         }
         self.steps = steps;
         Ok(())
     }
-}
-
-/// Where elements are in an arena.
-fn bytes(elements: &Range<usize>) -> Range<usize> {
-    elements.start * size_of::<f32>()..elements.end * size_of::<f32>()
 }
 
 /// Takes the first `n` elements (or all, when there are fewer) off a slice.

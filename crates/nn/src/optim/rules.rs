@@ -40,14 +40,14 @@ impl Rule for Momentum {
 /// The running means of gradients and of their squares, of Adam and its kin.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moments {
-    beta: [f32; 2],
+    pub(super) beta: [f32; 2],
     /// 1 − β, rounded once: 1 minus the rounded β would be off by 1e-5 of it.
-    rest: [f32; 2],
+    pub(super) rest: [f32; 2],
     /// The mean's bias.
-    bias: f64,
+    pub(super) bias: f64,
     /// 1 over the root of the mean square's bias.
-    root: f32,
-    eps: f32,
+    pub(super) root: f32,
+    pub(super) eps: f32,
 }
 
 impl Moments {
@@ -81,10 +81,10 @@ impl Moments {
 /// latter. `DECOUPLED` is AdamW.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Adam<const DECOUPLED: bool> {
-    moments: Moments,
+    pub(super) moments: Moments,
     /// Learning rate over the mean's bias.
-    step: f32,
-    amsgrad: bool,
+    pub(super) step: f32,
+    pub(super) amsgrad: bool,
 }
 
 impl<const DECOUPLED: bool> Adam<DECOUPLED> {
@@ -119,12 +119,12 @@ impl<const DECOUPLED: bool> Rule for Adam<DECOUPLED> {
 /// RMSprop; the state is the mean square, the mean when centered, the velocity when there is momentum.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RmsProp {
-    lr: f32,
-    alpha: f32,
-    rest: f32,
-    eps: f32,
-    momentum: f32,
-    centered: bool,
+    pub(super) lr: f32,
+    pub(super) alpha: f32,
+    pub(super) rest: f32,
+    pub(super) eps: f32,
+    pub(super) momentum: f32,
+    pub(super) centered: bool,
 }
 
 impl RmsProp {

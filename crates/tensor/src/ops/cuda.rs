@@ -156,6 +156,19 @@ pub(crate) fn divisor(d: usize) -> [u32; 3] {
     [d as u32, (1u64 << (31 + bits)).div_ceil(d) as u32, bits.saturating_sub(1)]
 }
 
+/// Samples of `per` items each, in runs of fewer than 2^31 items: the first of each run and their number.
+pub(crate) fn runs(op: &'static str, shape: Shape, samples: usize, per: usize) -> Result<Vec<[usize; 2]>> {
+    let most = ((1usize << 31) - 1).checked_div(per).unwrap_or(samples);
+    if most == 0 && samples > 0 {
+        return Err(Error::Invalid {
+            op,
+            shape,
+            why: "a sample is too large for a GPU's kernels".to_owned(),
+        });
+    }
+    Ok((0..samples).step_by(most.max(1)).map(|first| [first, most.min(samples - first)]).collect())
+}
+
 /// A number of blocks, or the shape that would need more than a launch takes.
 pub(crate) fn blocks(op: &'static str, shape: Shape, n: usize) -> Result<u32> {
     let why = || format!("{n} blocks of threads are more than a GPU takes");

@@ -299,8 +299,32 @@ pub(crate) fn column_sums(
     fold_dense(gpu, op, rule, x, [1, rows, columns], place(out)?)
 }
 
-/// `dx (+)= g · scale`, where `g` lacks the middle axis of `dx`.
-fn spread(gpu: &Context, g: &View, scale: f64, dx: &mut ViewMut, sizes: [usize; 3], add: bool) -> Result<()> {
+/// `out (+)= scale ·` the sums over the middle axis of the dense `x`, none of whose sizes is 0.
+pub(crate) fn middle_sums(
+    gpu: &Context,
+    op: &'static str,
+    x: &View,
+    sizes: [usize; 3],
+    scale: f64,
+    out: &mut ViewMut,
+    add: bool,
+) -> Result<()> {
+    let rule = Rule::Total { term: Term::Plain, end: End::Times(scale), shifts: NONE, add };
+    fold_dense(gpu, op, rule, x, sizes, place(out)?)
+}
+
+/// How a gradient is spread over an axis that it lacks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spread {
+    /// The result's sizes: the axis is the middle one.
+    pub(crate) sizes: [usize; 3],
+    pub(crate) scale: f64,
+    pub(crate) add: bool,
+}
+
+/// `dx (+)= g · scale`, where `g` lacks the middle axis of `dx`. Both are dense; fewer than 2³¹ elements.
+pub(crate) fn spread(gpu: &Context, g: &View, dx: &mut ViewMut, how: Spread) -> Result<()> {
+    let Spread { sizes, scale, add } = how;
     let [_, length, inner] = sizes;
     let (from, to) = (g.ptr()?, dx.ptr()?);
     let same = g.dtype == dx.dtype;
@@ -344,7 +368,7 @@ impl CudaOp for Sum {
         let read = g.read()?;
         let Some(mut slot) = sink.slot(0)? else { return Ok(()) };
         let (scale, add) = (self.factor(shape).unwrap_or(1.0), slot.accumulate());
-        spread(cx.gpu()?, &read.view(), scale, &mut slot.view(), sizes, add)
+        spread(cx.gpu()?, &read.view(), &mut slot.view(), Spread { sizes, scale, add })
     }
 }
 

@@ -89,7 +89,9 @@ mod tests {
     #[test]
     fn a_group_of_pixels_fits_into_shared_memory_or_there_is_none() {
         assert_eq!(group(96, 5), Some([21, 21 * 4 * 296]));
-        for (channels, size) in [(1, 1), (1, 64), (3, 5), (64, 128), (2000, 5), (4000, 5), (4093, 5), (9000, 5)] {
+        for (channels, size) in
+            [(1, 1), (1, 64), (3, 5), (64, 128), (2000, 5), (4000, 5), (4093, 5), (9000, 5)]
+        {
             match group(channels, size) {
                 Some([pixels, bytes]) => assert!(pixels >= 1 && bytes <= ROOM),
                 None => assert!(4 * (3 * channels + 2 * size - 2) > ROOM),

@@ -1,0 +1,166 @@
+//! Between the host's memory and a device's: flat arenas that live on a device, and values read back together.
+
+use std::borrow::Cow;
+
+use half::{bf16, f16};
+use phalanx_gpu::DevicePtr;
+use phalanx_host::{Arena, ArenaMut, ArenaRef, DType, Element};
+
+use crate::storage::{Held, Memory};
+use crate::{Device, Error, Result, Tensor};
+
+/// An arena of one device met another device.
+fn elsewhere() -> Error {
+    Error::WrongMemory { op: "arena", device: "device" }
+}
+
+impl Device {
+    /// An arena of `bytes` zero bytes in this device's memory.
+    pub fn arena(&self, bytes: usize) -> Result<Arena> {
+        match self {
+            Device::Cpu(_) => Ok(Arena::zeroed(bytes)?),
+            Device::Cuda(gpu) => {
+                let block = gpu.alloc(bytes)?;
+                gpu.fill_zero(block.ptr(), bytes)?;
+                Ok(Arena::on_device(block.ptr().0, bytes, Box::new(block)))
+            }
+        }
+    }
+
+    /// The bytes of a borrowed range, as the processor can read them: those of a GPU are copied, after its work so far.
+    pub fn read_arena<'a>(&self, range: &'a ArenaRef) -> Result<Cow<'a, [u8]>> {
+        match (range.device_address(), self) {
+            (None, _) => Ok(range.bytes().into()),
+            (Some(address), Device::Cuda(gpu)) => {
+                let mut bytes = vec![0; range.len()];
+                gpu.download(DevicePtr(address), &mut bytes)?;
+                Ok(bytes.into())
+            }
+            (Some(_), Device::Cpu(_)) => Err(elsewhere()),
+        }
+    }
+
+    /// Writes `bytes`, which must have the range's size, to a borrowed range.
+    pub fn write_arena(&self, range: &mut ArenaMut, bytes: &[u8]) -> Result<()> {
+        match (range.device_address(), self) {
+            _ if bytes.len() != range.len() => {
+                Err(phalanx_host::Error::OutOfRange { range: range.range(), len: bytes.len() }.into())
+            }
+            (None, _) => {
+                range.bytes_mut().copy_from_slice(bytes);
+                Ok(())
+            }
+            (Some(address), Device::Cuda(gpu)) => {
+                let block = gpu.alloc(bytes.len())?;
+                gpu.upload(&block, 0, bytes)?;
+                Ok(gpu.copy(DevicePtr(address), block.ptr(), bytes.len())?)
+            }
+            (Some(_), Device::Cpu(_)) => Err(elsewhere()),
+        }
+    }
+
+    /// Copies a borrowed range of this device's memory to another one of its size.
+    pub fn copy_arena(&self, from: &ArenaRef, to: &mut ArenaMut) -> Result<()> {
+        match (from.device_address(), to.device_address(), self) {
+            (Some(a), Some(b), Device::Cuda(gpu)) if from.len() == to.len() => {
+                Ok(gpu.copy(DevicePtr(b), DevicePtr(a), from.len())?)
+            }
+            (None, ..) => self.write_arena(to, from.bytes()),
+            (Some(_), ..) => {
+                let bytes = self.read_arena(from)?.into_owned();
+                self.write_arena(to, &bytes)
+            }
+        }
+    }
+
+    /// Sets every byte of a borrowed range to 0.
+    pub fn clear_arena(&self, range: &mut ArenaMut) -> Result<()> {
+        match (range.device_address(), self) {
+            (None, _) => range.bytes_mut().fill(0),
+            (Some(address), Device::Cuda(gpu)) => gpu.fill_zero(DevicePtr(address), range.len())?,
+            (Some(_), Device::Cpu(_)) => return Err(elsewhere()),
+        }
+        Ok(())
+    }
+}
+
+/// Elements of a float type as doubles, which hold all of their values.
+fn doubles(bytes: &[u8], dtype: DType) -> Result<Vec<f64>> {
+    fn of<T: Element>(bytes: &[u8], f: impl Fn(T) -> f64) -> Vec<f64> {
+        bytes.chunks_exact(size_of::<T>()).map(|b| f(bytemuck::pod_read_unaligned(b))).collect()
+    }
+    match dtype {
+        DType::F32 => Ok(of::<f32>(bytes, f64::from)),
+        DType::F64 => Ok(of::<f64>(bytes, |x| x)),
+        DType::F16 => Ok(of::<f16>(bytes, f16::to_f64)),
+        DType::BF16 => Ok(of::<bf16>(bytes, bf16::to_f64)),
+        got => Err(Error::DTypes { op: "download", operand: 0, got, want: "a float".into() }),
+    }
+}
+
+/// The elements of float tensors of one device, row-major, in double precision. However many there are, a GPU is waited
+/// for once.
+pub fn download(tensors: &[&Tensor]) -> Result<Vec<Vec<f64>>> {
+    let dense = tensors.iter().map(|t| t.detach().contiguous()).collect::<Result<Vec<_>>>()?;
+    let held = dense.iter().map(Tensor::hold).collect::<Result<Vec<Held>>>()?;
+    let Some(Device::Cuda(gpu)) = tensors.first().map(|t| t.device()) else {
+        let each = dense.iter().zip(&held).map(|(t, held)| {
+            let bytes = held.to_host(t.device())?;
+            doubles(part(t, &bytes), t.dtype())
+        });
+        return each.collect();
+    };
+    let mut places = Vec::with_capacity(dense.len());
+    for (t, held) in dense.iter().zip(&held) {
+        let Memory::Device(..) = held.memory() else { return Err(elsewhere()) };
+        places.push((t.view(held).ptr()?, t.shape().numel() * t.dtype().size()));
+    }
+    let all = gpu.download_all(&places)?;
+    let mut rest = &all[..];
+    let each = dense.iter().zip(&places).map(|(t, (_, len))| {
+        let (mine, after) = rest.split_at_checked(*len).ok_or_else(elsewhere)?;
+        rest = after;
+        doubles(mine, t.dtype())
+    });
+    each.collect()
+}
+
+/// The bytes of a dense tensor's elements in those of its memory.
+fn part<'a>(t: &Tensor, bytes: &'a [u8]) -> &'a [u8] {
+    let size = t.dtype().size();
+    let start = (t.layout().offset * size).min(bytes.len());
+    &bytes[start..(start + t.shape().numel() * size).min(bytes.len())]
+}
+
+#[cfg(test)]
+mod tests {
+    use phalanx_host::{Cpu, Isa};
+
+    use super::*;
+
+    #[test]
+    fn tensors_of_all_float_types_are_read_together() {
+        let device = Device::cpu(Cpu::new(Isa::Portable, 1).unwrap());
+        let t = |x: &[f32]| Tensor::from_slice(x, [x.len()], &device).unwrap();
+        let a = t(&[1.5, -2.0, 3.0]);
+        let part = a.slice(0, 1, 2).unwrap();
+        let half = t(&[0.25, 8.0]).to(DType::BF16).unwrap();
+        let scalar = Tensor::scalar(7.0, DType::F64, &device).unwrap();
+        let got = download(&[&a, &part, &half, &scalar]).unwrap();
+        assert_eq!(got, [vec![1.5, -2.0, 3.0], vec![-2.0, 3.0], vec![0.25, 8.0], vec![7.0]]);
+        assert!(download(&[]).unwrap().is_empty());
+        assert!(download(&[&Tensor::from_slice(&[1i64], [1], &device).unwrap()]).is_err());
+    }
+
+    #[test]
+    fn ranges_of_a_host_arena_are_copied_and_checked() {
+        let device = Device::cpu(Cpu::new(Isa::Portable, 1).unwrap());
+        let arena = device.arena(16).unwrap();
+        device.write_arena(&mut arena.write(0..4).unwrap(), &[1, 2, 3, 4]).unwrap();
+        device.copy_arena(&arena.read(0..4).unwrap(), &mut arena.write(8..12).unwrap()).unwrap();
+        assert!(device.write_arena(&mut arena.write(0..4).unwrap(), &[1]).is_err());
+        device.clear_arena(&mut arena.write(1..3).unwrap()).unwrap();
+        let held = arena.read(0..16).unwrap();
+        assert_eq!(&device.read_arena(&held).unwrap()[..12], [1, 0, 0, 4, 0, 0, 0, 0, 1, 2, 3, 4]);
+    }
+}
