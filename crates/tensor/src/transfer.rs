@@ -105,8 +105,8 @@ pub fn download(tensors: &[&Tensor]) -> Result<Vec<Vec<f64>>> {
     let held = dense.iter().map(Tensor::hold).collect::<Result<Vec<Held>>>()?;
     let Some(Device::Cuda(gpu)) = tensors.first().map(|t| t.device()) else {
         let each = dense.iter().zip(&held).map(|(t, held)| {
-            let bytes = held.to_host(t.device())?;
-            doubles(part(t, &bytes), t.dtype())
+            let bytes = held.bytes()?;
+            doubles(part(t, bytes), t.dtype())
         });
         return each.collect();
     };
@@ -116,6 +116,7 @@ pub fn download(tensors: &[&Tensor]) -> Result<Vec<Vec<f64>>> {
         places.push((t.view(held).ptr()?, t.shape().numel() * t.dtype().size()));
     }
     let all = gpu.download_all(&places)?;
+    crate::ops::cuda::faults::check(gpu)?;
     let mut rest = &all[..];
     let each = dense.iter().zip(&places).map(|(t, (_, len))| {
         let (mine, after) = rest.split_at_checked(*len).ok_or_else(elsewhere)?;
