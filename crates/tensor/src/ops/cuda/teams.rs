@@ -20,7 +20,8 @@ impl Teams {
     pub(crate) fn new(op: &'static str, shape: Shape, rows: usize, k: usize, dtype: DType) -> Result<Self> {
         /// Units of a thread, which it keeps in registers.
         const HELD: usize = 4;
-        let refuse = || Error::Invalid { op, shape, why: format!("rows of {k} are longer than kernels can count") };
+        let refuse =
+            || Error::Invalid { op, shape, why: format!("rows of {k} are longer than kernels can count") };
         let count = i32::try_from(k).ok().filter(|&k| k <= 1 << 30).ok_or_else(refuse)?;
         let pack = 16 / dtype.size();
         let wide = k.is_multiple_of(pack) || k > 128;

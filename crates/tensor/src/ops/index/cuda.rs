@@ -51,7 +51,8 @@ impl CudaOp for Pick {
         let [_, size, inner] = around(shape, axis);
         let word = access(inner * bytes, &[x, out]);
         let (words, total) = (inner * bytes / word, outs[0].shape.numel() * bytes / word);
-        let args = args.i64(total as i64).i64(size as i64).i64(ins[1].shape().numel() as i64).i64(words as i64);
+        let args =
+            args.i64(total as i64).i64(size as i64).i64(ins[1].shape().numel() as i64).i64(words as i64);
         launch(gpu, &SOURCE, &format!("pick_{word}"), total, faults::args(gpu, args, self.name())?)
     }
 
@@ -103,14 +104,7 @@ impl CudaOp for OneHot {
 }
 
 /// `out += g` at the indexed places, where several meet in the order of their indices.
-fn add(
-    gpu: &Context,
-    op: &'static str,
-    at: Places,
-    g: &View,
-    index: &View,
-    out: &ViewMut,
-) -> Result<()> {
+fn add(gpu: &Context, op: &'static str, at: Places, g: &View, index: &View, out: &ViewMut) -> Result<()> {
     let (source, n) = (out.shape, index.shape().numel());
     if g.shape().numel() == 0 || out.shape.numel() == 0 {
         return Ok(());
@@ -138,7 +132,8 @@ fn add(
         }
         unit => {
             let skip = if let Unit::Row { padding } = unit { padding } else { None };
-            let args = args.i64(n as i64).i64(size as i64).i64(skip.unwrap_or(0)).i32(i32::from(skip.is_some()));
+            let args =
+                args.i64(n as i64).i64(size as i64).i64(skip.unwrap_or(0)).i32(i32::from(skip.is_some()));
             ("slice_keys", args.i32(bits as i32).i64(padded as i64).ptr(keys.ptr()))
         }
     };

@@ -184,7 +184,8 @@ pub(super) fn label_rows(
     let cx = Exec::new(labels.device());
     let fill = |places: ViewMut, counted: ViewMut, factors: ViewMut| {
         let args = Args::new().ptr(read.ptr()?).i64(options.ignore_index.unwrap_or(0));
-        let args = args.i32(i32::from(options.ignore_index.is_some())).i64(shape.numel() as i64).i32(k as i32);
+        let args =
+            args.i32(i32::from(options.ignore_index.is_some())).i64(shape.numel() as i64).i32(k as i32);
         let args = optional(args, weights.as_ref().map(|w| w.view()).as_ref())?.i64(each as i64);
         let args = optional(args, classes.as_ref().map(|c| c.view()).as_ref())?;
         let args = args.ptr(places.ptr()?).ptr(counted.ptr()?).ptr(factors.ptr()?);
