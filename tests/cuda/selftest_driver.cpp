@@ -1,6 +1,7 @@
 // Tests of the stand-ins for NVRTC and the driver. A name that ends in `_is_found` plants a fault; the script expects a report of
 // it, and the test that the call failed.
 #include <chrono>
+#include <thread>
 
 #include "selftest.h"
 
@@ -184,6 +185,50 @@ void misaligned_vector_is_found(const Fixture& f) {
     REQUIRE(f.launch(kernel, 1, 1, 0, f.buffer(4 * 32)) == 700);
 }
 
+void division_by_zero_is_found(const Fixture& f) {
+    const Handle kernel = f.compile("extern \"C\" __global__ void divide(int* x, int d) { x[threadIdx.x] = 7 / d; }", "divide");
+    REQUIRE(f.launch(kernel, 1, 32, 0, f.buffer(4 * 32), 0) == 700);
+}
+
+void endless_recursion_is_found(const Fixture& f) {
+    const Handle kernel = f.compile(
+        "__device__ __noinline__ int deep(int* x, int n) { volatile int a[64]; a[n % 64] = n; x[0] = a[n % 64]; return n < 0 ? 0 : deep(x, n + 1) + a[3]; }\n"
+        "extern \"C\" __global__ void f(int* x) { x[1] = deep(x, 0); }",
+        "f");
+    REQUIRE(f.launch(kernel, 1, 1, 0, f.buffer(4 * 32)) == 700);
+}
+
+/// As with a real device everything fails after a fault; other processes are not concerned.
+void context_is_lost_after_a_fault_that_is_found(const Fixture& f) {
+    const Handle kernel = f.compile("extern \"C\" __global__ void fill(float* x) { x[threadIdx.x] = 1; }", "fill");
+    const Device x = f.buffer(128);
+    REQUIRE(f.launch(kernel, 1, 32, 0, Device(8)) == 700);
+    Device more = 0;
+    REQUIRE(f.launch(kernel, 1, 32, 0, x) == 700 && cuMemAlloc_v2(&more, 8) == 700 && cuStreamSynchronize(f.stream) == 700);
+}
+
+void memory_ends(const Fixture& f) {
+    Device first = 0, second = 0;
+    const size_t three = (size_t)3 << 30;
+    REQUIRE(f.context && cuMemAlloc_v2(&first, three) == 0 && cuMemAlloc_v2(&second, three) == 2);
+    REQUIRE(cuMemFree_v2(first) == 0 && cuMemAlloc_v2(&second, three) == 0);
+}
+
+/// A kernel that several threads of the process launch on devices of their own: each has its own shared memory.
+void devices_work_side_by_side(const Fixture&) {
+    std::vector<std::thread> threads;
+    for (int device = 0; device < 2; device++)
+        threads.emplace_back([device] {
+            const Fixture f(device);
+            for (int i = 0; i < 20; i++) {
+                std::vector<float> sums(3);
+                REQUIRE(reduce(f, "__syncthreads();", sums) == 0);
+                REQUIRE(sums[0] + sums[1] + sums[2] == 10000.0f);
+            }
+        });
+    for (auto& t : threads) t.join();
+}
+
 /// Found with PHALANX_STANDIN_RACES=1, which the script sets.
 void missing_barrier_is_found(const Fixture& f) {
     std::vector<float> sums(2);
@@ -238,6 +283,11 @@ const std::vector<Entry> driver_tests = {
     TEST(index_outside_shared_array_is_found),
     TEST(write_behind_dynamic_shared_is_found),
     TEST(misaligned_vector_is_found),
+    TEST(division_by_zero_is_found),
+    TEST(endless_recursion_is_found),
+    TEST(context_is_lost_after_a_fault_that_is_found),
+    TEST(memory_ends),
+    TEST(devices_work_side_by_side),
     TEST(missing_barrier_is_found),
     TEST(barrier_of_half_a_block_is_found),
     TEST(shuffle_with_an_ended_lane_is_found),

@@ -104,10 +104,7 @@ pub fn download(tensors: &[&Tensor]) -> Result<Vec<Vec<f64>>> {
     let dense = tensors.iter().map(|t| t.detach().contiguous()).collect::<Result<Vec<_>>>()?;
     let held = dense.iter().map(Tensor::hold).collect::<Result<Vec<Held>>>()?;
     let Some(Device::Cuda(gpu)) = tensors.first().map(|t| t.device()) else {
-        let each = dense.iter().zip(&held).map(|(t, held)| {
-            let bytes = held.bytes()?;
-            doubles(part(t, bytes), t.dtype())
-        });
+        let each = dense.iter().zip(&held).map(|(t, held)| doubles(part(t, held.bytes()?), t.dtype()));
         return each.collect();
     };
     let mut places = Vec::with_capacity(dense.len());

@@ -5,7 +5,7 @@ mod cpu;
 mod cuda;
 mod noise;
 
-pub(crate) use cpu::drop_from;
+pub(crate) use cpu::{drop_from, threshold};
 use phalanx_host::rng::Key;
 
 use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
