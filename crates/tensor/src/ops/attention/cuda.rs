@@ -6,10 +6,12 @@ use phalanx_host::DType;
 
 use super::Attend;
 use crate::op::{CudaOp, Exec, Op, Saved};
-use crate::ops::cuda::{NONE, Operand, Scratch, Teams, code, dense, library_type, source, suffix, typed, walk};
+use crate::ops::cuda::{
+    NONE, Operand, Scratch, Teams, code, dense, library_type, source, suffix, typed, walk,
+};
 use crate::ops::dropout::threshold;
 use crate::sink::GradSink;
-use crate::{Layout, Result, Shape, Tensor, View, ViewMut, ops};
+use crate::{Layout, Result, Shape, Tensor, View, ViewMut};
 
 static SOURCE: Source = source!("attention");
 
@@ -146,7 +148,9 @@ impl<'a> Heads<'a> {
         let args = args.i32(i32::from(self.of.causal)).f32(self.of.scale as f32);
         let args = match self.of.dropout.map(|(p, key)| (p, key, threshold(p))) {
             None => args.u64(0).u32(0).i32(0).f32(1.0),
-            Some((p, key, Some(from))) => args.u64(key.to_u64()).u32(from).i32(1).f32((1.0 / (1.0 - p)) as f32),
+            Some((p, key, Some(from))) => {
+                args.u64(key.to_u64()).u32(from).i32(1).f32((1.0 / (1.0 - p)) as f32)
+            }
             Some((_, key, None)) => args.u64(key.to_u64()).u32(0).i32(2).f32(0.0),
         };
         Ok(args.pod(walk([&mask, &bias])))
@@ -183,7 +187,13 @@ impl<'a> Heads<'a> {
         Ok(())
     }
 
-    fn backward(&self, y: DevicePtr, g: DevicePtr, logs: DevicePtr, [dq, dk, dv]: [DevicePtr; 3]) -> Result<()> {
+    fn backward(
+        &self,
+        y: DevicePtr,
+        g: DevicePtr,
+        logs: DevicePtr,
+        [dq, dk, dv]: [DevicePtr; 3],
+    ) -> Result<()> {
         let [queries, keys, width, size] = self.sizes;
         let (products, g_p) = (self.room(DType::F32)?, self.room(DType::F32)?);
         let (dropped, d) = (self.room(self.dtype)?, self.room(self.dtype)?);
@@ -194,7 +204,8 @@ impl<'a> Heads<'a> {
             let to = Side::of(g_p.ptr(), Type::F32, keys);
             self.product(heads, [queries, keys, size], [up, v.t(), to])?;
             let teams = self.teams(heads)?;
-            let args = Args::new().ptr(products.ptr()).ptr(g_p.ptr()).ptr(logs).ptr(y).ptr(g).i32(size as i32);
+            let args =
+                Args::new().ptr(products.ptr()).ptr(g_p.ptr()).ptr(logs).ptr(y).ptr(g).i32(size as i32);
             let args = self.look(&teams, args.ptr(dropped.ptr()).ptr(d.ptr()), first, heads)?;
             teams.launch(self.gpu, &SOURCE, ("slopes", suffix(self.op, self.dtype)?), args)?;
             let p = self.side(dropped.ptr(), 0, queries, keys)?;
@@ -237,11 +248,8 @@ impl CudaOp for Attend {
             cx.make(heads.dtype, views[i].shape(), |out: ViewMut| fill(out.ptr()?))
         };
         let [mut dq, mut dk, mut dv] = [NONE; 3];
-        let made = [
-            make(0, &mut |p| Ok(dq = p))?,
-            make(1, &mut |p| Ok(dk = p))?,
-            make(2, &mut |p| Ok(dv = p))?,
-        ];
+        let made =
+            [make(0, &mut |p| Ok(dq = p))?, make(1, &mut |p| Ok(dk = p))?, make(2, &mut |p| Ok(dv = p))?];
         heads.backward(y.ptr()?, g.ptr()?, logs.ptr()?, [dq, dk, dv])?;
         for (i, grad) in made.into_iter().enumerate() {
             sink.pass(i, grad)?;
