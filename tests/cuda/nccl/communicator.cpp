@@ -42,8 +42,10 @@ void Communicator::run(const std::string& hub) {
         std::vector<unsigned char> data(answer.bytes);
         if (!receive_all(socket, data.data(), data.size())) break;
         const std::lock_guard<std::mutex> guard(mutex);
-        if (answer.call != NO_CALL) answers[answer.call] = std::move(data);
-        else if (status == success || status == in_progress) status = (Result)answer.status;
+        if (answer.call != NO_CALL)
+            answers[answer.call] = std::move(data);
+        else if (status == success || status == in_progress)
+            status = (Result)answer.status;
         changed.notify_all();
     }
     const std::lock_guard<std::mutex> guard(mutex);
