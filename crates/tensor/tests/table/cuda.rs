@@ -135,21 +135,33 @@ fn halves_on_a_gpu_are_what_single_precision_rounds_to() {
     let (gpu, cpu) = (gpu(), device(Isa::detect(), 1));
     every_row(|row| {
         let mut found = Vec::new();
-        for (half, ulp) in [(DType::BF16, 1.0 / 128.0), (DType::F16, 1.0 / 1024.0)] {
+        // All operands halves, or the first alone, as activations meet weights.
+        let cases = [DType::BF16, DType::F16].map(|half| [(half, row.inputs.len()), (half, 1)]);
+        for &(half, halves) in cases.as_flattened() {
+            let ulp = if half == DType::BF16 { 1.0 / 128.0 } else { 1.0 / 1024.0 };
             // Both sides begin with the rounded numbers.
             let rounded = |device: &Device, dtype: DType| -> Result<Vec<Tensor>> {
                 let x = row.tensors(&row.arrays(), DType::F32, device);
-                let to = |(t, i): (&Tensor, &In)| match i.real() {
-                    true if t.requires_grad() => Ok(t.detach().to(half)?.to(dtype)?.leaf()),
-                    true => t.to(half)?.to(dtype),
-                    false => Ok(t.clone()),
+                let to = |(k, (t, i)): (usize, (&Tensor, &In))| {
+                    let dtype = if k < halves { dtype } else { DType::F32 };
+                    match i.real() {
+                        true if t.requires_grad() => Ok(t.detach().to(half)?.to(dtype)?.leaf()),
+                        true => t.to(half)?.to(dtype),
+                        false => Ok(t.clone()),
+                    }
                 };
-                x.iter().zip(&row.inputs).map(to).collect()
+                x.iter().zip(&row.inputs).enumerate().map(to).collect()
             };
-            let want = given_in(row, &rounded(&cpu, DType::F32)?, Some(half))?;
-            let got = given_in(row, &rounded(&gpu, half)?, Some(half))?;
+            let mut want = given_in(row, &rounded(&cpu, DType::F32)?, Some(half))?;
+            let mut got = given_in(row, &rounded(&gpu, half)?, Some(half))?;
+            if row.op == "rnn" {
+                // A state that is rounded at each step ends on the other side of ReLU's corner here and there.
+                (want.1, got.1) = (Vec::new(), Vec::new());
+            }
             found.extend(
-                compare(&got, &want, 3.0 * ulp, 8.0 * ulp).into_iter().map(|f| format!("{half}: {f}")),
+                compare(&got, &want, 3.0 * ulp, 8.0 * ulp)
+                    .into_iter()
+                    .map(|f| format!("{half} x {halves}: {f}")),
             );
         }
         Ok(found)
