@@ -180,11 +180,9 @@ template <class T> void __stcg(T* at, T value) { *at = value; }
 template <class T> void __stcs(T* at, T value) { *at = value; }
 template <class T> void __stwt(T* at, T value) { *at = value; }
 
-/// Time passes by calls: only that it grows can be relied on.
-inline long long clock64() {
-    static long long now = 0;
-    return ++now;
-}
+/// Time passes by calls: only that it grows can be relied on. (Local static variables are taken for shared memory.)
+static long long phalanx_clock = 0;
+inline long long clock64() { return ++phalanx_clock; }
 inline int clock() { return (int)clock64(); }
 inline void __nanosleep(unsigned) {}
 

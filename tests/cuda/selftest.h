@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "numbers.h"
+
 using Device = uintptr_t;
 using Handle = void*;
 
@@ -56,11 +58,11 @@ int nvrtcDestroyProgram(Handle*);
         }                                                                                      \
     } while (0)
 
-/// Device 0 with two streams.
+/// A device with two streams.
 struct Fixture {
     Handle context = nullptr, stream = nullptr, other = nullptr;
-    Fixture() {
-        REQUIRE(cuInit(0) == 0 && cuDevicePrimaryCtxRetain(&context, 0) == 0 && cuCtxSetCurrent(context) == 0);
+    explicit Fixture(int device = 0) {
+        REQUIRE(cuInit(0) == 0 && cuDevicePrimaryCtxRetain(&context, device) == 0 && cuCtxSetCurrent(context) == 0);
         REQUIRE(cuStreamCreateWithPriority(&stream, 1, 0) == 0 && cuStreamCreateWithPriority(&other, 1, 0) == 0);
     }
     Handle compile(const char* source, const char* kernel) const;
@@ -74,6 +76,12 @@ struct Fixture {
         const Device at = buffer(values.size() * sizeof(T));
         REQUIRE(cuMemcpyHtoDAsync_v2(at, values.data(), values.size() * sizeof(T), stream) == 0);
         return at;
+    }
+    /// Values that all types hold exactly.
+    Device upload(Type type, const std::vector<float>& values) const {
+        std::vector<unsigned char> bytes(values.size() * bytes_of(type));
+        for (size_t i = 0; i < values.size(); i++) store(type, bytes.data(), i, values[i]);
+        return upload(bytes);
     }
     template <class T>
     std::vector<T> download(Device at, size_t count) const {
@@ -90,10 +98,18 @@ struct Fixture {
     }
 };
 
-/// A test by its name; selftest.cpp holds the table of all.
+/// Small whole numbers, positive and negative.
+inline std::vector<float> numbers(size_t count, int from) {
+    std::vector<float> values(count);
+    for (size_t i = 0; i < count; i++) values[i] = (float)((int)(i * 7 + (size_t)from) % 11 - 5);
+    return values;
+}
+
+/// A test by its name; selftest.cpp goes through the tables.
 using Test = void (*)(const Fixture&);
 struct Entry {
     const char* name;
     Test run;
 };
+#define TEST(NAME) {#NAME, NAME}
 extern const std::vector<Entry> driver_tests, blas_tests, dnn_tests, nccl_tests;

@@ -1,100 +1,347 @@
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::ffi::{c_int, c_void};
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::context::Core;
-use crate::{DevicePtr, Error, Result};
-
-/// Element types that the libraries compute on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Type {
-    /// 32-bit IEEE.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// 16-bit IEEE.
-    F16,
-}
+use crate::error::call_error;
+use crate::ffi::Handle;
+use crate::ffi::blas_lt::{self as ffi, BlasLt, Heuristic};
+use crate::ffi::driver::Driver;
+use crate::library::{self, Wanted};
+use crate::memory::Block;
+use crate::{DevicePtr, Error, Gemm, Math, Result, Type};
 
 impl Type {
-    /// Bytes of an element.
-    pub const fn size(self) -> usize {
+    /// CUDA's number (`cudaDataType`).
+    const fn cuda(self) -> c_int {
         match self {
-            Type::F32 => 4,
-            Type::Bf16 | Type::F16 => 2,
+            Type::F32 => ffi::R_32F,
+            Type::Bf16 => ffi::R_16BF,
+            Type::F16 => ffi::R_16F,
         }
     }
 }
 
-/// How f32 operands are multiplied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Math {
-    /// In f32.
-    F32,
-    /// Rounded to TF32 (10 bits of mantissa), on tensor cores.
-    Tf32,
+/// Memory that an algorithm may use beside its operands, in bytes.
+const WORKSPACE: usize = 64 << 20;
+
+/// Alignment beyond which no algorithm asks for more, in bytes.
+const ALIGNED: u64 = 16;
+
+/// cuBLASLt: matrix products, each with the first algorithm that its heuristics name.
+pub struct Blas {
+    table: &'static BlasLt,
+    core: Arc<Core>,
+    handle: Handle,
+    workspace: Block,
+    plans: Mutex<HashMap<Gemm, Vec<Plan>>>,
 }
 
-/// `C[m,n] = alpha · op(A)[m,k] · op(B)[k,n] + (accumulate ? C : 0) (+ bias[n]) (then relu)`, all row-major, sums in
-/// f32. Leading dimensions (of the matrices as stored) and strides between a batch's matrices are in elements.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Gemm {
-    /// Rows of C.
-    pub m: usize,
-    /// Columns of C.
-    pub n: usize,
-    /// Length of the sums.
-    pub k: usize,
-    /// Type of A.
-    pub a: Type,
-    /// Type of B.
-    pub b: Type,
-    /// Type of C.
-    pub c: Type,
-    /// A is stored as `[k, m]`.
-    pub trans_a: bool,
-    /// B is stored as `[n, k]`.
-    pub trans_b: bool,
-    /// Elements from one stored row of A to the next.
-    pub lda: usize,
-    /// The same of B.
-    pub ldb: usize,
-    /// The same of C.
-    pub ldc: usize,
-    /// Number of products; 1 for a single one.
-    pub batch: usize,
-    /// Elements from one A to the next; 0 for the same A in each.
-    pub stride_a: usize,
-    /// The same of B.
-    pub stride_b: usize,
-    /// The same of C.
-    pub stride_c: usize,
-    /// Adds to what C holds.
-    pub accumulate: bool,
-    /// Type of the bias, if there is one.
-    pub bias: Option<Type>,
-    /// Takes the positive part at the end.
-    pub relu: bool,
-    /// How f32 operands are multiplied.
-    pub math: Math,
+/// Descriptors and algorithm of a product for pointers of one alignment.
+struct Plan {
+    table: &'static BlasLt,
+    aligned: [u32; 3],
+    product: Handle,
+    /// Of the library's A and B, which are our B and A, and of C.
+    layouts: [Handle; 3],
+    algorithm: [u64; 8],
 }
 
-/// cuBLASLt.
-pub struct Blas {}
-
-impl Blas {
-    pub(crate) fn open(_core: &Arc<Core>) -> Result<Self> {
-        Err(Error::Invalid { what: String::from("not written") })
+impl BlasLt {
+    /// The library, loaded once.
+    pub(crate) fn get() -> Result<&'static BlasLt> {
+        static TABLE: OnceLock<Result<&'static BlasLt>> = OnceLock::new();
+        TABLE.get_or_init(BlasLt::load).clone()
     }
 
-    /// Queues the product on the compute stream.
+    fn load() -> Result<&'static BlasLt> {
+        let mut loaded = library::open(&Wanted {
+            library: "cuBLASLt",
+            names: if Driver::is_of_cuda_12() {
+                &["libcublasLt.so.12"]
+            } else {
+                &["libcublasLt.so.13", "libcublasLt.so.12"]
+            },
+            parts: None,
+            packaged: true,
+            hint: "install the CUDA toolkit, or `pip install nvidia-cublas` (nvidia-cublas-cu12 for a driver of CUDA 12); PHALANX_CUDA_PATH may name its folder",
+        })?;
+        if let Ok(address) = loaded.symbol("cublasLtGetVersion") {
+            // SAFETY: the function of this name.
+            let version: unsafe extern "C" fn() -> usize = unsafe { std::mem::transmute(address) };
+            // SAFETY: no preconditions.
+            loaded.version = unsafe { version() }.to_string();
+        }
+        let table = BlasLt::bind(&loaded)?;
+        std::mem::forget(loaded);
+        Ok(Box::leak(Box::new(table)))
+    }
+
+    fn check(&self, status: ffi::Status, call: &'static str) -> Result<()> {
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: gives a static text.
+        Err(call_error(call, status, unsafe { (self.cublasLtGetStatusString)(status) }))
+    }
+}
+
+impl Blas {
+    pub(crate) fn open(core: &Arc<Core>) -> Result<Self> {
+        let table = BlasLt::get()?;
+        core.primary.enter()?;
+        let workspace = core.memory.take(WORKSPACE)?;
+        let mut blas = Blas { table, core: core.clone(), handle: 0, workspace, plans: Mutex::default() };
+        // SAFETY: writes one handle, destroyed on drop.
+        table.check(unsafe { (table.cublasLtCreate)(&mut blas.handle) }, "cublasLtCreate")?;
+        Ok(blas)
+    }
+
+    /// Queues the product on the compute stream. Without elements nothing happens; with `k` = 0 C must be dense.
     pub fn gemm(
         &self,
-        _g: &Gemm,
-        _alpha: f32,
-        _a: DevicePtr,
-        _b: DevicePtr,
-        _c: DevicePtr,
-        _bias: Option<DevicePtr>,
+        g: &Gemm,
+        alpha: f32,
+        a: DevicePtr,
+        b: DevicePtr,
+        c: DevicePtr,
+        bias: Option<DevicePtr>,
     ) -> Result<()> {
-        Err(Error::Invalid { what: String::from("not written") })
+        if g.m == 0 || g.n == 0 || g.batch == 0 {
+            return Ok(());
+        }
+        if bias.is_some() != g.bias.is_some() {
+            return Err(Error::Invalid {
+                what: String::from("a product whose bias has no type or no address"),
+            });
+        }
+        self.core.primary.enter()?;
+        if g.k == 0 {
+            let dense = g.ldc == g.n && (g.batch == 1 || g.stride_c == g.m * g.n);
+            if !dense || g.bias.is_some() || (g.accumulate && g.relu) {
+                return Err(Error::NoAlgorithm { library: "cuBLASLt", what: format!("{g:?}") });
+            }
+            let bytes = g.batch * g.m * g.n * g.c.size();
+            if g.accumulate {
+                return Ok(());
+            }
+            return self.core.fill_zero(c.0, bytes);
+        }
+        let aligned = [a, b, c].map(|p| (p.0 | ALIGNED).trailing_zeros());
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = plans.get(g).and_then(|of| of.iter().position(|p| p.aligned == aligned));
+        let of = match found {
+            Some(_) => plans.get(g),
+            None => {
+                let plan = self.plan(g, aligned, bias)?;
+                let of = plans.entry(*g).or_default();
+                of.push(plan);
+                Some(&*of)
+            }
+        };
+        // A new plan is the last.
+        let plan = of.and_then(|of| found.map_or(of.last(), |i| of.get(i)));
+        let Some(plan) = plan else { return Ok(()) };
+        if let Some(bias) = bias {
+            plan.set(ffi::DESC_BIAS_POINTER, &bias.0.to_ne_bytes())?;
+        }
+        let beta = if g.accumulate { 1.0f32 } else { 0.0 };
+        let [left, right, out] = plan.layouts;
+        let t = self.table;
+        // SAFETY: live handles of this library and stream; scalars on the host; the workspace is ours and used in the
+        // stream's order. That the operands reach as far as their layouts is the caller's part, as with a launch.
+        let status = unsafe {
+            (t.cublasLtMatmul)(
+                self.handle,
+                plan.product,
+                &alpha,
+                b.0,
+                left,
+                a.0,
+                right,
+                &beta,
+                c.0,
+                out,
+                c.0,
+                out,
+                &plan.algorithm,
+                self.workspace.address,
+                WORKSPACE,
+                self.core.compute.raw,
+            )
+        };
+        t.check(status, "cublasLtMatmul")
+    }
+
+    /// Row-major matrices are the library's transposed ones: it computes Cᵀ = op(B)ᵀ · op(A)ᵀ.
+    fn plan(&self, g: &Gemm, aligned: [u32; 3], bias: Option<DevicePtr>) -> Result<Plan> {
+        let t = self.table;
+        let mut plan = Plan { table: t, aligned, product: 0, layouts: [0; 3], algorithm: [0; 8] };
+        let tf32 = g.math == Math::Tf32 && g.a == Type::F32 && g.b == Type::F32;
+        let compute = if tf32 { ffi::COMPUTE_32F_FAST_TF32 } else { ffi::COMPUTE_32F };
+        // SAFETY: writes one handle, destroyed with the plan.
+        let status = unsafe { (t.cublasLtMatmulDescCreate)(&mut plan.product, compute, ffi::R_32F) };
+        t.check(status, "cublasLtMatmulDescCreate")?;
+        plan.set(ffi::DESC_TRANSA, &c_int::from(g.trans_b).to_ne_bytes())?;
+        plan.set(ffi::DESC_TRANSB, &c_int::from(g.trans_a).to_ne_bytes())?;
+        let mut epilogue = 0;
+        if let (Some(of), Some(at)) = (g.bias, bias) {
+            epilogue |= ffi::EPILOGUE_BIAS;
+            plan.set(ffi::DESC_BIAS_DATA_TYPE, &of.cuda().to_ne_bytes())?;
+            plan.set(ffi::DESC_BIAS_POINTER, &at.0.to_ne_bytes())?;
+        }
+        if g.relu {
+            epilogue |= ffi::EPILOGUE_RELU;
+        }
+        if epilogue == 0 {
+            epilogue = ffi::EPILOGUE_DEFAULT;
+        }
+        plan.set(ffi::DESC_EPILOGUE, &epilogue.to_ne_bytes())?;
+        let stored =
+            |trans: bool, rows: usize, columns: usize| if trans { (rows, columns) } else { (columns, rows) };
+        let matrices = [
+            (g.b, stored(g.trans_b, g.k, g.n), g.ldb, g.stride_b),
+            (g.a, stored(g.trans_a, g.m, g.k), g.lda, g.stride_a),
+            (g.c, (g.n, g.m), g.ldc, g.stride_c),
+        ];
+        for (layout, (of, (rows, columns), ld, stride)) in plan.layouts.iter_mut().zip(matrices) {
+            // SAFETY: writes one handle, destroyed with the plan.
+            let status = unsafe {
+                (t.cublasLtMatrixLayoutCreate)(layout, of.cuda(), rows as u64, columns as u64, ld as i64)
+            };
+            t.check(status, "cublasLtMatrixLayoutCreate")?;
+            if g.batch > 1 {
+                let count = g.batch as c_int;
+                // SAFETY: a live handle; an attribute of four bytes.
+                let status = unsafe {
+                    (t.cublasLtMatrixLayoutSetAttribute)(
+                        *layout,
+                        ffi::LAYOUT_BATCH_COUNT,
+                        (&raw const count).cast(),
+                        4,
+                    )
+                };
+                t.check(status, "cublasLtMatrixLayoutSetAttribute")?;
+                let stride = stride as i64;
+                // SAFETY: a live handle; an attribute of eight bytes.
+                let status = unsafe {
+                    (t.cublasLtMatrixLayoutSetAttribute)(
+                        *layout,
+                        ffi::LAYOUT_BATCH_STRIDE,
+                        (&raw const stride).cast(),
+                        8,
+                    )
+                };
+                t.check(status, "cublasLtMatrixLayoutSetAttribute")?;
+            }
+        }
+        plan.algorithm = self.first_algorithm(&plan, g)?;
+        Ok(plan)
+    }
+
+    fn first_algorithm(&self, plan: &Plan, g: &Gemm) -> Result<[u64; 8]> {
+        let t = self.table;
+        let mut preference = Preference { table: t, raw: 0 };
+        // SAFETY: writes one handle, destroyed on drop.
+        let status = unsafe { (t.cublasLtMatmulPreferenceCreate)(&mut preference.raw) };
+        t.check(status, "cublasLtMatmulPreferenceCreate")?;
+        preference.set(ffi::PREFER_WORKSPACE, &WORKSPACE.to_ne_bytes())?;
+        // Sums that are cut into pieces meet in f32: in place they would meet in C's type.
+        preference.set(ffi::PREFER_REDUCTIONS, &ffi::REDUCTION_COMPUTE_TYPE.to_ne_bytes())?;
+        let [a, b, c] = plan.aligned.map(|log| 1u32 << log);
+        for (i, aligned) in [b, a, c, c].into_iter().enumerate() {
+            preference.set(ffi::PREFER_ALIGNMENT_A + i as c_int, &aligned.to_ne_bytes())?;
+        }
+        let [left, right, out] = plan.layouts;
+        let mut found = [Heuristic::default(); 4];
+        let mut count: c_int = 0;
+        // SAFETY: live handles; writes at most four results and their number.
+        let status = unsafe {
+            (t.cublasLtMatmulAlgoGetHeuristic)(
+                self.handle,
+                plan.product,
+                left,
+                right,
+                out,
+                out,
+                preference.raw,
+                found.len() as c_int,
+                found.as_mut_ptr(),
+                &mut count,
+            )
+        };
+        if status != ffi::NOT_SUPPORTED {
+            t.check(status, "cublasLtMatmulAlgoGetHeuristic")?;
+        }
+        let first = found.iter().take(usize::try_from(count).unwrap_or(0)).find(|h| h.state == 0);
+        let none = || Error::NoAlgorithm { library: "cuBLASLt", what: format!("{g:?}") };
+        first.map(|h| h.algorithm).ok_or_else(none)
+    }
+}
+
+impl fmt::Debug for Blas {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Blas")
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        self.plans.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        if self.core.primary.enter().is_ok() && self.handle != 0 {
+            // SAFETY: made in `open`; its plans are gone.
+            unsafe { (self.table.cublasLtDestroy)(self.handle) };
+        }
+        self.core.memory.give(self.workspace, Vec::new());
+    }
+}
+
+impl Plan {
+    fn set(&self, attribute: c_int, value: &[u8]) -> Result<()> {
+        let at = value.as_ptr().cast::<c_void>();
+        // SAFETY: a live handle; the library reads as many bytes as are there.
+        let status =
+            unsafe { (self.table.cublasLtMatmulDescSetAttribute)(self.product, attribute, at, value.len()) };
+        self.table.check(status, "cublasLtMatmulDescSetAttribute")
+    }
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        for layout in self.layouts.into_iter().filter(|l| *l != 0) {
+            // SAFETY: made by this library, not used after.
+            unsafe { (self.table.cublasLtMatrixLayoutDestroy)(layout) };
+        }
+        if self.product != 0 {
+            // SAFETY: as above.
+            unsafe { (self.table.cublasLtMatmulDescDestroy)(self.product) };
+        }
+    }
+}
+
+/// What an algorithm may use; destroyed on drop.
+struct Preference {
+    table: &'static BlasLt,
+    raw: Handle,
+}
+
+impl Preference {
+    fn set(&self, attribute: c_int, value: &[u8]) -> Result<()> {
+        let at = value.as_ptr().cast::<c_void>();
+        // SAFETY: a live handle; the library reads as many bytes as are there.
+        let status = unsafe {
+            (self.table.cublasLtMatmulPreferenceSetAttribute)(self.raw, attribute, at, value.len())
+        };
+        self.table.check(status, "cublasLtMatmulPreferenceSetAttribute")
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        if self.raw != 0 {
+            // SAFETY: made by this library, not used after.
+            unsafe { (self.table.cublasLtMatmulPreferenceDestroy)(self.raw) };
+        }
     }
 }

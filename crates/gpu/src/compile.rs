@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use crate::error::call_error;
 use crate::ffi::Handle;
+use crate::ffi::driver::Driver;
 use crate::ffi::nvrtc::{self, Nvrtc};
 use crate::library::{self, Wanted};
 use crate::{Error, Result, cache};
@@ -41,10 +42,14 @@ impl Compiler {
     fn load() -> Result<&'static Compiler> {
         let loaded = library::open(&Wanted {
             library: "run-time compiler (NVRTC)",
-            names: &["libnvrtc.so.13", "libnvrtc.so.12"],
+            names: if Driver::is_of_cuda_12() {
+                &["libnvrtc.so.12"]
+            } else {
+                &["libnvrtc.so.13", "libnvrtc.so.12"]
+            },
             parts: Some("libnvrtc-builtins.so"),
             packaged: true,
-            hint: "install the CUDA toolkit, or `pip install nvidia-cuda-nvrtc`; PHALANX_CUDA_PATH may name its folder",
+            hint: "install the CUDA toolkit, or `pip install nvidia-cuda-nvrtc` (nvidia-cuda-nvrtc-cu12 for a driver of CUDA 12); PHALANX_CUDA_PATH may name its folder",
         })?;
         let table = Nvrtc::bind(&loaded)?;
         let (mut major, mut minor): (c_int, c_int) = (0, 0);
@@ -112,10 +117,8 @@ impl Compiler {
         self.check(unsafe { (self.table.nvrtcGetCUBINSize)(program.raw, &mut size) }, "nvrtcGetCUBINSize")?;
         let mut cubin = vec![0u8; size];
         // SAFETY: writes as many bytes as it has just said.
-        self.check(
-            unsafe { (self.table.nvrtcGetCUBIN)(program.raw, cubin.as_mut_ptr().cast()) },
-            "nvrtcGetCUBIN",
-        )?;
+        let status = unsafe { (self.table.nvrtcGetCUBIN)(program.raw, cubin.as_mut_ptr().cast()) };
+        self.check(status, "nvrtcGetCUBIN")?;
         Ok(cubin)
     }
 }
@@ -134,10 +137,8 @@ impl Program<'_> {
         c.check(unsafe { (c.table.nvrtcGetProgramLogSize)(self.raw, &mut size) }, "nvrtcGetProgramLogSize")?;
         let mut log = vec![0u8; size];
         // SAFETY: writes as many bytes as it has just said.
-        c.check(
-            unsafe { (c.table.nvrtcGetProgramLog)(self.raw, log.as_mut_ptr().cast()) },
-            "nvrtcGetProgramLog",
-        )?;
+        let status = unsafe { (c.table.nvrtcGetProgramLog)(self.raw, log.as_mut_ptr().cast()) };
+        c.check(status, "nvrtcGetProgramLog")?;
         while log.last() == Some(&0) {
             log.pop();
         }

@@ -1,14 +1,16 @@
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::blas::Blas;
 use crate::device::Primary;
 use crate::dnn::Dnn;
+use crate::faults::Faults;
 use crate::launch::Modules;
 use crate::memory::Memory;
 use crate::pinned::HostCache;
 use crate::transfer::Staging;
-use crate::{DeviceInfo, Event, Result, Stream};
+use crate::{DeviceInfo, Event, Math, Result, Stream};
 
 /// Priority of the streams beside compute: higher, as what they do is short and others wait for it.
 const URGENT: i32 = -1;
@@ -22,8 +24,18 @@ struct Inner {
     modules: Modules,
     blas: OnceLock<Result<Blas>>,
     dnn: OnceLock<Result<Dnn>>,
+    faults: OnceLock<Result<Faults>>,
     staging: Mutex<Staging>,
+    tf32: AtomicBool,
+    exact: AtomicBool,
     core: Arc<Core>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Modules and libraries go next; nothing of them may still run.
+        let _ = self.core.compute.synchronize();
+    }
 }
 
 /// What blocks of memory and the libraries share.
@@ -36,6 +48,18 @@ pub(crate) struct Core {
     copies: Stream,
     communication: Stream,
     pub(crate) primary: Arc<Primary>,
+}
+
+impl Core {
+    /// Writes zeros on the compute stream.
+    pub(crate) fn fill_zero(&self, at: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let d = self.primary.enter()?;
+        // SAFETY: a device address; that it reaches so far is the caller's part, as with a launch.
+        d.check(unsafe { (d.cuMemsetD8Async)(at, 0, bytes, self.compute.raw) }, "cuMemsetD8Async")
+    }
 }
 
 impl Drop for Core {
@@ -66,7 +90,10 @@ impl Context {
             modules: Modules::default(),
             blas: OnceLock::new(),
             dnn: OnceLock::new(),
+            faults: OnceLock::new(),
             staging: Mutex::default(),
+            tf32: AtomicBool::new(false),
+            exact: AtomicBool::new(false),
             core,
         })))
     }
@@ -118,6 +145,27 @@ impl Context {
         Ok(Timer { context: self.clone(), start: event()?, stop: event()? })
     }
 
+    /// How ops are to multiply f32 numbers; in f32 until [`Context::set_math`] says otherwise.
+    pub fn math(&self) -> Math {
+        if self.0.tf32.load(Ordering::Relaxed) { Math::Tf32 } else { Math::F32 }
+    }
+
+    /// For the products of all ops from now on.
+    pub fn set_math(&self, math: Math) {
+        self.0.tf32.store(math == Math::Tf32, Ordering::Relaxed);
+    }
+
+    /// Whether ops are to take convolutions that give the same bits every time only, chosen without timing; not until
+    /// [`Context::set_exact`] says so.
+    pub fn exact(&self) -> bool {
+        self.0.exact.load(Ordering::Relaxed)
+    }
+
+    /// For the convolutions of all ops from now on.
+    pub fn set_exact(&self, exact: bool) {
+        self.0.exact.store(exact, Ordering::Relaxed);
+    }
+
     /// cuBLASLt, loaded at the first use.
     pub fn blas(&self) -> Result<&Blas> {
         self.0.blas.get_or_init(|| Blas::open(self.core())).as_ref().map_err(Clone::clone)
@@ -138,6 +186,10 @@ impl Context {
 
     pub(crate) fn modules(&self) -> &Modules {
         &self.0.modules
+    }
+
+    pub(crate) fn faults_once(&self) -> &OnceLock<Result<Faults>> {
+        &self.0.faults
     }
 
     pub(crate) fn staging(&self) -> MutexGuard<'_, Staging> {

@@ -75,6 +75,14 @@ impl Driver {
         }
     }
 
+    /// Whether the driver is for CUDA 12, which cannot run what libraries of CUDA 13 bring. False without a driver.
+    pub(crate) fn is_of_cuda_12() -> bool {
+        let mut version: c_int = 0;
+        // SAFETY: writes one integer.
+        let status = Driver::get().map(|d| unsafe { (d.cuDriverGetVersion)(&mut version) });
+        status.is_ok_and(|s| s == 0) && version < 13_000
+    }
+
     /// An error unless `status` is success.
     #[inline]
     pub(crate) fn check(&self, status: Status, call: &'static str) -> Result<()> {

@@ -187,3 +187,99 @@ fn subfolders(folder: &Path, start: &str) -> Vec<PathBuf> {
     found.sort();
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const NOWHERE: Wanted = Wanted {
+        library: "made-up library",
+        names: &["libphalanx-none.so.2", "libphalanx-none.so.1"],
+        parts: None,
+        packaged: true,
+        hint: "make one",
+    };
+
+    #[test]
+    fn what_is_not_found_is_told_with_every_place_and_the_hint() {
+        let Err(e) = open(&NOWHERE) else { panic!() };
+        let text = e.to_string();
+        assert!(text.starts_with("no made-up library: tried ") && text.ends_with("; make one"), "{text}");
+        assert!(text.contains("libphalanx-none.so.2 (") && text.contains("libphalanx-none.so.1 ("), "{text}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_library_is_passed_over_and_told() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("libphalanx-none.so.1"), "text").unwrap();
+        let mut tried = Vec::new();
+        let folders = [folder.path().to_path_buf(), folder.path().join("none")];
+        assert!(open_in(&folders, &NOWHERE, &mut tried).is_none());
+        assert_eq!(tried.len(), 2, "{tried:?}");
+        assert!(
+            tried[0].contains("libphalanx-none.so.1 (") && tried[1].ends_with("(not there)"),
+            "{tried:?}"
+        );
+    }
+
+    #[test]
+    fn a_missing_function_is_named_with_the_library_and_its_version() {
+        let mut tried = Vec::new();
+        let loaded = open_file(Path::new("libc.so.6"), &mut tried).unwrap();
+        assert_ne!(loaded.symbol("strlen").unwrap(), 0);
+        let e = loaded.symbol("cuMakeCoffee").unwrap_err().to_string();
+        assert!(
+            e.contains("libc.so.6") && e.contains("version unknown") && e.contains("cuMakeCoffee"),
+            "{e}"
+        );
+    }
+
+    #[test]
+    fn packages_are_searched_in_the_environment_then_beside_python() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |p: &str| root.path().join(p);
+        for p in [
+            "env/lib/python3.12/site-packages/nvidia/cublas/lib",
+            "env/lib/python3.12/site-packages/nvidia/cu13/lib",
+            "env/lib/python3.12/site-packages/nvidia/empty",
+            "opt/lib/python3.11/site-packages/nvidia/cudnn/lib",
+            "opt/bin",
+            "path",
+            "home/.local/lib/python3.10/site-packages/nvidia/nccl/lib",
+            "toolkit/lib64",
+        ] {
+            fs::create_dir_all(at(p)).unwrap();
+        }
+        fs::write(at("opt/bin/python3.11"), "").unwrap();
+        std::os::unix::fs::symlink(at("opt/bin/python3.11"), at("path/python3")).unwrap();
+        let env = |name: &str| {
+            let value = match name {
+                "VIRTUAL_ENV" => at("env"),
+                "PATH" => at("path"),
+                "HOME" => at("home"),
+                "CUDA_HOME" => at("toolkit"),
+                _ => return None,
+            };
+            Some(value.into_os_string())
+        };
+        let found = package_folders(&env);
+        let ours: Vec<_> = found.iter().filter_map(|f| f.strip_prefix(root.path()).ok()).collect();
+        let wanted = [
+            "toolkit/lib64",
+            "env/lib/python3.12/site-packages/nvidia/cu13/lib",
+            "env/lib/python3.12/site-packages/nvidia/cublas/lib",
+            "opt/lib/python3.11/site-packages/nvidia/cudnn/lib",
+            "home/.local/lib/python3.10/site-packages/nvidia/nccl/lib",
+        ];
+        assert_eq!(ours, wanted.map(Path::new));
+    }
+
+    #[test]
+    fn own_folders_are_split_at_colons() {
+        let env = |_: &str| Some(OsString::from("/a::/b"));
+        assert_eq!(own_folders(&env), [PathBuf::from("/a"), PathBuf::from("/b")]);
+        assert!(own_folders(&|_| None).is_empty());
+    }
+}

@@ -17,9 +17,16 @@ pub(crate) struct Staging {
     flying: VecDeque<(Pinned, Event)>,
     /// Events of landed copies, to be used again.
     events: Vec<Event>,
+    /// Sources of uploads that became part of the graph that is being recorded.
+    recorded: Vec<Pinned>,
 }
 
 impl Staging {
+    /// The sources of recorded uploads, for the graph to keep.
+    pub(crate) fn recorded(&mut self) -> Vec<Pinned> {
+        std::mem::take(&mut self.recorded)
+    }
+
     /// Gives back what has landed; waits when too much is on its way.
     fn land(&mut self) -> Result<()> {
         while let Some((_, event)) = self.flying.front() {
@@ -37,7 +44,8 @@ impl Staging {
 }
 
 impl Context {
-    /// Copies `bytes` into `dst` from byte `at` on. The source may be reused at return.
+    /// Copies `bytes` into `dst` from byte `at` on. The source may be reused at return. While a graph is
+    /// recorded, the bytes become part of it.
     pub fn upload(&self, dst: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {
         within(at, bytes.len(), dst.len())?;
         let mut to = dst.ptr().offset(at);
@@ -45,6 +53,12 @@ impl Context {
             let mut pinned = self.pinned(piece.len())?;
             pinned.copy_from_slice(piece);
             let mut staging = self.staging();
+            if self.is_capturing() {
+                self.copy_in(self.compute(), to, &pinned)?;
+                staging.recorded.push(pinned);
+                to = to.offset(piece.len());
+                continue;
+            }
             staging.land()?;
             self.copy_in(self.compute(), to, &pinned)?;
             let event = staging.events.pop().map_or_else(|| self.event(), Ok)?;
@@ -71,12 +85,24 @@ impl Context {
         Ok(())
     }
 
-    /// Copies several ranges (address, bytes) from device memory, one after the other; one wait for all of them.
+    /// Copies several ranges (address, bytes) from device memory, one after the other; one wait for all of them
+    /// unless they are large.
     pub fn download_all(&self, parts: &[(DevicePtr, usize)]) -> Result<Vec<u8>> {
         if self.is_capturing() {
             return Err(Error::Capturing { what: "a copy to the host" });
         }
         let total = parts.iter().map(|p| p.1).sum();
+        if total > PIECE {
+            // Not so much pinned memory at once: the wait is the smaller part.
+            let mut all = vec![0; total];
+            let mut rest = all.as_mut_slice();
+            for (src, bytes) in parts {
+                let (part, after) = rest.split_at_mut(*bytes);
+                self.download(*src, part)?;
+                rest = after;
+            }
+            return Ok(all);
+        }
         let mut pinned = self.pinned(total)?;
         let mut at = 0;
         for (src, bytes) in parts {
@@ -133,12 +159,6 @@ impl Context {
 
     /// Writes zeros on the compute stream.
     pub fn fill_zero(&self, dst: DevicePtr, bytes: usize) -> Result<()> {
-        if bytes == 0 {
-            return Ok(());
-        }
-        let d = self.primary().enter()?;
-        // SAFETY: a device address; that it reaches so far is the caller's part, as with a launch.
-        let status = unsafe { (d.cuMemsetD8Async)(dst.0, 0, bytes, self.compute().raw) };
-        d.check(status, "cuMemsetD8Async")
+        self.core().fill_zero(dst.0, bytes)
     }
 }

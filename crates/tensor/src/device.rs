@@ -28,6 +28,16 @@ impl Device {
         })
     }
 
+    /// Fails with the first [`Error::Index`] that a kernel on this GPU has met since the last such error: an index read
+    /// from data that lies outside its axis. The CPU's ops fail themselves; a GPU's go on, with results that are not
+    /// numbers, until somebody waits for results. Reading a tensor asks, too; who waits in another way asks here.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(gpu) => crate::ops::cuda::faults::check(gpu),
+        }
+    }
+
     /// `"cpu"` or `"cuda"`.
     pub fn name(&self) -> &'static str {
         match self {

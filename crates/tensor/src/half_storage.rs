@@ -185,6 +185,13 @@ impl Op for Widened {
 }
 
 impl CudaOp for Widened {
+    fn plan_cuda(&self, inputs: &[Meta], plan: Plan) -> Plan {
+        match self.op.cuda() {
+            Some(op) => op.plan_cuda(inputs, plan),
+            None => plan,
+        }
+    }
+
     fn forward_cuda(
         &self,
         gpu: &phalanx_gpu::Context,

@@ -232,6 +232,12 @@ pub trait Op: Debug + Send + Sync {
 /// An op's kernels for GPUs. They read and write f32, bf16 and f16 and compute in f32: what [`Narrow`] says is only how
 /// the shape rule is asked and of which type the results are. Operands may be of different float types.
 pub trait CudaOp: Op {
+    /// What the shape rule says, changed where kernels on a GPU save something else for the way back: to compute again is
+    /// often faster than to read. The operands are as they are, halves too.
+    fn plan_cuda(&self, _inputs: &[Meta], plan: Plan) -> Plan {
+        plan
+    }
+
     /// As [`Op::forward`]; enqueued on the compute stream.
     fn forward_cuda(
         &self,

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use phalanx_gpu::DevicePtr;
 use phalanx_host::{Arena, ArenaMut, ArenaRef, Buffer};
 
-use crate::{Device, Result};
+use crate::{Device, Error, Result};
 
 /// The memory behind a tensor: one closed enum, matched here and in [`crate::Exec`] only.
 #[derive(Clone, Debug)]
@@ -145,16 +145,11 @@ impl Held {
         }
     }
 
-    /// The bytes as the processor can read them: copied from the GPU, after its work so far, where they are there.
-    pub fn to_host(&self, device: &Device) -> Result<std::borrow::Cow<'_, [u8]>> {
-        match (self.memory(), device) {
-            (Memory::Host(bytes), _) => Ok(bytes.into()),
-            (Memory::Device(ptr, len), Device::Cuda(gpu)) => {
-                let mut bytes = vec![0; len];
-                gpu.download(ptr, &mut bytes)?;
-                Ok(bytes.into())
-            }
-            (Memory::Device(..), _) => Err(crate::Error::WrongMemory { op: "read", device: "cpu" }),
+    /// The bytes of host memory. Fails on a GPU's.
+    pub fn bytes(&self) -> Result<&[u8]> {
+        match self.memory() {
+            Memory::Host(bytes) => Ok(bytes),
+            Memory::Device(..) => Err(Error::WrongMemory { op: "read", device: "CPU" }),
         }
     }
 }

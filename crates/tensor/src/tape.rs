@@ -93,6 +93,10 @@ fn apply_dyn(op: Arc<dyn Op>, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     let metas: Vec<Meta> = inputs.iter().map(|t| Meta { dtype: t.dtype(), layout: *t.layout() }).collect();
     let op = half_storage::adapt(op, &metas)?;
     let plan = op.infer(&metas)?;
+    let plan = match (&device, op.cuda()) {
+        (Device::Cuda(_), Some(op)) => op.plan_cuda(&metas, plan),
+        _ => plan,
+    };
 
     let mut operands: Vec<Tensor> = inputs.iter().map(|&t| t.clone()).collect();
     let cx = Exec::new(&device);

@@ -205,8 +205,16 @@ impl Tensor {
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         let dense = self.detach().contiguous()?;
         let held = dense.storage.hold()?;
-        let bytes = held.to_host(&self.device)?;
-        Ok(View::new(dense.dtype, dense.layout, &bytes).slice::<T>()?.to_vec())
+        let view = dense.view(&held);
+        let Device::Cuda(gpu) = &self.device else { return Ok(view.slice::<T>()?.to_vec()) };
+        if self.dtype != T::DTYPE {
+            let want = T::DTYPE.to_string();
+            return Err(Error::DTypes { op: "to_vec", operand: 0, got: self.dtype, want });
+        }
+        let mut all = vec![T::zeroed(); dense.shape().numel()];
+        gpu.download(view.ptr()?, bytemuck::cast_slice_mut(&mut all))?;
+        crate::ops::cuda::faults::check(gpu)?;
+        Ok(all)
     }
 
     /// The only element of a float tensor.

@@ -104,10 +104,7 @@ pub fn download(tensors: &[&Tensor]) -> Result<Vec<Vec<f64>>> {
     let dense = tensors.iter().map(|t| t.detach().contiguous()).collect::<Result<Vec<_>>>()?;
     let held = dense.iter().map(Tensor::hold).collect::<Result<Vec<Held>>>()?;
     let Some(Device::Cuda(gpu)) = tensors.first().map(|t| t.device()) else {
-        let each = dense.iter().zip(&held).map(|(t, held)| {
-            let bytes = held.to_host(t.device())?;
-            doubles(part(t, &bytes), t.dtype())
-        });
+        let each = dense.iter().zip(&held).map(|(t, held)| doubles(part(t, held.bytes()?), t.dtype()));
         return each.collect();
     };
     let mut places = Vec::with_capacity(dense.len());
@@ -116,6 +113,7 @@ pub fn download(tensors: &[&Tensor]) -> Result<Vec<Vec<f64>>> {
         places.push((t.view(held).ptr()?, t.shape().numel() * t.dtype().size()));
     }
     let all = gpu.download_all(&places)?;
+    crate::ops::cuda::faults::check(gpu)?;
     let mut rest = &all[..];
     let each = dense.iter().zip(&places).map(|(t, (_, len))| {
         let (mine, after) = rest.split_at_checked(*len).ok_or_else(elsewhere)?;

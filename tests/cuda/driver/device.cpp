@@ -1,6 +1,7 @@
 // Devices, contexts and errors, and what the environment says:
 //
 //   PHALANX_STANDIN_DEVICES          number of devices (1)
+//   CUDA_VISIBLE_DEVICES             which of them the process sees, by number
 //   PHALANX_STANDIN_MEMORY           bytes of each, with K, M or G behind it (4G)
 //   PHALANX_STANDIN_DRIVER_VERSION   what cuDriverGetVersion answers (13000)
 //   PHALANX_STANDIN_STREAMS=1        streams run as late as possible (streams.cpp)
@@ -83,7 +84,30 @@ void report(const char* format, ...) {
 
 API void phalanx_standin_report(const char* text) { report("%s", text); }
 
-int device_count() { return atoi(environment("PHALANX_STANDIN_DEVICES", "1").c_str()); }
+namespace {
+
+/// Numbers of the devices that the process sees, in its order; as with the real driver a wrong number ends the list.
+const std::vector<int>& visible_devices() {
+    static const std::vector<int> visible = [] {
+        std::vector<int> numbers;
+        const int count = atoi(environment("PHALANX_STANDIN_DEVICES", "1").c_str());
+        const char* named = getenv("CUDA_VISIBLE_DEVICES");
+        for (int i = 0; !named && i < count; i++) numbers.push_back(i);
+        for (const char* at = named; at && *at;) {
+            char* end = nullptr;
+            const long number = strtol(at, &end, 10);
+            if (end == at || number < 0 || number >= count) break;
+            numbers.push_back((int)number);
+            at = *end == ',' ? end + 1 : end;
+        }
+        return numbers;
+    }();
+    return visible;
+}
+
+}  // namespace
+
+int device_count() { return (int)visible_devices().size(); }
 
 size_t device_memory() {
     static const size_t bytes = [] {
@@ -186,9 +210,10 @@ API Result cuDeviceGetName(char* name, int length, int device) {
 }
 
 API Result cuDeviceGetUuid_v2(Uuid* uuid, int device) {
+    if (Result wrong = check_device(device)) return wrong;
     memcpy(uuid->bytes, "phalanx standin", 16);
-    uuid->bytes[15] = (char)device;
-    return check_device(device);
+    uuid->bytes[15] = (char)visible_devices()[(size_t)device];
+    return success;
 }
 
 API Result cuDeviceTotalMem_v2(size_t* bytes, int device) {

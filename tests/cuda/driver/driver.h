@@ -93,7 +93,7 @@ void restore_snapshot(const Snapshot& snapshot);
 
 // streams.cpp
 struct Stream;
-/// Work of a stream. It may run more than once, in graphs.
+/// Work of a stream; it answers with 0, an error, or not_ready to be called again. It may run more than once, in graphs.
 using Work = std::function<int()>;
 Result enqueue(Stream* handle, Work work);
 /// Runs everything that was enqueued in the context; its error.
@@ -103,8 +103,8 @@ bool lazy_streams();
 bool forbidden_by_capture(const char* call);
 /// Whether this very stream is capturing.
 bool is_capturing(Stream* handle);
-/// Runs a stream to its end.
-Result finish(Stream* handle);
+/// Runs a stream to its end, or without `waiting` as far as it goes.
+Result finish(Stream* handle, bool waiting = true);
 
 // modules.cpp and engine.cpp
 struct Launch {

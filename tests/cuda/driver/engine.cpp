@@ -136,8 +136,9 @@ void Engine::run_block() {
     for (unsigned w = 0; w < warps.size(); w++) {
         const unsigned lanes = count - 32 * w;
         warps[w].alive = lanes >= 32 ? ~0u : (1u << lanes) - 1;
+        warps[w].waiting = 0;
     }
-    started = ended = at_barrier = votes = waiting_in_warp = 0;
+    started = ended = at_barrier = votes = 0;
 
     while (started < count && !failed) {
         current_stack = take_stack();
@@ -168,7 +169,7 @@ void Engine::run_block() {
 
 Stack* Engine::take_stack() {
     if (free_stacks.empty()) {
-        stacks.push_back(std::make_unique<Stack>());
+        stacks.push_back(std::make_unique<Stack>(stacks.size()));
         if (!stacks.back()->usable()) {
             stacks.pop_back();
             fail("no memory for the stacks of %u threads", count);
@@ -222,7 +223,7 @@ void Engine::end_thread() {
     Warp& warp = warps[current / 32];
     warp.alive &= ~(1u << (current % 32));
     // Votes and __syncwarp go on without a lane that has ended; a shuffle that names it has no value to read.
-    if (waiting_in_warp > 0) settle_warp(current / 32);
+    if (warp.waiting) settle_warp(current / 32);
 }
 
 /// Leaves the stack until the scheduler continues this thread.
@@ -264,29 +265,31 @@ uint64_t Engine::warp_exchange(PhalanxWarp what, unsigned mask, uint64_t value, 
     thread.value = value;
     thread.source = source;
     thread.state = State::in_warp;
-    waiting_in_warp++;
-    settle_warp(current / 32);
+    warps[current / 32].waiting |= 1u << lane;
+    settle_lane(current / 32, lane);
     wait(thread.state);
     return thread.answer;
 }
 
 /// Completes every operation of the warp whose lanes have all arrived.
 void Engine::settle_warp(unsigned w) {
+    for (unsigned lane = 0; lane < 32; lane++)
+        if (warps[w].waiting >> lane & 1) settle_lane(w, lane);
+}
+
+/// Completes the operation that a lane waits in, if all its lanes have arrived.
+void Engine::settle_lane(unsigned w, unsigned lane) {
     Thread* lanes = &threads[32 * w];
-    const unsigned present = count - 32 * w < 32 ? count - 32 * w : 32;
-    for (unsigned first = 0; first < present; first++) {
-        if (lanes[first].state != State::in_warp) continue;
-        const PhalanxWarp what = lanes[first].what;
-        const unsigned mask = lanes[first].mask, gone = mask & ~warps[w].alive;
-        if (gone && what == PhalanxWarp::shuffle)
-            fail("lane %u calls a shuffle with the mask 0x%08x, which names lane %d that has ended or does not exist", first, mask,
-                 __builtin_ctz(gone));
-        const unsigned needed = mask & warps[w].alive;
-        bool complete = true;
-        for (unsigned l = 0; l < present && complete; l++)
-            if (needed >> l & 1) complete = lanes[l].state == State::in_warp && lanes[l].what == what && lanes[l].mask == mask;
-        if (complete) finish_exchange(lanes, needed, what);
-    }
+    const PhalanxWarp what = lanes[lane].what;
+    const unsigned mask = lanes[lane].mask, gone = mask & ~warps[w].alive, needed = mask & warps[w].alive;
+    if (gone && what == PhalanxWarp::shuffle)
+        fail("lane %u calls a shuffle with the mask 0x%08x, which names lane %d that has ended or does not exist", lane, mask,
+             __builtin_ctz(gone));
+    if ((warps[w].waiting & needed) != needed) return;
+    for (unsigned l = 0; l < 32; l++)
+        if ((needed >> l & 1) && (lanes[l].what != what || lanes[l].mask != mask)) return;
+    warps[w].waiting &= ~needed;
+    finish_exchange(lanes, needed, what);
 }
 
 void Engine::finish_exchange(Thread* lanes, unsigned needed, PhalanxWarp what) {
@@ -316,7 +319,6 @@ void Engine::finish_exchange(Thread* lanes, unsigned needed, PhalanxWarp what) {
                 if (needed >> m & 1 && lanes[m].value == lane.value) lane.answer |= 1ull << m;
         }
         lane.state = State::ready;
-        waiting_in_warp--;
     }
 }
 

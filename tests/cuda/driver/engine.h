@@ -37,8 +37,9 @@ private:
         Stack* stack = nullptr;
         Flow flow;
     };
+    /// Lanes that have not ended, and those that wait in an operation of the warp.
     struct Warp {
-        unsigned alive = 0;
+        unsigned alive = 0, waiting = 0;
     };
     struct Aligned {
         void operator()(unsigned char* p) const { ::operator delete[](p, std::align_val_t(1024)); }
@@ -52,6 +53,7 @@ private:
     void wait(State state);
     int block_barrier(PhalanxVote vote, int predicate);
     uint64_t warp_exchange(PhalanxWarp what, unsigned mask, uint64_t value, unsigned source);
+    void settle_lane(unsigned warp, unsigned lane);
     void settle_warp(unsigned warp);
     void finish_exchange(Thread* lanes, unsigned needed, PhalanxWarp what);
     void report_divergence();
@@ -74,7 +76,7 @@ private:
     Flow scheduler;
     /// The stack that a thread of the kernel runs on; none while the scheduler runs.
     Stack* current_stack = nullptr;
-    unsigned current = 0, count = 0, started = 0, ended = 0, at_barrier = 0, votes = 0, waiting_in_warp = 0;
+    unsigned current = 0, count = 0, started = 0, ended = 0, at_barrier = 0, votes = 0;
     PhalanxVote barrier_vote = PhalanxVote::none;
     bool resumed = false, failed = false, faulted = false;
 };

@@ -20,7 +20,9 @@ class Stack {
 public:
     static constexpr size_t BYTES = (size_t)128 << 10;
 
-    Stack() {
+    /// Stacks of different numbers begin at different places of a page: else all would compete for the same lines of the
+    /// caches, as every thread of a block uses the same part of its stack.
+    explicit Stack(size_t number) : shift(number % 61 * 64) {
         const size_t page = (size_t)sysconf(_SC_PAGESIZE);
         mapping = (unsigned char*)mmap(nullptr, BYTES + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (mapping != MAP_FAILED) mprotect(mapping, page, PROT_NONE);
@@ -31,13 +33,15 @@ public:
     }
     Stack(const Stack&) = delete;
     bool usable() const { return mapping != MAP_FAILED; }
-    unsigned char* top() const { return mapping + mapped; }
-    bool guards(uintptr_t at) const { return at >= (uintptr_t)mapping && at < (uintptr_t)(mapping + mapped - BYTES); }
+    unsigned char* top() const { return mapping + mapped - shift; }
+    bool guards(uintptr_t at) const { return at >= (uintptr_t)mapping && at < (uintptr_t)bottom(); }
+
+    unsigned char* bottom() const { return mapping + mapped - BYTES; }
 
 private:
+    const size_t shift;
     unsigned char* mapping;
     size_t mapped;
-    friend void prepare(Flow&, Stack&, void (*)());
 };
 
 #if defined(__x86_64__)
@@ -50,8 +54,10 @@ inline void switch_flow(Flow& from, Flow& to) { phalanx_switch(&from.stack_point
 
 /// Makes `flow` begin with `start` on `stack`; `start` must not return.
 inline void prepare(Flow& flow, Stack& stack, void (*start)()) {
-    // Below the return address, as after a call, lie six registers and the floating-point control words.
-    void** at = (void**)stack.top() - 2;
+    // A function begins with its return address (here of nobody) on top, eight bytes past a multiple of sixteen. Below lie
+    // where to continue, six registers and the floating-point control words, as phalanx_switch leaves them.
+    void** at = (void**)stack.top();
+    *--at = nullptr;
     *--at = (void*)start;
     for (int i = 0; i < 6; i++) *--at = nullptr;
     *--at = nullptr;
@@ -69,8 +75,8 @@ inline void switch_flow(Flow& from, Flow& to) { swapcontext(&from.context, &to.c
 
 inline void prepare(Flow& flow, Stack& stack, void (*start)()) {
     getcontext(&flow.context);
-    flow.context.uc_stack.ss_sp = stack.top() - Stack::BYTES;
-    flow.context.uc_stack.ss_size = Stack::BYTES;
+    flow.context.uc_stack.ss_sp = stack.bottom();
+    flow.context.uc_stack.ss_size = (size_t)(stack.top() - stack.bottom());
     flow.context.uc_link = nullptr;
     makecontext(&flow.context, start, 0);
 }

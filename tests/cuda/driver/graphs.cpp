@@ -175,10 +175,17 @@ API Result cuGraphLaunch(Graph* handle, Stream* stream) {
         }
         graph = executables()[handle];
     }
-    return enqueue(stream, [graph] {
-        for (size_t node : late_order(*graph)) {
-            const Work& work = graph->nodes[node].work;
-            if (int failed = work ? work() : (int)success) return failed;
+    // A node that is not done yet is asked again, so each launch remembers how far it got.
+    struct Progress {
+        std::vector<size_t> order;
+        size_t next = 0;
+    };
+    const auto progress = std::make_shared<Progress>();
+    progress->order = late_order(*graph);
+    return enqueue(stream, [graph, progress] {
+        for (size_t& next = progress->next; next < progress->order.size(); next++) {
+            const Work& work = graph->nodes[progress->order[next]].work;
+            if (int result = work ? work() : (int)success) return result;
         }
         return (int)success;
     });

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <map>
+#include <thread>
 
 std::mutex stream_mutex;
 
@@ -54,27 +55,43 @@ std::shared_ptr<Stream> stream_of(Stream* handle, Context* context) {
     return nullptr;
 }
 
-Result run_until(const std::shared_ptr<Stream>& stream, uint64_t place) {
+Result run_until(const std::shared_ptr<Stream>& stream, uint64_t place, bool waiting) {
+    constexpr auto REST = std::chrono::microseconds(50);
     Lock lock(stream_mutex);
     while (stream->completed < place) {
         if (stream->busy) {
             progress().wait(lock);
             continue;
         }
-        const Operation operation = std::move(stream->queue.front());
-        stream->queue.pop_front();
+        // Only whoever set `busy` takes operations out; others append, which leaves this one in its place.
+        Operation& next = stream->queue.front();
         stream->busy = true;
         lock.unlock();
         int result = stream->context->failure;
-        if (operation.after && result == success) result = run_until(operation.after->stream, operation.after->place);
-        if (operation.work && result == success) result = operation.work();
+        // The rest is taken below, with this stream free for others' questions.
+        if (next.after && result == success) result = run_until(next.after->stream, next.after->place, false);
+        if (next.work && result == success) result = next.work();
         lock.lock();
+        stream->busy = false;
+        progress().notify_all();
+        if (result == not_ready) {
+            if (!waiting) return not_ready;
+            lock.unlock();
+            std::this_thread::sleep_for(REST);
+            lock.lock();
+            continue;
+        }
         int none = success;
         if (lasting(result)) stream->context->failure.compare_exchange_strong(none, result);
         stream->completed++;
-        stream->busy = false;
-        progress().notify_all();
+        {
+            // What the operation holds (a module) may be released at its end, which must not happen under the lock.
+            const Operation done = std::move(next);
+            stream->queue.pop_front();
+            lock.unlock();
+        }
         if (result != success && !lasting(result)) return (Result)result;
+        lock.lock();
     }
     return (Result)stream->context->failure.load();
 }
@@ -89,7 +106,9 @@ Result enqueue_on(const std::shared_ptr<Stream>& stream, Operation operation) {
     stream->queue.push_back(std::move(operation));
     const uint64_t place = ++stream->enqueued;
     lock.unlock();
-    return lazy_streams() ? success : run_until(stream, place);
+    if (lazy_streams()) return success;
+    const Result result = run_until(stream, place, false);
+    return result == not_ready ? success : result;
 }
 
 Result enqueue(Stream* handle, Work work) {
@@ -103,7 +122,7 @@ Result enqueue(Stream* handle, Work work) {
     return enqueue_on(stream, {std::move(work), nullptr});
 }
 
-Result finish(Stream* handle) {
+Result finish(Stream* handle, bool waiting) {
     WITH_CONTEXT(context);
     const auto stream = stream_of(handle, context);
     if (!stream) return invalid_handle;
@@ -113,7 +132,7 @@ Result finish(Stream* handle) {
         if (stream->capture) return refuse_capture(*stream, "waiting for a stream");
         place = stream->enqueued;
     }
-    return run_until(stream, place);
+    return run_until(stream, place, waiting);
 }
 
 Result finish_all(Context* context) {
@@ -169,7 +188,7 @@ API Result cuStreamDestroy_v2(Stream* handle) {
 API Result cuStreamSynchronize(Stream* handle) { return finish(handle); }
 
 /// A query is something that somebody waits with, so it runs what the stream holds.
-API Result cuStreamQuery(Stream* handle) { return finish(handle); }
+API Result cuStreamQuery(Stream* handle) { return finish(handle, false); }
 
 API Result cuCtxSynchronize() {
     WITH_CONTEXT(context);
@@ -194,7 +213,7 @@ std::map<Event*, std::unique_ptr<Event>>& events() {
     return *table;
 }
 
-Result finish_event(Event* handle, const char* call) {
+Result finish_event(Event* handle, const char* call, bool waiting) {
     WITH_CONTEXT(context);
     std::shared_ptr<Record> record;
     {
@@ -209,7 +228,7 @@ Result finish_event(Event* handle, const char* call) {
         record = event->record;
     }
     // An event that was never recorded counts as reached.
-    return record ? run_until(record->stream, record->place) : success;
+    return record ? run_until(record->stream, record->place, waiting) : success;
 }
 
 }  // namespace
@@ -306,8 +325,8 @@ API Result cuStreamWaitEvent(Stream* stream_handle, Event* handle, unsigned) {
     return enqueue_on(stream, {nullptr, record});
 }
 
-API Result cuEventSynchronize(Event* handle) { return finish_event(handle, "cuEventSynchronize"); }
-API Result cuEventQuery(Event* handle) { return finish_event(handle, "cuEventQuery"); }
+API Result cuEventSynchronize(Event* handle) { return finish_event(handle, "cuEventSynchronize", true); }
+API Result cuEventQuery(Event* handle) { return finish_event(handle, "cuEventQuery", false); }
 
 API Result cuEventElapsedTime_v2(float* milliseconds, Event* first, Event* second) {
     WITH_CONTEXT(context);

@@ -18,6 +18,8 @@ pub(crate) struct Heuristic {
     pub(crate) reserved: [c_int; 4],
 }
 
+/// `CUBLAS_STATUS_NOT_SUPPORTED`.
+pub(crate) const NOT_SUPPORTED: Status = 15;
 /// `CUDA_R_32F`.
 pub(crate) const R_32F: c_int = 0;
 /// `CUDA_R_16F`.

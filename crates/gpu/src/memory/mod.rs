@@ -1,5 +1,6 @@
 //! Device memory: blocks from a caching allocator, handed out in the order of the compute stream.
 
+mod planner;
 mod pool;
 
 use std::fmt;

@@ -1,9 +1,15 @@
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::planner::{self, Planner, Tag};
 use crate::device::Primary;
-use crate::{Event, Result};
+use crate::ffi::driver::{self, Driver};
+use crate::{Error, Event, Result};
 
-/// How much device memory a context holds and uses. Sizes in bytes.
+/// How many of the largest live blocks an error names.
+const NAMED: usize = 10;
+
+/// How much device memory a context holds and uses. Sizes in bytes, of blocks as handed out (multiples of 512).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryStats {
     /// In live blocks.
@@ -12,48 +18,211 @@ pub struct MemoryStats {
     pub peak_live: u64,
     /// Held from the device without a use.
     pub cached: u64,
-    /// The largest block that was asked for.
+    /// The largest block that was handed out.
     pub largest: u64,
     /// Blocks handed out.
     pub allocations: u64,
-    /// Calls to the device for memory.
+    /// Segments that the device was asked for.
     pub device_allocations: u64,
 }
 
+/// A block that is in use.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Block {
     pub(crate) address: u64,
 }
 
+/// A context's device memory.
 pub(crate) struct Memory {
     primary: Arc<Primary>,
+    state: Mutex<State>,
+    /// What is handed out now belongs to: 0, or the graph that is being captured.
+    tag: AtomicU32,
+}
+
+#[derive(Default)]
+struct State {
+    planner: Planner,
+    stats: MemoryStats,
+    /// Blocks without an owner that another stream may still use.
+    kept: Vec<(Block, Vec<Event>)>,
+    last_tag: Tag,
 }
 
 impl Memory {
     pub(crate) fn new(primary: &Arc<Primary>) -> Self {
-        Memory { primary: primary.clone() }
+        Memory { primary: primary.clone(), state: Mutex::default(), tag: AtomicU32::new(0) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn take(&self, bytes: usize) -> Result<Block> {
-        let d = self.primary.enter()?;
-        let mut address = 0u64;
-        // SAFETY: writes one address.
-        d.check(unsafe { (d.cuMemAlloc_v2)(&mut address, bytes.max(512)) }, "cuMemAlloc_v2")?;
-        Ok(Block { address })
+        let tag = self.tag.load(Ordering::Relaxed);
+        let mut state = self.state();
+        // Events must not be asked while a graph is captured.
+        if tag == 0 && !state.kept.is_empty() {
+            state.sweep(false)?;
+        }
+        let found = match state.planner.take(tag, bytes) {
+            Some(found) => found,
+            None => self.grow(&mut state, tag, bytes)?,
+        };
+        let stats = &mut state.stats;
+        stats.live += found.1;
+        stats.peak_live = stats.peak_live.max(stats.live);
+        stats.largest = stats.largest.max(found.1);
+        stats.allocations += 1;
+        Ok(Block { address: found.0 })
     }
 
-    pub(crate) fn give(&self, block: Block, _keep: Vec<Event>) {
-        if let Ok(d) = self.primary.enter() {
-            // SAFETY: allocated in `take`.
-            unsafe { (d.cuMemFree_v2)(block.address) };
+    /// Asks the device for a segment; when it has none, gives back what is cached and asks again.
+    #[cold]
+    fn grow(&self, state: &mut State, tag: Tag, bytes: usize) -> Result<(u64, u64)> {
+        let d = self.primary.enter()?;
+        let usual = planner::segment_size(bytes);
+        let mut segment = state.ask(d, usual)?.map(|address| (address, usual));
+        if segment.is_none() && tag == 0 {
+            state.sweep(true)?;
+            if let Some(found) = state.planner.take(tag, bytes) {
+                return Ok(found);
+            }
+            state.release(d);
+            let least = planner::rounded(bytes).next_multiple_of(planner::SEGMENT_UNIT);
+            for size in [usual, least] {
+                if segment.is_none() {
+                    segment = state.ask(d, size)?.map(|address| (address, size));
+                }
+            }
+        }
+        if let Some((address, size)) = segment {
+            state.planner.insert(tag, address, size, bytes);
+        }
+        match state.planner.take(tag, bytes) {
+            Some(found) => Ok(found),
+            None => Err(state.exhausted(d, bytes)),
+        }
+    }
+
+    /// Takes a block back; it is handed out again when all of `keep` are done.
+    pub(crate) fn give(&self, block: Block, keep: Vec<Event>) {
+        let mut state = self.state();
+        if keep.is_empty() {
+            state.give(block);
+        } else {
+            state.kept.push((block, keep));
         }
     }
 
     pub(crate) fn stats(&self) -> MemoryStats {
-        MemoryStats::default()
+        let state = self.state();
+        MemoryStats { cached: state.planner.held() - state.stats.live, ..state.stats }
     }
 
+    /// Gives cached segments back to the device.
     pub(crate) fn trim(&self) -> Result<()> {
+        let d = self.primary.enter()?;
+        let mut state = self.state();
+        state.sweep(true)?;
+        state.release(d);
         Ok(())
+    }
+
+    /// From now on blocks are a new graph's own. Gives its tag.
+    pub(crate) fn begin_graph(&self) -> Tag {
+        let mut state = self.state();
+        state.last_tag += 1;
+        self.tag.store(state.last_tag, Ordering::Relaxed);
+        state.last_tag
+    }
+
+    /// From now on blocks are anybody's again.
+    pub(crate) fn end_graph(&self) {
+        self.tag.store(0, Ordering::Relaxed);
+    }
+
+    /// A graph is gone: its segments serve everybody.
+    pub(crate) fn retire_graph(&self, tag: Tag) {
+        self.state().planner.retire(tag);
+    }
+
+    pub(crate) fn is_capturing(&self) -> bool {
+        self.tag.load(Ordering::Relaxed) != 0
+    }
+}
+
+impl State {
+    fn give(&mut self, block: Block) {
+        if let Some(size) = self.planner.give(block.address) {
+            self.stats.live -= size;
+        }
+    }
+
+    /// Takes back the kept blocks whose events are done; waits for all of them with `wait`.
+    fn sweep(&mut self, wait: bool) -> Result<()> {
+        let mut i = 0;
+        while i < self.kept.len() {
+            let mut done = true;
+            for event in &self.kept[i].1 {
+                if wait {
+                    event.synchronize()?;
+                }
+                done &= event.query()?;
+            }
+            if done {
+                let (block, _) = self.kept.swap_remove(i);
+                self.give(block);
+            } else {
+                i += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// A segment from the device; `None` when it has no room.
+    fn ask(&mut self, d: &Driver, size: u64) -> Result<Option<u64>> {
+        let mut address = 0u64;
+        // SAFETY: writes one address; freed in `release` or when the memory is dropped.
+        let status = unsafe { (d.cuMemAlloc_v2)(&mut address, size as usize) };
+        if status == driver::OUT_OF_MEMORY {
+            return Ok(None);
+        }
+        d.check(status, "cuMemAlloc_v2")?;
+        self.stats.device_allocations += 1;
+        Ok(Some(address))
+    }
+
+    fn release(&mut self, d: &Driver) {
+        for address in self.planner.release() {
+            // SAFETY: a segment of ours without a used block; the driver waits for work that may still use it.
+            unsafe { (d.cuMemFree_v2)(address) };
+        }
+    }
+
+    fn exhausted(&self, d: &Driver, bytes: usize) -> Error {
+        let (mut free, mut total) = (0usize, 0usize);
+        // SAFETY: writes two sizes.
+        unsafe { (d.cuMemGetInfo_v2)(&mut free, &mut total) };
+        let live = self.stats.live;
+        Error::OutOfMemory {
+            wanted: bytes as u64,
+            live,
+            cached: self.planner.held() - live,
+            free: free as u64,
+            total: total as u64,
+            largest: self.planner.largest(NAMED),
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let Ok(d) = self.primary.enter() else { return };
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for address in state.planner.clear() {
+            // SAFETY: a segment of ours; no buffer is left, as each holds the context.
+            unsafe { (d.cuMemFree_v2)(address) };
+        }
     }
 }

@@ -1,10 +1,15 @@
 //! What the ops' CUDA kernels share on the host's side: types by name, launches over elements, operands walked together.
 
-pub(crate) use phalanx_gpu::THREADS;
-use phalanx_gpu::{Args, Context, Grid, Source};
+pub(crate) mod faults;
+mod teams;
 
+pub(crate) use phalanx_gpu::THREADS;
+use phalanx_gpu::{Args, Buffer, Context, DevicePtr, Grid, Source, Type};
+
+pub(crate) use self::teams::{NONE, Teams, optional};
 use super::walk::Walk;
-use crate::{DType, Error, Layout, Result, View};
+use crate::storage::{Memory, MemoryMut};
+use crate::{DType, Error, Layout, Result, Shape, View, ViewMut};
 
 /// A source of kernels: the `kernel.cu` of the folder that names it.
 macro_rules! source {
@@ -39,6 +44,85 @@ pub(crate) fn suffix(op: &'static str, dtype: DType) -> Result<&'static str> {
     }
 }
 
+/// The same type as the libraries name it.
+pub(crate) fn library_type(op: &'static str, dtype: DType) -> Result<Type> {
+    match dtype {
+        DType::F32 => Ok(Type::F32),
+        DType::F16 => Ok(Type::F16),
+        DType::BF16 => Ok(Type::Bf16),
+        got => Err(Error::DTypes { op, operand: 0, got, want: "f32, bf16 or f16 on a GPU".into() }),
+    }
+}
+
+/// Memory for the time of an op's kernels, which holds a dense tensor. Work on it may still be waiting when it is dropped:
+/// who gets the memory next writes it after that.
+pub(crate) struct Scratch {
+    memory: Buffer,
+    dtype: DType,
+    shape: Shape,
+}
+
+impl Scratch {
+    /// Its contents are arbitrary.
+    pub(crate) fn new(gpu: &Context, dtype: DType, shape: Shape) -> Result<Self> {
+        Ok(Scratch { memory: gpu.alloc(shape.numel() * dtype.size())?, dtype, shape })
+    }
+
+    pub(crate) fn ptr(&self) -> DevicePtr {
+        self.memory.ptr()
+    }
+
+    pub(crate) fn view(&self) -> View<'_> {
+        let len = self.shape.numel() * self.dtype.size();
+        View::of(self.dtype, Layout::contiguous(self.shape), Memory::Device(self.memory.ptr(), len))
+    }
+
+    pub(crate) fn view_mut(&mut self) -> ViewMut<'_> {
+        let len = self.shape.numel() * self.dtype.size();
+        ViewMut::of(self.dtype, self.shape, MemoryMut::Device(self.memory.ptr(), len))
+    }
+}
+
+/// An operand as a kernel wants it: the view that came in, or a copy.
+pub(crate) enum Operand<'a> {
+    As(View<'a>),
+    Copy(Scratch),
+}
+
+impl Operand<'_> {
+    pub(crate) fn view(&self) -> View<'_> {
+        match self {
+            Operand::As(view) => *view,
+            Operand::Copy(copy) => copy.view(),
+        }
+    }
+
+    pub(crate) fn ptr(&self) -> Result<DevicePtr> {
+        self.view().ptr()
+    }
+}
+
+/// The view with elements of `dtype`: itself, or a dense copy.
+pub(crate) fn typed<'a>(gpu: &Context, view: &View<'a>, dtype: DType) -> Result<Operand<'a>> {
+    if view.dtype == dtype {
+        return Ok(Operand::As(*view));
+    }
+    let from = dense(gpu, view)?;
+    let mut to = Scratch::new(gpu, dtype, view.shape())?;
+    super::shape::cuda::convert(gpu, &from.view(), &mut to.view_mut())?;
+    Ok(Operand::Copy(to))
+}
+
+/// The view row-major without gaps: itself, or a copy.
+pub(crate) fn dense<'a>(gpu: &Context, view: &View<'a>) -> Result<Operand<'a>> {
+    if view.layout.is_contiguous() {
+        return Ok(Operand::As(*view));
+    }
+    let mut to = Scratch::new(gpu, view.dtype, view.shape())?;
+    super::shape::cuda::copy(gpu, view, &mut to.view_mut(), false)?;
+    Ok(Operand::Copy(to))
+}
+
 /// A grid for `items` items of work, one a thread at a time, that is no larger than keeps the GPU busy.
 pub(crate) fn grid(gpu: &Context, items: usize) -> Grid {
     // Sixteen blocks are all that a multiprocessor of 2048 threads and more can hold twice over.
@@ -59,6 +143,38 @@ pub(crate) fn launch(
     }
 }
 
+/// The elements that a thread reads at once, 16 bytes, where all addresses and the length of a row allow it; else 1.
+pub(crate) fn wide(dtype: DType, row: usize, all: &[DevicePtr]) -> usize {
+    let pack = 16 / dtype.size();
+    if row % pack == 0 && all.iter().all(|p| p.0 % 16 == 0) { pack } else { 1 }
+}
+
+/// A kernel's `Divisor` (`prelude.cuh`): 2^p / d rounded up for p = 31 + ⌈log2 d⌉ is exact for numbers below 2^31.
+pub(crate) fn divisor(d: usize) -> [u32; 3] {
+    let d = d.clamp(1, 1 << 31) as u64;
+    let bits = u64::BITS - (d - 1).leading_zeros();
+    [d as u32, (1u64 << (31 + bits)).div_ceil(d) as u32, bits.saturating_sub(1)]
+}
+
+/// Samples of `per` items each, in runs of fewer than 2^31 items: the first of each run and their number.
+pub(crate) fn runs(op: &'static str, shape: Shape, samples: usize, per: usize) -> Result<Vec<[usize; 2]>> {
+    let most = ((1usize << 31) - 1).checked_div(per).unwrap_or(samples);
+    if most == 0 && samples > 0 {
+        return Err(Error::Invalid {
+            op,
+            shape,
+            why: "a sample is too large for a GPU's kernels".to_owned(),
+        });
+    }
+    Ok((0..samples).step_by(most.max(1)).map(|first| [first, most.min(samples - first)]).collect())
+}
+
+/// A number of blocks, or the shape that would need more than a launch takes.
+pub(crate) fn blocks(op: &'static str, shape: Shape, n: usize) -> Result<u32> {
+    let why = || format!("{n} blocks of threads are more than a GPU takes");
+    u32::try_from(n).ok().filter(|&n| n < 1 << 31).ok_or_else(|| Error::Invalid { op, shape, why: why() })
+}
+
 /// Layouts of one shape as a kernel's `Walk`.
 pub(crate) fn walk<const N: usize>(layouts: [&Layout; N]) -> [i64; 64] {
     Walk::new(layouts).cuda()
@@ -69,5 +185,23 @@ pub(crate) fn want_type(op: &'static str, view: &View, operand: usize, want: DTy
     match view.dtype == want {
         true => Ok(()),
         false => Err(Error::DTypes { op, operand, got: view.dtype, want: want.to_string() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_divisor_divides() {
+        let odd = [1usize, 2, 3, 5, 7, 8, 56, 112, 641, 4096, 65_537, (1 << 31) - 1, 1 << 30];
+        for d in odd {
+            let [_, factor, shift] = divisor(d);
+            for n in odd.iter().flat_map(|&n| [n - 1, n, d - 1, d, d + 1, n * d, (n * d).wrapping_sub(1)]) {
+                let n = n as u64 & ((1 << 31) - 1);
+                let quotient = if d == 1 { n } else { (n * u64::from(factor)) >> 32 >> shift };
+                assert_eq!(quotient, n / d as u64, "{n} / {d}");
+            }
+        }
     }
 }

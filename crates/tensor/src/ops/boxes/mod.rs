@@ -2,12 +2,13 @@
 //! pooling, interpolation, padding, and the gradients of all three, which are such sums themselves.
 
 mod cpu;
+mod cuda;
 
 use std::fmt::Debug;
 
 use phalanx_host::DType;
 
-use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
@@ -164,8 +165,9 @@ impl<B: Boxes> Op for BoxSum<B> {
         if self.moves() {
             let dtype = ins[0].dtype;
             let fill = Tensor::scalar(self.fill, DType::F64, cx.device())?.to(dtype)?;
-            let fill = fill.hold()?.to_host(cx.device())?.into_owned();
-            cpu::moves(cpu, &taps, channels * dtype.size(), ins[0].bytes()?, outs[0].bytes()?, &fill);
+            let fill = fill.hold()?;
+            let (from, to) = (ins[0].bytes()?, outs[0].bytes()?);
+            cpu::moves(cpu, &taps, channels * dtype.size(), from, to, fill.bytes()?);
             return Ok(());
         }
         ops::real!(self.name(), ins[0].dtype, T => {
@@ -183,6 +185,10 @@ impl<B: Boxes> Op for BoxSum<B> {
         ops::real!(self.name(), dtype, T => {
             cpu::sums::<T>(cx, &taps, channels, g.slice()?, slot.slice()?, accumulate)
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward_graph(

@@ -4,7 +4,7 @@ use phalanx_host::simd::Real;
 use phalanx_host::{Cpu, Mat, MatMut, gemm};
 
 use super::{Conv, gradients};
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
@@ -13,22 +13,22 @@ const NAME: &str = "locally_connected2d";
 
 /// `[N, H, W, C]` with `[OH · OW, KH · KW · C, F]` and, as a third operand, a bias `[OH, OW, F]`.
 #[derive(Debug)]
-struct LocallyConnected {
+pub(super) struct LocallyConnected {
     kernel: [usize; 2],
     stride: [usize; 2],
 }
 
 /// The sizes of one call.
-struct Sizes {
-    batch: usize,
+pub(super) struct Sizes {
+    pub(super) batch: usize,
     /// A row of an image, and a pixel.
-    row: usize,
-    pixel: usize,
-    image: usize,
-    out: [usize; 2],
-    filters: usize,
-    kernel: [usize; 2],
-    stride: [usize; 2],
+    pub(super) row: usize,
+    pub(super) pixel: usize,
+    pub(super) image: usize,
+    pub(super) out: [usize; 2],
+    pub(super) filters: usize,
+    pub(super) kernel: [usize; 2],
+    pub(super) stride: [usize; 2],
 }
 
 impl Sizes {
@@ -122,7 +122,7 @@ impl Sizes {
 }
 
 impl LocallyConnected {
-    fn sizes(&self, x: Shape, w: Shape) -> Result<Sizes> {
+    pub(super) fn sizes(&self, x: Shape, w: Shape) -> Result<Sizes> {
         let misfit = |hint| Error::Shapes { op: NAME, lhs: x, rhs: w, hint };
         let (&[batch, h, width, c], &[places, numbers, filters]) = (&x[..], &w[..]) else {
             return Err(misfit("it takes images [N,H,W,C] and a weight [OH*OW,KH*KW*C,F]"));
@@ -184,6 +184,10 @@ impl Op for LocallyConnected {
             let of_input = |to: &mut [T], add| s.input_gradient(cpu, w.read()?.slice()?, g, to, add);
             gradients(cpu, g, sink, of_weight, of_input)
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 }
 

@@ -4,6 +4,7 @@
 //! products of the other two, and so is each one's gradient. So there is one op, which computes any of the
 //! three: the output (a convolution), the input (a transposed convolution) or the weight.
 
+mod cuda;
 mod local;
 mod options;
 
@@ -12,7 +13,7 @@ use phalanx_host::{ConvShape, Cpu, conv_forward, conv_input_gradient, conv_weigh
 
 pub use options::Conv;
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::ops::columns::add_column_sums;
 use crate::sink::GradSink;
 use crate::tape::apply_one;
@@ -227,6 +228,10 @@ impl Op for Convolution {
             };
             gradients(cpu, g, sink, of_second, of_first)
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward_graph(

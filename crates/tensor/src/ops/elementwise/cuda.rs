@@ -10,7 +10,7 @@ use super::{Binary, From, Unary, stretch};
 use crate::op::{CudaOp, Exec, Saved};
 use crate::ops::cuda::{self, code, launch, source, suffix};
 use crate::sink::GradSink;
-use crate::{Error, Result, Tensor, View, ViewMut};
+use crate::{DType, Error, Result, Tensor, View, ViewMut};
 
 static SOURCE: Source = source!("elementwise");
 
@@ -34,14 +34,11 @@ fn number(table: &'static str, name: &'static str) -> Result<i32> {
     numbers.get(&(table, name)).copied().ok_or(Error::NoCudaKernel { op: name })
 }
 
-/// Whether packs of 16 bytes can be read from all of them.
-fn aligned(all: &[DevicePtr]) -> bool {
-    all.iter().all(|p| p.0 % 16 == 0)
-}
-
-/// Elements that one thread takes at once.
-fn packs(n: usize, dtype: crate::DType) -> usize {
-    n.div_ceil(16 / dtype.size())
+/// The packs of 16 bytes that dense operands of `n` elements at these addresses are read by, and the items of work.
+fn packs(dtype: DType, n: usize, all: &[DevicePtr]) -> (usize, usize) {
+    let pack = cuda::wide(dtype, 0, all);
+    let packs = if pack == 1 { 0 } else { n / pack };
+    (packs, packs.max(n - packs * pack))
 }
 
 fn constants([a, b, c]: [f64; 3]) -> [f32; 3] {
@@ -52,8 +49,9 @@ fn constants([a, b, c]: [f64; 3]) -> [f32; 3] {
 fn map(gpu: &Context, (name, p): Name, x: &View, out: &mut ViewMut) -> Result<()> {
     let (n, f) = (x.shape().numel(), number("UNARY", name)?);
     let kernel = format!("map_{}", suffix(name, x.dtype)?);
-    let args = Args::new().i32(f).pod(constants(p)).ptr(x.ptr()?).ptr(out.ptr()?).i64(n as i64);
-    launch(gpu, &SOURCE, &kernel, packs(n, x.dtype), args)
+    let (packs, items) = packs(x.dtype, n, &[x.ptr()?, out.ptr()?]);
+    let args = Args::new().i32(f).pod(constants(p)).ptr(x.ptr()?).ptr(out.ptr()?);
+    launch(gpu, &SOURCE, &kernel, items, args.i64(n as i64).i64(packs as i64))
 }
 
 /// `dx (+)= g · f'(saved)`, all dense and of one type.
@@ -68,8 +66,10 @@ pub(super) fn map_gradient(
     cuda::want_type(name, g, 0, saved.dtype)?;
     let (n, f) = (g.shape().numel(), number("UNARY", name)?);
     let kernel = format!("map_gradient_{}", suffix(name, saved.dtype)?);
-    let args = Args::new().i32(f).pod(constants(p)).ptr(saved.ptr()?).ptr(g.ptr()?).ptr(dx.ptr()?);
-    launch(gpu, &SOURCE, &kernel, packs(n, g.dtype), args.i64(n as i64).i32(i32::from(add)))
+    let all = [saved.ptr()?, g.ptr()?, dx.ptr()?];
+    let (packs, items) = packs(g.dtype, n, &all);
+    let args = Args::new().i32(f).pod(constants(p)).ptr(all[0]).ptr(all[1]).ptr(all[2]);
+    launch(gpu, &SOURCE, &kernel, items, args.i64(n as i64).i64(packs as i64).i32(i32::from(add)))
 }
 
 impl CudaOp for Unary {
@@ -121,15 +121,14 @@ impl CudaOp for Binary {
             1 => Some(0),
             m => (m == n && v.layout.is_contiguous()).then_some(1),
         };
-        let one_type = ins[0].dtype == dtype && ins[1].dtype == dtype && dtype != crate::DType::F64;
-        if one_type
-            && let (Some(sa), Some(sb)) = (step(&ins[0]), step(&ins[1]))
-            && (sa == 0 || aligned(&[a]))
-            && (sb == 0 || aligned(&[b]))
-        {
+        let one_type = ins[0].dtype == dtype && ins[1].dtype == dtype && dtype != DType::F64;
+        if one_type && let (Some(sa), Some(sb)) = (step(&ins[0]), step(&ins[1])) {
             let kernel = format!("zip_{}", suffix(self.name, dtype)?);
-            let args = Args::new().i32(f).ptr(a).i32(sa).ptr(b).i32(sb).ptr(out.ptr()?).i64(n as i64);
-            return launch(gpu, &SOURCE, &kernel, packs(n, dtype), args);
+            let out = out.ptr()?;
+            let (packs, items) =
+                packs(dtype, n, &[if sa == 0 { out } else { a }, if sb == 0 { out } else { b }, out]);
+            let args = Args::new().i32(f).ptr(a).i32(sa).ptr(b).i32(sb).ptr(out);
+            return launch(gpu, &SOURCE, &kernel, items, args.i64(n as i64).i64(packs as i64));
         }
         let [x, y] = [stretch(self.name, &ins[0], shape)?, stretch(self.name, &ins[1], shape)?];
         let walk = cuda::walk([&x.layout, &y.layout]);
@@ -167,10 +166,14 @@ impl CudaOp for Test {
     ) -> Result<()> {
         let shape = outs[0].shape;
         let (a, b) = (stretch(self.name, &ins[0], shape)?, stretch(self.name, &ins[1], shape)?);
-        cuda::want_type(self.name, &b, 1, a.dtype)?;
+        // Floats may differ: halves are read as what they stand for.
+        let float = |v: &View| matches!(v.dtype, DType::F32 | DType::F16 | DType::BF16);
+        if !(float(&a) && float(&b)) {
+            cuda::want_type(self.name, &b, 1, a.dtype)?;
+        }
         let walk = cuda::walk([&a.layout, &b.layout]);
-        let args = Args::new().ptr(a.ptr()?).ptr(b.ptr()?).i32(code(a.dtype)).i32(i32::from(self.logic));
-        let args = args.u32(u32::from(self.wanted)).ptr(outs[0].ptr()?).pod(walk);
+        let args = Args::new().ptr(a.ptr()?).i32(code(a.dtype)).ptr(b.ptr()?).i32(code(b.dtype));
+        let args = args.i32(i32::from(self.logic)).u32(u32::from(self.wanted)).ptr(outs[0].ptr()?).pod(walk);
         launch(gpu, &SOURCE, "test", shape.numel(), args)
     }
 }

@@ -132,10 +132,12 @@ DEV float pair(int f, float a, float b) {
     return 0.0f;
 }
 
+// Dense operands are read by packs: `packs` of them, none where an address does not allow it, and the rest one by one.
+
 // y = f(x), dense.
-template <class T> DEV void map(int f, Constants p, const T* x, T* y, i64 n) {
+template <class T> DEV void map(int f, Constants p, const T* x, T* y, i64 n, i64 packs) {
     constexpr int N = WIDE<T>;
-    for (EACH(i, n / N)) {
+    for (EACH(i, packs)) {
         auto in = load_pack<N>(x + i * N);
         Numbers<N> v;
         for (int k = 0; k < N; k++) v.v[k] = in.at(k);
@@ -143,13 +145,13 @@ template <class T> DEV void map(int f, Constants p, const T* x, T* y, i64 n) {
         for (int k = 0; k < N; k++) in.set(k, v.v[k]);
         store_pack(y + i * N, in);
     }
-    for (EACH(i, n % N)) store(y, n - 1 - i, value(f, p, Numbers<1>{{load(x, n - 1 - i)}}).v[0]);
+    for (EACH(i, n - packs * N)) store(y, n - 1 - i, value(f, p, Numbers<1>{{load(x, n - 1 - i)}}).v[0]);
 }
 // dx (+)= g f'(saved), dense.
 template <class T>
-DEV void map_gradient(int f, Constants p, const T* saved, const T* g, T* dx, i64 n, int add) {
+DEV void map_gradient(int f, Constants p, const T* saved, const T* g, T* dx, i64 n, i64 packs, int add) {
     constexpr int N = WIDE<T>;
-    for (EACH(i, n / N)) {
+    for (EACH(i, packs)) {
         auto in = load_pack<N>(saved + i * N), up = load_pack<N>(g + i * N);
         Pack<T, N> old = {};
         if (add) old = load_pack<N>(dx + i * N);
@@ -159,16 +161,16 @@ DEV void map_gradient(int f, Constants p, const T* saved, const T* g, T* dx, i64
         for (int k = 0; k < N; k++) old.set(k, up.at(k) * v.v[k] + (add ? old.at(k) : 0.0f));
         store_pack(dx + i * N, old);
     }
-    for (EACH(i, n % N)) {
+    for (EACH(i, n - packs * N)) {
         i64 at = n - 1 - i;
         float d = load(g, at) * slope(f, p, Numbers<1>{{load(saved, at)}}).v[0];
         store(dx, at, d + (add ? load(dx, at) : 0.0f));
     }
 }
 // out = f(a, b), all dense and of one type; `step` is 0 for an operand of a single element.
-template <class T> DEV void zip(int f, const T* a, int a_step, const T* b, int b_step, T* out, i64 n) {
+template <class T> DEV void zip(int f, const T* a, int a_step, const T* b, int b_step, T* out, i64 n, i64 packs) {
     constexpr int N = WIDE<T>;
-    for (EACH(i, n / N)) {
+    for (EACH(i, packs)) {
         Pack<T, N> x, y, z;
         if (a_step) x = load_pack<N>(a + i * N);
         if (b_step) y = load_pack<N>(b + i * N);
@@ -176,18 +178,18 @@ template <class T> DEV void zip(int f, const T* a, int a_step, const T* b, int b
         for (int k = 0; k < N; k++) z.set(k, pair(f, a_step ? x.at(k) : one, b_step ? y.at(k) : two));
         store_pack(out + i * N, z);
     }
-    for (EACH(i, n % N)) {
+    for (EACH(i, n - packs * N)) {
         i64 at = n - 1 - i;
         store(out, at, pair(f, load(a, a_step * at), load(b, b_step * at)));
     }
 }
 #define MAPS(NAME, T) \
-    KERNEL map_##NAME(int f, Constants p, const T* x, T* y, i64 n) { map(f, p, x, y, n); } \
-    KERNEL map_gradient_##NAME(int f, Constants p, const T* saved, const T* g, T* dx, i64 n, int add) { \
-        map_gradient(f, p, saved, g, dx, n, add); \
+    KERNEL map_##NAME(int f, Constants p, const T* x, T* y, i64 n, i64 packs) { map(f, p, x, y, n, packs); } \
+    KERNEL map_gradient_##NAME(int f, Constants p, const T* saved, const T* g, T* dx, i64 n, i64 packs, int add) { \
+        map_gradient(f, p, saved, g, dx, n, packs, add); \
     } \
-    KERNEL zip_##NAME(int f, const T* a, int a_step, const T* b, int b_step, T* out, i64 n) { \
-        zip(f, a, a_step, b, b_step, out, n); \
+    KERNEL zip_##NAME(int f, const T* a, int a_step, const T* b, int b_step, T* out, i64 n, i64 packs) { \
+        zip(f, a, a_step, b, b_step, out, n, packs); \
     }
 FOR_FLOATS(MAPS)
 
@@ -212,7 +214,7 @@ KERNEL choose(const u8* mask, const void* a, int a_type, const void* b, int b_ty
 // 1 where what two elements give is among the bits `wanted`: less, equal, greater, unordered; with masks (`logic`) none,
 // the second, the first, both.
 template <class T> DEV u32 compared(T a, T b) { return a < b ? 1 : a == b ? 2 : a > b ? 4 : 8; }
-KERNEL test(const void* a, const void* b, int type, int logic, u32 wanted, u8* out, Walk walk) {
+KERNEL test(const void* a, int type, const void* b, int b_type, int logic, u32 wanted, u8* out, Walk walk) {
     for (EACH(i, walk.total())) {
         i64 at[2];
         walk.places(i, at);
@@ -226,7 +228,7 @@ KERNEL test(const void* a, const void* b, int type, int logic, u32 wanted, u8* o
         } else if (type == F64) {
             found = compared(((const double*)a)[at[0]], ((const double*)b)[at[1]]);
         } else {
-            found = compared(load_any(a, type, at[0]), load_any(b, type, at[1]));
+            found = compared(load_any(a, type, at[0]), load_any(b, b_type, at[1]));
         }
         out[i] = (found & wanted) != 0;
     }

@@ -3,7 +3,7 @@
 
 use super::check_weights;
 use super::cpu::{self, Goal, Target};
-use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::ops::elementwise::math::Math;
 use crate::sink::GradSink;
 use crate::tape::apply_one;
@@ -53,7 +53,7 @@ impl CrossEntropy<'_> {
             return Err(Error::Shapes { op: OP, lhs: shape, rhs: [bad.len()].into(), hint });
         }
         let of = |row: usize| weights.as_ref().map_or(1.0, |w| w[row / each]);
-        if !labelled {
+        if !labelled || (self.class_weights.is_none() && self.ignore_index.is_none()) {
             return Ok((0..rows.numel()).map(of).collect());
         }
         let classes = self.class_weights.map(doubles).transpose()?;
@@ -72,16 +72,16 @@ impl CrossEntropy<'_> {
 /// Inputs logits `[N, .., K]`, labels `[N, ..]` or probabilities `[N, .., K]`, perhaps weights `[N]`, perhaps weights
 /// of classes `[K]`; saves the softmax.
 #[derive(Debug)]
-struct Entropy {
-    weighted: bool,
+pub(super) struct Entropy {
+    pub(super) weighted: bool,
     class_weighted: bool,
-    ignore: Option<i64>,
-    smoothing: f64,
+    pub(super) ignore: Option<i64>,
+    pub(super) smoothing: f64,
 }
 
 impl Entropy {
     /// The operand with the classes' weights.
-    fn class_weights(&self) -> Option<usize> {
+    pub(super) fn class_weights(&self) -> Option<usize> {
         self.class_weighted.then_some(2 + usize::from(self.weighted))
     }
 
@@ -96,7 +96,7 @@ impl Entropy {
 }
 
 /// The number of classes and the rows of a sample.
-fn rows(shape: Shape) -> (usize, usize) {
+pub(super) fn rows(shape: Shape) -> (usize, usize) {
     (shape[shape.len() - 1], shape[1..shape.len() - 1].iter().product())
 }
 
@@ -161,6 +161,10 @@ impl Op for Entropy {
             outs[0].slice::<T>()?.fill(sum as T);
             Ok(())
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(

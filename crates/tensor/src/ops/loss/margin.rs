@@ -1,10 +1,10 @@
 //! Losses that compare several numbers of a sample, written with ops: likelihoods and margins. Each is a weighted
 //! sum, as PyTorch's function of the same name gives with `reduction="sum"`.
 
-use super::{CrossEntropy, check_weights};
+use super::{CrossEntropy, check_weights, cuda};
 use crate::half_storage::is_half;
 use crate::op::Meta;
-use crate::{DType, Error, Result, Shape, Tensor, ops};
+use crate::{DType, Device, Error, Result, Shape, Tensor, ops};
 
 /// How [`Tensor::triplet_margin`] measures; by default as PyTorch's `triplet_margin_loss`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -129,6 +129,12 @@ impl Rows {
             ops::want_same(op, &metas, 1)?;
             ops::want_shape(op, &metas, 1, [k].into(), "there is one weight a class of [N,..,K]")?;
         }
+        if let Device::Cuda(gpu) = x.device() {
+            // Nothing is read here: that would wait for the GPU.
+            let [places, counted, factors] = cuda::label_rows(gpu, op, labels, k, options)?;
+            let counted = options.ignore_index.map(|_| counted);
+            return Ok(Rows { places, counted, factors: Some(factors) });
+        }
         let list = labels.to_vec::<i64>()?;
         let ignored = |l: &i64| Some(*l) == options.ignore_index;
         let bad = |l: &i64| !ignored(l) && !usize::try_from(*l).is_ok_and(|l| l < k);
@@ -161,6 +167,21 @@ impl Rows {
         }
         each.sum_all()
     }
+}
+
+/// A mask of `[N, K]` that is 0 at each row's place alone.
+fn others(places: &Tensor, [samples, k]: [usize; 2]) -> Result<Tensor> {
+    if let Device::Cuda(gpu) = places.device() {
+        return cuda::all_but(gpu, places, k);
+    }
+    let mut others = vec![1u8; samples * k];
+    for (i, l) in places.to_vec::<i64>()?.into_iter().enumerate() {
+        // Without classes there is no such place, which `gather` refuses.
+        if let Some(other) = others.get_mut(i * k + l as usize) {
+            *other = 0;
+        }
+    }
+    Tensor::from_slice(&others, [samples, k], places.device())
 }
 
 impl Tensor {
@@ -201,14 +222,7 @@ impl Tensor {
         }
         let rows = Rows::new(OP, &x, labels, options)?;
         let (samples, k) = (shape[0], shape[1]);
-        let mut others = vec![1u8; samples * k];
-        for (i, l) in rows.places.to_vec::<i64>()?.into_iter().enumerate() {
-            // Without classes there is no such place, which `gather` refuses below.
-            if let Some(other) = others.get_mut(i * k + l as usize) {
-                *other = 0;
-            }
-        }
-        let others = Tensor::from_slice(&others, [samples, k], x.device())?;
+        let others = others(&rows.places, [samples, k])?;
         let short = x.sub(&x.gather(1, &rows.places)?)?.offset(margin)?.relu()?;
         let short = others.select(&short, &Tensor::scalar(0.0, x.dtype(), x.device())?)?;
         let short = if p == 2 { short.square()? } else { short };

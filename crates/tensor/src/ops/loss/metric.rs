@@ -2,7 +2,7 @@
 
 use phalanx_host::DType;
 
-use crate::{Error, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 
 /// For each `k` of `ks`, whether each sample's label is missed by the `k` largest of its logits.
 ///
@@ -25,6 +25,18 @@ pub fn top_k_errors(
     if labels.dtype() != DType::I64 {
         let want = "i64 (indices)".to_owned();
         return Err(Error::DTypes { op: OP, operand: 1, got: labels.dtype(), want });
+    }
+    let labels = &labels.detach();
+    if let (Device::Cuda(gpu), DType::F32) = (logits.device(), logits.dtype()) {
+        // Only the ranks come over.
+        let ranks = super::cuda::ranks(gpu, logits, labels, ignore)?.to_vec::<i64>()?;
+        if let Some(position) = ranks.iter().position(|&r| r < 0) {
+            let index = labels.to_vec::<i64>()?[position];
+            return Err(Error::Index { op: OP, index, position, limit: shape[1] });
+        }
+        // A logit of a label that is no number has the rank K.
+        let wrong = |r: i64, k: usize| r >= shape[1] as i64 || r >= k as i64;
+        return Ok(ks.iter().map(|&k| ranks.iter().map(|&r| wrong(r, k)).collect()).collect());
     }
     let rows = match logits.dtype() {
         DType::F32 | DType::F64 => logits.detach().to(DType::F64)?.to_vec::<f64>()?,

@@ -3,17 +3,19 @@
 
 pub(crate) mod cpu;
 mod cross_entropy;
+mod cuda;
 mod margin;
 mod metric;
 mod point;
 mod point_cpu;
+mod point_cuda;
 
 pub use cross_entropy::CrossEntropy;
 pub use margin::Triplet;
 pub use metric::top_k_errors;
 pub use point::PointLoss;
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
@@ -64,6 +66,10 @@ impl Op for Softmax {
             cpu::softmax::<T>(cpu, k, log, ins[0].slice()?, outs[0].slice()?);
             Ok(())
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(

@@ -2,7 +2,7 @@
 //! `binary_cross_entropy` and so on, as weighted sums.
 
 use super::{check_weights, point_cpu};
-use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
@@ -110,19 +110,19 @@ impl PointLoss {
 /// Inputs x, y of one shape, perhaps a weight for each entry of the first axis, perhaps what positive targets count,
 /// for each of the last axis.
 #[derive(Debug)]
-struct Point {
-    loss: PointLoss,
-    weighted: bool,
+pub(super) struct Point {
+    pub(super) loss: PointLoss,
+    pub(super) weighted: bool,
     positive: bool,
 }
 
 /// Numbers that share a weight.
-fn per_sample(shape: Shape) -> usize {
+pub(super) fn per_sample(shape: Shape) -> usize {
     shape.iter().skip(1).product()
 }
 
 impl Point {
-    fn positive(&self) -> Option<usize> {
+    pub(super) fn positive(&self) -> Option<usize> {
         self.positive.then_some(2 + usize::from(self.weighted))
     }
 }
@@ -170,6 +170,10 @@ impl Op for Point {
             outs[0].slice::<T>()?.fill(point_cpu::sum(cpu, pair) as T);
             Ok(())
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(

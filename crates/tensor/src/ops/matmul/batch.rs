@@ -12,17 +12,65 @@ use crate::{Layout, Result, Shape, View};
 const PER_TASK: usize = 1 << 18;
 
 /// An axis of the batch: its size, and both operands' steps along it.
-struct Axis {
-    size: usize,
-    a: usize,
-    b: usize,
+#[derive(Clone, Copy)]
+pub(super) struct Axis {
+    pub(super) size: usize,
+    pub(super) a: usize,
+    pub(super) b: usize,
+}
+
+/// A batch of products, with as many of its axes as possible taken into the matrices.
+pub(super) struct Product {
+    pub(super) m: usize,
+    pub(super) k: usize,
+    pub(super) n: usize,
+    /// Steps from row to row and from column to column.
+    pub(super) a: [usize; 2],
+    pub(super) b: [usize; 2],
+    /// Axes along which there are results, and those along which products are added up.
+    pub(super) kept: Vec<Axis>,
+    pub(super) sums: Vec<Axis>,
+}
+
+impl Product {
+    /// Matrices that lie behind each other are taken as one: rows that meet one and the same `b`, and columns that
+    /// are summed anyway. So a batch of rows times one weight is a single product, and its gradient too.
+    pub(super) fn new(a: &View, b: &View, summed: u32) -> Self {
+        let batch = a.shape().len() - 2;
+        let (sa, sb) = (a.layout.strides(), b.layout.strides());
+        let [mut m, mut k] = [a.shape()[batch], a.shape()[batch + 1]];
+        let n = b.shape()[batch + 1];
+        let [mut a_row, mut a_col] = [sa[batch], sa[batch + 1]];
+        let [mut b_row, b_col] = [sb[batch], sb[batch + 1]];
+        let axes = |sum: bool| -> Vec<Axis> {
+            let chosen = (0..batch).filter(|&i| (summed >> i & 1 == 1) == sum && a.shape()[i] != 1);
+            chosen.map(|i| Axis { size: a.shape()[i], a: sa[i], b: sb[i] }).collect()
+        };
+        let (mut kept, mut sums) = (axes(false), axes(true));
+        while let Some(&Axis { size, a, b: 0 }) = kept.last()
+            && (m == 1 || a == m * a_row)
+        {
+            if m == 1 {
+                a_row = a;
+            }
+            m *= size;
+            kept.pop();
+        }
+        while let Some(&Axis { size, a, b }) = sums.last()
+            && (k == 1 || (a == k * a_col && b == k * b_row))
+        {
+            if k == 1 {
+                (a_col, b_row) = (a, b);
+            }
+            k *= size;
+            sums.pop();
+        }
+        Product { m, k, n, a: [a_row, a_col], b: [b_row, b_col], kept, sums }
+    }
 }
 
 /// `out (+)= a · b` for `a` `[.., m, k]` and `b` `[.., k, n]`, both stretched to one batch. Products along the
 /// axes of the bit mask `summed` are added up in their order; `out` holds the rest, row-major.
-///
-/// Matrices that lie behind each other are taken as one: rows that meet one and the same `b`, and columns that
-/// are summed anyway. So a batch of rows times one weight is a single product, and its gradient too.
 pub(super) fn products<T: Real>(
     cpu: &Cpu,
     a: &View,
@@ -31,36 +79,7 @@ pub(super) fn products<T: Real>(
     out: &mut [T],
     accumulate: bool,
 ) -> Result<()> {
-    let batch = a.shape().len() - 2;
-    let (sa, sb) = (a.layout.strides(), b.layout.strides());
-    let [mut m, mut k] = [a.shape()[batch], a.shape()[batch + 1]];
-    let n = b.shape()[batch + 1];
-    let [mut a_row, mut a_col] = [sa[batch], sa[batch + 1]];
-    let [mut b_row, b_col] = [sb[batch], sb[batch + 1]];
-    let axes = |sum: bool| -> Vec<Axis> {
-        let chosen = (0..batch).filter(|&i| (summed >> i & 1 == 1) == sum && a.shape()[i] != 1);
-        chosen.map(|i| Axis { size: a.shape()[i], a: sa[i], b: sb[i] }).collect()
-    };
-    let (mut kept, mut sums) = (axes(false), axes(true));
-    while let Some(&Axis { size, a, b: 0 }) = kept.last()
-        && (m == 1 || a == m * a_row)
-    {
-        if m == 1 {
-            a_row = a;
-        }
-        m *= size;
-        kept.pop();
-    }
-    while let Some(&Axis { size, a, b }) = sums.last()
-        && (k == 1 || (a == k * a_col && b == k * b_row))
-    {
-        if k == 1 {
-            (a_col, b_row) = (a, b);
-        }
-        k *= size;
-        sums.pop();
-    }
-
+    let Product { m, k, n, a: [a_row, a_col], b: [b_row, b_col], kept, sums } = Product::new(a, b, summed);
     let each = m * n;
     let chain: usize = sums.iter().map(|x| x.size).product();
     if out.is_empty() {

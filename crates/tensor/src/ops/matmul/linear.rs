@@ -4,7 +4,7 @@ use phalanx_host::simd::Real;
 use phalanx_host::{Cpu, MatMut, gemm_bias};
 
 use super::{into_slot, mat};
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::ops::columns::add_column_sums;
 use crate::sink::GradSink;
 use crate::tape::apply_one;
@@ -12,7 +12,7 @@ use crate::{Error, Result, Tensor, View, ViewMut, ops};
 
 /// `x wᵀ + b` for `x` `[N, I]`, `w` `[O, I]` and, as a third operand, `b` `[O]`.
 #[derive(Debug)]
-struct Linear;
+pub(super) struct Linear;
 
 fn forward<T: Real>(cpu: &Cpu, ins: &[View], out: &mut ViewMut) -> Result<()> {
     let [n, o] = [out.shape[0], out.shape[1]];
@@ -80,6 +80,10 @@ impl Op for Linear {
             }
             Ok(())
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward_graph(

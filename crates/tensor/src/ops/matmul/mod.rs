@@ -1,12 +1,13 @@
 //! Matrix products: of matrices, of batches of them, and of a batch of rows with a layer's weight.
 
 mod batch;
+pub(crate) mod cuda;
 mod linear;
 
 use phalanx_host::simd::Real;
 use phalanx_host::{Cpu, Mat, MatMut, gemm};
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::{GradSink, Slot};
 use crate::tape::apply_one;
 use crate::{Error, Layout, Result, Shape, Tensor, View, ViewMut, ops};
@@ -111,6 +112,10 @@ impl Op for Matmul {
             })?;
         }
         Ok(())
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward_graph(

@@ -6,7 +6,7 @@ use phalanx_host::simd::Real;
 
 use super::cpu::{self, Channels, Fused, Masked};
 use super::{Given, check_eps, parameter_gradients, row_cpu};
-use crate::op::{Exec, Meta, Op, Plan, Saved, Spec};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved, Spec};
 use crate::sink::GradSink;
 use crate::tape::apply;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
@@ -25,16 +25,16 @@ pub struct GroupNorm {
 /// Inputs x `[N, .., C]`, perhaps gamma, perhaps beta, both `[C]`; outputs y, mean and biased variance `[N, groups]`;
 /// saves 1/√(variance + eps).
 #[derive(Debug)]
-struct Grouped {
-    groups: usize,
-    eps: f64,
-    given: Given,
+pub(super) struct Grouped {
+    pub(super) groups: usize,
+    pub(super) eps: f64,
+    pub(super) given: Given,
 }
 
 const OP: &str = "group_norm";
 
 /// Samples, rows of each, channels.
-fn sizes(shape: Shape) -> [usize; 3] {
+pub(super) fn sizes(shape: Shape) -> [usize; 3] {
     let last = shape.len() - 1;
     [shape[0], shape[1..last].iter().product(), shape[last]]
 }
@@ -101,6 +101,10 @@ impl Op for Grouped {
             }
             Ok(())
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(

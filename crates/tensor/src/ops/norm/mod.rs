@@ -2,14 +2,18 @@
 //! with the addition and the ReLU that end a residual block; normalisation of each sample by itself beside it.
 
 mod cpu;
+mod cuda;
 mod group;
+mod group_cuda;
 mod row_cpu;
+mod row_cuda;
 mod sample;
+mod sweeps;
 
 pub use group::GroupNorm;
 use phalanx_host::simd::Real;
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::{apply, apply_one};
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
@@ -85,7 +89,9 @@ impl Op for Train {
         check_eps(self.name(), inputs[0].shape(), self.eps)?;
         let (dtype, of) = (inputs[0].dtype, inputs[0].shape());
         let outputs = 0b10 | u32::from(self.relu);
-        let mut plan = Plan::one(dtype, of).saving_inputs(0b11).saving_outputs(outputs).dense(0b1111);
+        // Beta for a GPU, which computes a ReLU's input again rather than read its output; a residual is not kept.
+        let inputs = if self.relu && inputs.len() == 3 { 0b111 } else { 0b11 };
+        let mut plan = Plan::one(dtype, of).saving_inputs(inputs).saving_outputs(outputs).dense(0b1111);
         plan.outputs.extend([crate::Spec::new(dtype, channels); 2]);
         Ok(plan.saving(dtype, channels))
     }
@@ -105,6 +111,10 @@ impl Op for Train {
             cpu::normalise(cpu, x, cpu::Channels { mean, inverse, gamma, beta }, fuse, y.slice()?);
             Ok(())
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(
@@ -229,7 +239,8 @@ impl Op for Eval {
         per_channel(self.name(), inputs, 4)?;
         check_eps(self.name(), inputs[0].shape(), self.eps)?;
         let plan = Plan::one(inputs[0].dtype, inputs[0].shape()).saving_outputs(u32::from(self.relu));
-        Ok(plan.saving_inputs(0b11011).dense(0b11_1111))
+        let saved = if self.relu && inputs.len() == 5 { 0b11111 } else { 0b11011 };
+        Ok(plan.saving_inputs(saved).dense(0b11_1111))
     }
 
     fn forward(&self, cx: &Exec, ins: &[View], outs: &mut [ViewMut], _: &mut [ViewMut]) -> Result<()> {
@@ -242,6 +253,10 @@ impl Op for Eval {
             cpu::normalise(cpu, part(0)?, of, fused(ins.get(5), self.relu)?, outs[0].slice()?);
             Ok(())
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(

@@ -2,7 +2,7 @@
 //! each row by its own moments. `torch.nn.LayerNorm`'s and `torch.nn.RMSNorm`'s semantics.
 
 use super::{Given, check_eps, parameter_gradients, row_cpu};
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
@@ -10,12 +10,12 @@ use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
 /// Inputs x, perhaps gamma, perhaps beta, both of the shape of x's last `axes`; saves each row's mean and inverse
 /// deviation.
 #[derive(Debug)]
-struct RowNorm {
-    axes: usize,
-    eps: f64,
+pub(super) struct RowNorm {
+    pub(super) axes: usize,
+    pub(super) eps: f64,
     /// Whether the mean is taken off first.
-    centred: bool,
-    given: Given,
+    pub(super) centred: bool,
+    pub(super) given: Given,
 }
 
 impl RowNorm {
@@ -55,6 +55,10 @@ impl Op for RowNorm {
             row_cpu::normalise(cpu, rule, ins[0].slice()?, affine, outs[0].slice()?, moments);
             Ok(())
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(

@@ -2,7 +2,7 @@
 
 use super::cpu::Best;
 use super::{Names, of_rank};
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::ops::boxes::want_image;
 use crate::sink::GradSink;
 use crate::tape::{apply, apply_one};
@@ -11,7 +11,7 @@ use phalanx_host::Cpu;
 use phalanx_host::simd::Real;
 
 /// An image's axes between samples and channels as three, those that are missing in front.
-fn three(sizes: &[usize]) -> [usize; 3] {
+pub(super) fn three(sizes: &[usize]) -> [usize; 3] {
     let mut all = [1; 3];
     all[3 - sizes.len()..].copy_from_slice(sizes);
     all
@@ -21,8 +21,8 @@ fn three(sizes: &[usize]) -> [usize; 3] {
 /// steps that are whole and vary (Graham, Fractional Max-Pooling, 2014).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FractionalPool {
-    kernel: Shape,
-    out: Shape,
+    pub(super) kernel: Shape,
+    pub(super) out: Shape,
 }
 
 /// Where `out` windows of `kernel` begin on an axis of `size`, for a number in 0..1 (Graham, 2014, as PyTorch
@@ -193,12 +193,16 @@ impl Op for FractionalPool {
             Ok(())
         })
     }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
+    }
 }
 
 /// Numbers at their places among zeros. Inputs: the numbers and the places.
 #[derive(Debug, Clone, Copy)]
-struct Unpool {
-    sizes: Shape,
+pub(super) struct Unpool {
+    pub(super) sizes: Shape,
 }
 
 impl Unpool {
@@ -251,6 +255,10 @@ impl Op for Unpool {
     ) -> Result<()> {
         let (Some(g), places) = (&grads[0], saved.input(1)?) else { return Ok(()) };
         sink.pass(0, Unpool::take(g, &places)?)
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward_graph(

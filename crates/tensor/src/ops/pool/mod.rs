@@ -1,6 +1,7 @@
 //! Pooling over channels-last sequences, images and volumes.
 
 mod cpu;
+mod cuda;
 mod fractional;
 mod windows;
 
@@ -11,7 +12,7 @@ pub use windows::Pool;
 use windows::{Axis, Tiling};
 
 use super::boxes::{BoxSum, Boxes, Taps, want_image};
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::{apply, apply_one};
 use crate::{Error, Result, Shape, Spec, Tensor, View, ViewMut, ops};
@@ -120,6 +121,10 @@ impl Op for MaxPool {
             cpu::max_gradient::<T, P>(cpu, &windows, g.slice()?, places.slice()?, slot.slice()?, accumulate);
             Ok(())
         }))
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 }
 

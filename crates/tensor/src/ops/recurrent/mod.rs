@@ -7,12 +7,13 @@
 //! Inside, time is the first axis, so that a step is one block of memory.
 
 mod cpu;
+mod cuda;
 mod steps;
 
 use phalanx_host::{Buffer, Mat, MatMut, gemm};
 
 use self::steps::{Back, Forward, Gradients, Made, Sizes};
-use crate::op::{Exec, Meta, Op, Plan, Saved, Spec};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved, Spec};
 use crate::ops::columns::add_column_sums;
 use crate::ops::elementwise::math::Math;
 use crate::ops::matmul::mat;
@@ -329,6 +330,10 @@ impl Op for Sequence {
     fn backward(&self, cx: &Exec, saved: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {
         let dtype = saved.metas[0].dtype;
         ops::real!(self.name(), dtype, T => self.run_back::<T>(cx, saved, grads, sink))
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 }
 

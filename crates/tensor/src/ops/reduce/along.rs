@@ -3,7 +3,7 @@
 use phalanx_host::simd::Real;
 use phalanx_host::{Cpu, DType};
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::{apply, apply_one};
 use crate::{Error, Result, Shape, Spec, Tensor, View, ViewMut, ops};
@@ -31,11 +31,11 @@ fn place(i: usize, j: usize, [length, inner]: [usize; 2]) -> usize {
 
 /// Sums or products of all elements up to each, along an axis. In doubles.
 #[derive(Debug, Clone, Copy)]
-struct Cumulative {
-    axis: usize,
-    product: bool,
+pub(super) struct Cumulative {
+    pub(super) axis: usize,
+    pub(super) product: bool,
     /// From the last element on.
-    reverse: bool,
+    pub(super) reverse: bool,
 }
 
 impl Cumulative {
@@ -138,6 +138,10 @@ impl Op for Cumulative {
         sink.pass(0, made)
     }
 
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
+    }
+
     fn backward_graph(
         &self,
         _: &[Option<Tensor>],
@@ -155,13 +159,13 @@ impl Op for Cumulative {
 
 /// The `k` largest or smallest along an axis. Outputs: values and places.
 #[derive(Debug, Clone, Copy)]
-struct TopK {
-    name: &'static str,
-    axis: usize,
-    k: usize,
-    largest: bool,
+pub(super) struct TopK {
+    pub(super) name: &'static str,
+    pub(super) axis: usize,
+    pub(super) k: usize,
+    pub(super) largest: bool,
     /// Whether they come in order of their size, or of their places.
-    sorted: bool,
+    pub(super) sorted: bool,
 }
 
 impl TopK {
@@ -242,6 +246,10 @@ impl Op for TopK {
         let Some(g) = &grads[0] else { return Ok(()) };
         let grad = self.grad(g, &saved.output(1)?, sink.shape(0))?;
         sink.pass(0, grad)
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward_graph(

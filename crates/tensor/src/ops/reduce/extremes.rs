@@ -4,7 +4,7 @@ use phalanx_host::DType;
 
 use super::Axes;
 use super::fold::{Fold, State, fold};
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply;
 use crate::{Error, Result, Tensor, View, ViewMut, ops};
@@ -44,10 +44,10 @@ impl Fold for Best {
 /// Outputs: the extreme element over axes, which stay with size 1, and its place, counted row-major among the
 /// reduced elements.
 #[derive(Debug, Clone)]
-struct Extreme {
-    name: &'static str,
-    largest: bool,
-    axes: Axes,
+pub(super) struct Extreme {
+    pub(super) name: &'static str,
+    pub(super) largest: bool,
+    pub(super) axes: Axes,
 }
 
 impl Extreme {
@@ -115,6 +115,10 @@ impl Op for Extreme {
         let [y, places] = [0, 1].map(|i| saved.outputs[i].as_ref());
         let grad = self.grad(x.as_ref(), y, places, sink.shape(0), g)?;
         sink.pass(0, grad)
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward_graph(

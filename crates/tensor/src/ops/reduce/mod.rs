@@ -1,13 +1,15 @@
 //! Reductions over axes.
 
 mod along;
+mod along_cuda;
 mod cpu;
+pub(crate) mod cuda;
 mod extremes;
 mod fold;
 mod moments;
 mod products;
 
-use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Layout, Result, Shape, Tensor, View, ViewMut, ops};
@@ -97,6 +99,10 @@ impl Op for Sum {
 
     fn backward(&self, _: &Exec, _: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {
         grads[0].iter().try_for_each(|g| sink.pass(0, self.grad(sink.shape(0), g)?))
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward_graph(

@@ -4,14 +4,14 @@
 
 use super::Axes;
 use super::fold::{Fold, State, fold};
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Layout, Result, Tensor, View, ViewMut, ops};
 
 /// Which number of the elements.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum What {
+pub(super) enum What {
     /// Σ (x − mean)² / (n − correction)
     Variance { correction: f64 },
     /// Its square root.
@@ -23,9 +23,9 @@ enum What {
 }
 
 #[derive(Debug, Clone)]
-struct Moment {
-    what: What,
-    axes: Axes,
+pub(super) struct Moment {
+    pub(super) what: What,
+    pub(super) axes: Axes,
 }
 
 /// Σ of a function of the elements and of a number of their kept place.
@@ -213,6 +213,10 @@ impl Op for Moment {
         let Some(g) = &grads[0] else { return Ok(()) };
         let grad = self.grad(&saved.input(0)?.detach(), &saved.output(0)?.detach(), g)?;
         sink.pass(0, grad)
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward_graph(

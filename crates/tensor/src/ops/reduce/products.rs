@@ -4,14 +4,14 @@ use phalanx_host::DType;
 
 use super::Axes;
 use super::fold::{Fold, State, fold};
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Result, Shape, Tensor, View, ViewMut, ops};
 
 /// Product over axes; they stay with size 1. Computed in doubles.
 #[derive(Debug, Clone)]
-struct Prod(Axes);
+pub(super) struct Prod(pub(super) Axes);
 
 impl Fold for Prod {
     fn start(&self, _: usize) -> State {
@@ -38,13 +38,13 @@ impl Axes {
     }
 
     /// The tensor as a matrix: a row for each kept place.
-    fn rows(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn rows(&self, x: &Tensor) -> Result<Tensor> {
         let n = self.count(x.shape());
         x.permute(&self.order(x.shape()))?.reshape(&[x.shape().numel() / n.max(1), n])
     }
 
     /// Such a matrix as a tensor of `shape` again.
-    fn unrows(&self, rows: &Tensor, shape: Shape) -> Result<Tensor> {
+    pub(super) fn unrows(&self, rows: &Tensor, shape: Shape) -> Result<Tensor> {
         let order = self.order(shape);
         let mut back = vec![0; order.len()];
         order.iter().enumerate().for_each(|(to, &from)| back[from] = to);
@@ -114,6 +114,10 @@ impl Op for Prod {
         sink.pass(0, self.0.unrows(&made, shape)?.mul(g)?)
     }
 
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
+    }
+
     /// The products of the others as products themselves, each of a row with a 1 in place of its own element:
     /// n² numbers for a product of n.
     fn backward_graph(
@@ -138,9 +142,9 @@ impl Op for Prod {
 
 /// Whether any (or all) of a mask's elements over axes are set.
 #[derive(Debug, Clone)]
-struct Quantifier {
-    all: bool,
-    axes: Axes,
+pub(super) struct Quantifier {
+    pub(super) all: bool,
+    pub(super) axes: Axes,
 }
 
 impl Fold for Quantifier {
@@ -178,6 +182,10 @@ impl Op for Quantifier {
 
     fn backward(&self, _: &Exec, _: Saved, _: &[Option<Tensor>], _: &mut GradSink) -> Result<()> {
         Ok(())
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 }
 

@@ -1,8 +1,9 @@
 //! Local response normalisation (Krizhevsky, Sutskever and Hinton, 2012).
 
 mod cpu;
+mod cuda;
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Tensor, View, ViewMut, ops};
@@ -46,6 +47,10 @@ impl Op for LocalResponseNorm {
             cpu::normalise::<T>(cpu, self, channels, ins[0].slice()?, outs[0].slice()?);
             Ok(())
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(

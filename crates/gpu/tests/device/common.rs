@@ -1,0 +1,157 @@
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+use phalanx_gpu::{Buffer, Context, Source, Type};
+
+/// Kernels of the tests.
+pub(crate) static KERNELS: Source = Source {
+    name: "tests",
+    text: r#"
+struct Shape { long long size[3]; int axes; };
+
+extern "C" __global__ void scale(float* y, const float* x, float by, long long n) {
+    long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (i < n) y[i] = x[i] * by;
+}
+
+extern "C" __global__ void count(unsigned* y, unsigned add, unsigned n) {
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] += add;
+}
+
+extern "C" __global__ void shape(long long* y, Shape s, unsigned long long u, int i, double d) {
+    y[0] = s.size[0]; y[1] = s.size[1]; y[2] = s.size[2]; y[3] = s.axes; y[4] = (long long)u; y[5] = i; y[6] = (long long)d;
+}
+
+extern "C" __global__ void reverse(float* y, const float* x) {
+    extern __shared__ float all[];
+    all[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    y[threadIdx.x] = all[blockDim.x - 1 - threadIdx.x];
+}
+"#,
+};
+
+fn newest(folder: &Path) -> SystemTime {
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let time = |p: PathBuf| if p.is_dir() { newest(&p) } else { p.metadata().unwrap().modified().unwrap() };
+    files.map(|f| time(f.path())).max().unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Builds the stand-ins unless they are there, and names them to the loader.
+fn prepare() -> bool {
+    if std::env::var_os("PHALANX_TEST_GPU").is_some() || std::env::var_os("PHALANX_CUDA_PATH").is_some() {
+        return true;
+    }
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/cuda");
+    if !sources.join("build").exists() || Command::new("g++").arg("--version").output().is_err() {
+        eprintln!("no stand-ins for NVIDIA's libraries: nothing is checked");
+        return false;
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stand-ins");
+    std::fs::create_dir_all(&folder).unwrap();
+    // Every test is a process: one builds, the others wait.
+    let lock = std::fs::File::create(folder.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let done = folder.join("done");
+    let built = done.metadata().and_then(|m| m.modified());
+    if built.map_or(true, |built| built < newest(&sources)) {
+        assert!(Command::new(sources.join("build")).arg(&folder).status().unwrap().success());
+        std::fs::write(done, "").unwrap();
+    }
+    let cache = folder.join("cubin");
+    // SAFETY: in every test before anything else, and once: no other thread reads the environment by then, as
+    // `OnceLock` makes the others wait.
+    unsafe {
+        std::env::set_var("PHALANX_CUDA_PATH", &folder);
+        std::env::set_var("PHALANX_CACHE", &cache);
+    }
+    true
+}
+
+/// The first device, if there is one to test on.
+pub(crate) fn context() -> Option<Context> {
+    static READY: OnceLock<bool> = OnceLock::new();
+    READY.get_or_init(prepare).then(|| Context::open(0).unwrap())
+}
+
+/// Whether the stand-ins are tested, and not a device.
+pub(crate) fn stand_ins() -> bool {
+    std::env::var_os("PHALANX_TEST_GPU").is_none()
+}
+
+/// Runs test `name` again in a process with other settings. True in that process: there the test goes on.
+pub(crate) fn with_settings(name: &str, settings: &[(&str, &str)]) -> bool {
+    const MARK: &str = "PHALANX_TEST_AGAIN";
+    if std::env::var_os(MARK).is_some() {
+        return true;
+    }
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args([name, "--exact", "--nocapture"]).env(MARK, "1").envs(settings.iter().copied());
+    let out = again.output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && text.contains("1 passed"), "{text}");
+    false
+}
+
+pub(crate) fn floats(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+pub(crate) fn to_floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+/// A buffer with these bytes.
+pub(crate) fn buffer(c: &Context, bytes: &[u8]) -> Buffer {
+    let b = c.alloc(bytes.len()).unwrap();
+    c.upload(&b, 0, bytes).unwrap();
+    b
+}
+
+/// Small whole numbers in a type that holds them exactly.
+pub(crate) fn encode(of: Type, values: &[f32]) -> Vec<u8> {
+    match of {
+        Type::F32 => floats(values),
+        Type::Bf16 => values.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect(),
+        Type::F16 => values.iter().flat_map(|v| half(*v).to_le_bytes()).collect(),
+    }
+}
+
+fn half(v: f32) -> u16 {
+    let bits = v.to_bits();
+    let sign = (bits >> 16 & 0x8000) as u16;
+    if v == 0.0 {
+        return sign;
+    }
+    sign | ((((bits >> 23 & 255) as i32 - 127 + 15) as u16) << 10) | (bits >> 13 & 0x3ff) as u16
+}
+
+pub(crate) fn decode(of: Type, bytes: &[u8]) -> Vec<f32> {
+    let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    match of {
+        Type::F32 => to_floats(bytes),
+        Type::Bf16 => pairs().map(|h| f32::from_bits(u32::from(h) << 16)).collect(),
+        Type::F16 => pairs()
+            .map(|h| {
+                let (e, m) = (i32::from(h >> 10 & 31), f32::from(h & 0x3ff));
+                let v =
+                    if e == 0 { m / 1024.0 * 2f32.powi(-14) } else { (1.0 + m / 1024.0) * 2f32.powi(e - 15) };
+                if h >> 15 == 1 { -v } else { v }
+            })
+            .collect(),
+    }
+}
+
+/// Whole numbers from -3 to 3 that repeat nowhere near.
+pub(crate) fn numbers(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
+    (0..count)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 16) as f32 % 7.0 - 3.0
+        })
+        .collect()
+}

@@ -1,0 +1,108 @@
+use phalanx_gpu::Error;
+
+use crate::common::{buffer, context, stand_ins, with_settings};
+
+#[test]
+fn a_block_is_handed_out_again_and_counted() {
+    let Some(c) = context() else { return };
+    let a = c.alloc(3000).unwrap();
+    let b = c.alloc(0).unwrap();
+    assert_eq!((a.len(), b.len(), a.ptr().0 % 512, b.ptr().0 % 512), (3000, 0, 0, 0));
+    assert_ne!(a.ptr(), b.ptr());
+    let stats = c.memory();
+    assert_eq!(
+        (stats.live, stats.peak_live, stats.allocations, stats.device_allocations),
+        (3584, 3584, 2, 1)
+    );
+    assert_eq!(stats.cached, (2 << 20) - 3584);
+    let at = a.ptr();
+    let clone = a.clone();
+    drop(a);
+    assert_ne!(c.alloc(3000).unwrap().ptr(), at, "a clone still has it");
+    drop(clone);
+    assert_eq!(c.alloc(3000).unwrap().ptr(), at);
+    drop(b);
+    assert_eq!(c.memory().live, 0);
+    c.trim().unwrap();
+    assert_eq!(c.memory().cached, 0);
+}
+
+#[test]
+fn bytes_go_to_the_device_and_come_back_whole() {
+    let Some(c) = context() else { return };
+    // More than a piece of a copy, and a rest.
+    let bytes: Vec<u8> = (0..20_000_003u32).map(|i| (i % 251) as u8).collect();
+    let b = c.alloc(bytes.len() + 7).unwrap();
+    c.upload(&b, 7, &bytes).unwrap();
+    let mut back = vec![0; bytes.len()];
+    c.download(b.ptr().offset(7), &mut back).unwrap();
+    assert!(back == bytes);
+    let parts = [(b.ptr().offset(7), 3), (b.ptr().offset(10), bytes.len() - 3)];
+    assert!(c.download_all(&parts).unwrap() == bytes);
+    let copy = c.alloc(bytes.len()).unwrap();
+    c.copy(copy.ptr(), b.ptr().offset(7), bytes.len()).unwrap();
+    c.fill_zero(copy.ptr().offset(5), 10).unwrap();
+    c.download(copy.ptr(), &mut back).unwrap();
+    assert!(back[..5] == bytes[..5] && back[5..15] == [0; 10] && back[15..] == bytes[15..]);
+    let e = c.upload(&b, 8, &bytes[..bytes.len()]).unwrap_err();
+    assert!(matches!(e, Error::OutOfBounds { at: 8, .. }), "{e}");
+}
+
+#[test]
+fn many_uploads_keep_their_bytes() {
+    let Some(c) = context() else { return };
+    let blocks: Vec<_> = (0..200u8).map(|i| buffer(&c, &[i; 100])).collect();
+    for (i, b) in (0..).zip(&blocks) {
+        assert_eq!(c.download_all(&[(b.ptr(), 100)]).unwrap(), [i; 100]);
+    }
+}
+
+#[test]
+fn uploads_from_several_threads_meet_no_other() {
+    let Some(c) = context() else { return };
+    std::thread::scope(|s| {
+        for t in 0..4u8 {
+            let c = c.clone();
+            s.spawn(move || {
+                for _ in 0..20 {
+                    let b = buffer(&c, &[t; 5000]);
+                    assert!(c.download_all(&[(b.ptr(), 5000)]).unwrap().iter().all(|v| *v == t));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn pinned_memory_is_cached() {
+    let Some(c) = context() else { return };
+    let mut a = c.pinned(5000).unwrap();
+    a.fill(7);
+    let at = a.as_ptr();
+    drop(a);
+    let b = c.pinned(8000).unwrap();
+    assert_eq!((b.as_ptr(), b.len()), (at, 8000), "the same power of two");
+    assert_ne!(c.pinned(8000).unwrap().as_ptr(), at);
+}
+
+#[test]
+fn a_full_device_gives_back_what_is_cached_then_says_what_is_live() {
+    let name = "memory::a_full_device_gives_back_what_is_cached_then_says_what_is_live";
+    if context().is_none() || !stand_ins() || !with_settings(name, &[("PHALANX_STANDIN_MEMORY", "67108864")])
+    {
+        return;
+    }
+    let c = context().unwrap();
+    let mib = 1 << 20;
+    let blocks: Vec<_> = (0..3).map(|_| c.alloc(20 * mib).unwrap()).collect();
+    let e = c.alloc(21 * mib).unwrap_err();
+    let Error::OutOfMemory { wanted, live, cached, total, ref largest, .. } = e else { panic!("{e}") };
+    assert_eq!((wanted, live, cached, total), (21 << 20, 60 << 20, 0, 64 << 20), "{e}");
+    assert_eq!(*largest, [20 << 20; 3]);
+    drop(blocks);
+    // No cached segment is large enough, but together they are.
+    assert_eq!(c.alloc(50 * mib).unwrap().len(), 50 * mib);
+    // Where the usual segment of 20 MB has no room, one as small as the request has.
+    let _most = c.alloc(50 * mib).unwrap();
+    assert_eq!(c.alloc(5 * mib).unwrap().len(), 5 * mib);
+}

@@ -1,0 +1,114 @@
+use std::time::Duration;
+
+use phalanx_gpu::{Args, Buffer, Context, Error, Grid};
+
+use crate::common::{KERNELS, buffer, context, stand_ins, with_settings};
+
+fn count(c: &Context, b: &Buffer, add: u32) {
+    let n = (b.len() / 4) as u32;
+    let args = Args::new().ptr(b.ptr()).u32(add).u32(n);
+    c.launch(&KERNELS, "count", Grid::linear(n as usize, 256), args).unwrap();
+}
+
+fn first(c: &Context, b: &Buffer) -> u32 {
+    u32::from_le_bytes(c.download_all(&[(b.ptr(), 4)]).unwrap().try_into().unwrap())
+}
+
+#[test]
+fn events_order_streams_and_measure() {
+    let name = "streams::events_order_streams_and_measure";
+    // Work as late as allowed: a wait that is missing shows.
+    if context().is_none() || !with_settings(name, &[("PHALANX_STANDIN_STREAMS", "1")]) {
+        return;
+    }
+    let c = context().unwrap();
+    let b = buffer(&c, &[0; 4000]);
+    let timer = c.timer().unwrap();
+    timer.start().unwrap();
+    count(&c, &b, 3);
+    let counted = c.event().unwrap();
+    counted.record(c.compute()).unwrap();
+    c.copies().wait(&counted).unwrap();
+    let mut out = c.pinned(4000).unwrap();
+    c.copy_out(c.copies(), &mut out, 0, b.ptr(), 4000).unwrap();
+    let copied = c.event().unwrap();
+    copied.record(c.copies()).unwrap();
+    // Another owner would write over what the copy reads.
+    b.keep_until(&copied);
+    drop(b);
+    let other = buffer(&c, &[9; 4000]);
+    copied.synchronize_within(Duration::from_secs(20)).unwrap();
+    assert!(copied.query().unwrap());
+    assert_eq!(out[..4], [3, 0, 0, 0]);
+    assert!(timer.stop().unwrap() >= 0.0);
+    assert_eq!(first(&c, &other), 0x0909_0909);
+    c.copies().synchronize().unwrap();
+    c.compute().synchronize_within(Duration::from_secs(20)).unwrap();
+    assert!(c.communication().query().unwrap());
+}
+
+#[test]
+fn a_graph_does_its_work_at_each_launch() {
+    let Some(c) = context() else { return };
+    c.load(&KERNELS).unwrap();
+    let total = buffer(&c, &[0; 512]);
+    let held = c.memory().live;
+    let capture = c.capture().unwrap();
+    assert!(c.is_capturing());
+    {
+        // Memory of its own, an upload, and a result that outlives the recording.
+        let step = buffer(&c, &[1; 512]);
+        count(&c, &step, 1);
+        count(&c, &total, 1);
+        count(&c, &total, 10);
+        let again = c.capture().unwrap_err();
+        assert!(matches!(again, Error::Capturing { .. }), "{again}");
+        assert!(c.download_all(&[(step.ptr(), 4)]).is_err());
+    }
+    let out = c.alloc(512).unwrap();
+    c.copy(out.ptr(), total.ptr(), 512).unwrap();
+    let graph = capture.end().unwrap();
+    assert!(!c.is_capturing());
+    assert_eq!(first(&c, &total), 0, "recorded, not done");
+    for round in 1..4 {
+        let scratch = buffer(&c, &[7; 512]);
+        graph.launch().unwrap();
+        assert_eq!((first(&c, &total), first(&c, &out)), (11 * round, 11 * round));
+        assert_eq!(first(&c, &scratch), 0x0707_0707, "others' memory is not the graph's");
+    }
+    drop(graph);
+    drop(out);
+    assert_eq!(c.memory().live, held);
+    count(&c, &total, 1);
+    assert_eq!(first(&c, &total), 34);
+}
+
+#[test]
+fn a_recording_that_is_dropped_leaves_nothing() {
+    let Some(c) = context() else { return };
+    c.load(&KERNELS).unwrap();
+    let total = buffer(&c, &[0; 512]);
+    let capture = c.capture().unwrap();
+    count(&c, &total, 1);
+    drop(capture);
+    assert!(!c.is_capturing());
+    assert_eq!(first(&c, &total), 0);
+    count(&c, &total, 2);
+    assert_eq!(first(&c, &total), 2);
+}
+
+#[test]
+fn a_driver_that_is_too_old_is_named() {
+    let name = "streams::a_driver_that_is_too_old_is_named";
+    if !stand_ins() {
+        return;
+    }
+    if std::env::var_os("PHALANX_TEST_AGAIN").is_none() {
+        if context().is_some() {
+            with_settings(name, &[("PHALANX_STANDIN_DRIVER_VERSION", "11080")]);
+        }
+        return;
+    }
+    let e = Context::open(0).unwrap_err();
+    assert!(matches!(e, Error::OldDriver { .. }) && e.to_string().contains("11.8"), "{e}");
+}

@@ -1,0 +1,64 @@
+//! Launches whose threads share rows, and operands that may not be there.
+
+use phalanx_gpu::{Args, Context, DevicePtr, Grid, Source};
+
+use super::code;
+use crate::{DType, Error, Result, Shape, View};
+
+/// Threads that share the rows of a matrix (`Team` in the prelude). Which, the rows' length and type say, never the device:
+/// the order of a row's sum follows from it.
+pub(crate) struct Teams {
+    k: i32,
+    size: i32,
+    /// Packs of 16 bytes, or elements where rows are short and odd.
+    wide: bool,
+    grid: Grid,
+}
+
+impl Teams {
+    /// For `rows` rows of `k` elements of `dtype`.
+    pub(crate) fn new(op: &'static str, shape: Shape, rows: usize, k: usize, dtype: DType) -> Result<Self> {
+        /// Units of a thread, which it keeps in registers.
+        const HELD: usize = 4;
+        let refuse =
+            || Error::Invalid { op, shape, why: format!("rows of {k} are longer than kernels can count") };
+        let count = i32::try_from(k).ok().filter(|&k| k <= 1 << 30).ok_or_else(refuse)?;
+        let pack = 16 / dtype.size();
+        let wide = k.is_multiple_of(pack) || k > 128;
+        let each = k.div_ceil(if wide { pack } else { 1 }).div_ceil(HELD).max(1);
+        let (size, threads) = match each {
+            ..=32 => (each.next_power_of_two(), 128),
+            _ => (each.next_multiple_of(32).min(512), each.next_multiple_of(32).min(512)),
+        };
+        let grid = Grid::linear(rows, threads / size).threads(threads as u32);
+        Ok(Teams { k: count, size: size as i32, wide, grid })
+    }
+
+    /// Launches the kernel `NAME_type_one` or `NAME_type_wide`.
+    pub(crate) fn launch(
+        &self,
+        gpu: &Context,
+        source: &'static Source,
+        (name, suffix): (&str, &str),
+        args: Args,
+    ) -> Result<()> {
+        let width = if self.wide { "wide" } else { "one" };
+        Ok(gpu.launch(source, &format!("{name}_{suffix}_{width}"), self.grid, args)?)
+    }
+
+    /// Adds the rows, their length and the size of a team, which kernels take in this order.
+    pub(crate) fn args(&self, args: Args, rows: usize) -> Args {
+        args.i64(rows as i64).i32(self.k).i32(self.size)
+    }
+}
+
+/// A null pointer, for an operand that is not there.
+pub(crate) const NONE: DevicePtr = DevicePtr(0);
+
+/// An operand that may not be there, as two arguments: its address and type.
+pub(crate) fn optional(args: Args, view: Option<&View>) -> Result<Args> {
+    Ok(match view {
+        Some(v) => args.ptr(v.ptr()?).i32(code(v.dtype)),
+        None => args.ptr(NONE).i32(0),
+    })
+}
