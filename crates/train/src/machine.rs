@@ -27,7 +27,7 @@ impl From<&str> for DeviceChoice {
 
 /// What a rank computes with.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct Machine {
     /// Where tensors are.
     pub device: Device,
     /// The cores for what a GPU does not do: loading, sums over ranks, files.
@@ -50,21 +50,21 @@ pub(crate) struct Wanted<'a> {
     pub(crate) exact: bool,
 }
 
-impl Place {
+impl Machine {
     /// Nothing but the processor.
     pub fn cpu(cpu: Cpu) -> Self {
         let cpu = Arc::new(cpu);
-        Place { device: Device::Cpu(cpu.clone()), cpu, no_gpu: None }
+        Machine { device: Device::Cpu(cpu.clone()), cpu, no_gpu: None }
     }
 
     /// Takes the GPU of the rank's number among those that are visible, or the processor.
     pub(crate) fn open(wanted: &Wanted) -> Result<Self> {
         let cpu = Arc::new(Cpu::new(wanted.isa, wanted.threads)?);
-        let on_cpu = |no_gpu| Place { device: Device::Cpu(cpu.clone()), cpu: cpu.clone(), no_gpu };
-        let place = match (&*wanted.choice.name, gpu_for(wanted)) {
+        let on_cpu = |no_gpu| Machine { device: Device::Cpu(cpu.clone()), cpu: cpu.clone(), no_gpu };
+        let machine = match (&*wanted.choice.name, gpu_for(wanted)) {
             ("cpu", _) => on_cpu(None),
             ("auto" | "cuda", Some(Ok(gpu))) => {
-                Place { device: Device::Cuda(gpu), cpu: cpu.clone(), no_gpu: None }
+                Machine { device: Device::Cuda(gpu), cpu: cpu.clone(), no_gpu: None }
             }
             ("auto", Some(Err(e))) => on_cpu(Some(e.to_string())),
             ("cuda", Some(Err(e))) => return Err(unavailable(&e)),
@@ -73,15 +73,15 @@ impl Place {
                 return Err(Error::config("--device", problem));
             }
         };
-        if let (Device::Cpu(_), false) = (&place.device, wanted.precision == Precision::F32) {
-            let why = place.no_gpu.as_ref().map_or(String::new(), |e| format!(" (no GPU was taken: {e})"));
+        if let (Device::Cpu(_), false) = (&machine.device, wanted.precision == Precision::F32) {
+            let why = machine.no_gpu.as_ref().map_or(String::new(), |e| format!(" (no GPU was taken: {e})"));
             let problem = format!(
                 "{} is for GPUs; on the CPU it must be f32, as --set train.precision=f32{why}",
                 wanted.precision.name()
             );
             return Err(Error::config("train.precision", problem));
         }
-        Ok(place)
+        Ok(machine)
     }
 
     /// The GPU, where there is one.
@@ -109,7 +109,8 @@ impl Place {
         let taken = |m: &[u8]| m.iter().skip(size_of::<u32>()).any(|b| *b != 0);
         let all = comm.all_gather(&mine, comm.deadline())?;
         let first = |m: &[u8]| all.iter().position(|other| other == m);
-        let both = (0..all.len()).find_map(|i| Some([first(&all[i]).filter(|f| *f < i && taken(&all[i]))?, i]));
+        let both =
+            (0..all.len()).find_map(|i| Some([first(&all[i]).filter(|f| *f < i && taken(&all[i]))?, i]));
         match both {
             Some([a, b]) if !share => {
                 let problem = format!(
@@ -147,10 +148,10 @@ fn unavailable(e: &phalanx_gpu::Error) -> Error {
 mod tests {
     use super::*;
 
-    fn open(name: &str, precision: Precision) -> Result<Place> {
+    fn open(name: &str, precision: Precision) -> Result<Machine> {
         let choice = DeviceChoice::from(name);
         let isa = Isa::choose("auto").unwrap();
-        Place::open(&Wanted { choice: &choice, isa, threads: 1, local_rank: 0, precision, exact: true })
+        Machine::open(&Wanted { choice: &choice, isa, threads: 1, local_rank: 0, precision, exact: true })
     }
 
     #[test]
@@ -158,12 +159,14 @@ mod tests {
         assert_eq!(open("cpu", Precision::F32).unwrap().name(), "cpu");
         let e = open("tpu", Precision::F32).unwrap_err();
         assert!(e.to_string().contains("use auto, cpu or cuda") && e.exit_code() == 2, "{e}");
-        for (precision, name) in [(Precision::Bf16, "bf16"), (Precision::Fp16, "fp16"), (Precision::Tf32, "tf32")] {
+        for (precision, name) in
+            [(Precision::Bf16, "bf16"), (Precision::Fp16, "fp16"), (Precision::Tf32, "tf32")]
+        {
             let e = open("cpu", precision).unwrap_err();
             assert!(e.to_string().contains(&format!("{name} is for GPUs")) && e.exit_code() == 2, "{e}");
         }
         match open("cuda", Precision::F32) {
-            Ok(place) => assert!(place.gpu().is_some()),
+            Ok(machine) => assert!(machine.gpu().is_some()),
             Err(e) => {
                 assert!(e.exit_code() == 2 && e.to_string().contains("cuda is unavailable"), "{e}");
                 assert!(open("auto", Precision::F32).unwrap().no_gpu.is_some());
