@@ -90,7 +90,8 @@ fn narrow_activations_learn_too() {
             ..on_gpu(out, world, &[&set, "log.every_steps=1"])
         };
         let one = run(&long(1, &out)).unwrap();
-        assert!(error(&one) < 0.5, "{precision}: {}", error(&one));
+        // One epoch; chance is 0.9.
+        assert!(error(&one) < 0.7, "{precision}: {}", error(&one));
         let two = run(&long(2, &tmp.path().join(format!("{precision}-2")))).unwrap();
         assert_eq!(hashes(&one), hashes(&two), "{precision}");
         let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
