@@ -78,6 +78,22 @@ impl DeviceName {
     }
 }
 
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DeviceArgs {
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: DeviceName,
+    /// Let several ranks of a machine use one GPU
+    #[arg(long)]
+    pub share_gpu: bool,
+}
+
+impl From<&DeviceArgs> for phalanx_train::DeviceChoice {
+    fn from(args: &DeviceArgs) -> Self {
+        Self { name: args.device.name().to_owned(), share_gpu: args.share_gpu }
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum CommName {
     /// What fits how the program was started
@@ -106,9 +122,8 @@ pub(crate) struct Train {
     pub config: PathBuf,
     #[command(flatten)]
     pub world: WorldArgs,
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
-    pub device: DeviceName,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// The run directory [default: runs/<name of the configuration>]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -119,6 +134,9 @@ pub(crate) struct Train {
     /// DIR: at that checkpoint, or at the newest one of that run directory
     #[arg(long, value_name = "auto|never|DIR", default_value = "auto", verbatim_doc_comment)]
     pub resume: String,
+    /// The type of activations, instead of the configuration's
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionName>,
     /// Stop when N steps are done in all, with a checkpoint; later starts can go on
     #[arg(long, value_name = "N")]
     pub max_steps: Option<u64>,
@@ -151,9 +169,8 @@ pub(crate) struct Evaluate {
     pub checkpoint: PathBuf,
     #[command(flatten)]
     pub world: WorldArgs,
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
-    pub device: DeviceName,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Views of an image whose shares are averaged: 1, or 10 (corners and middle, and mirrored)
     #[arg(long, value_name = "1|10", default_value_t = 1)]
     pub crops: usize,
@@ -427,9 +444,15 @@ pub(crate) struct BenchStep {
     /// Forward and backward, or forward alone
     #[arg(long, value_enum, default_value = "train")]
     pub mode: BenchMode,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub device: DeviceName,
+    /// Let several ranks of a machine use one GPU
+    #[arg(long)]
+    pub share_gpu: bool,
     /// The type of activations
     #[arg(long, value_enum, default_value = "f32")]
-    pub precision: BenchPrecision,
+    pub precision: PrecisionName,
     #[command(flatten)]
     pub common: BenchCommon,
 }
@@ -463,7 +486,24 @@ pub(crate) enum BenchMode {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum BenchPrecision {
+pub(crate) enum PrecisionName {
     /// Single precision
     F32,
+    /// Single precision with 10 bits of mantissa in products, on GPUs
+    Tf32,
+    /// The upper half of a single-precision number, on GPUs
+    Bf16,
+    /// Half precision with scaled losses, on GPUs
+    Fp16,
+}
+
+impl From<PrecisionName> for phalanx_train::config::Precision {
+    fn from(name: PrecisionName) -> Self {
+        match name {
+            PrecisionName::F32 => Self::F32,
+            PrecisionName::Tf32 => Self::Tf32,
+            PrecisionName::Bf16 => Self::Bf16,
+            PrecisionName::Fp16 => Self::Fp16,
+        }
+    }
 }

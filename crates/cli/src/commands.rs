@@ -13,7 +13,7 @@ use phalanx_train::run::{TrainRequest, train_or};
 #[cfg(feature = "mpi")]
 use phalanx_train::rundir::keep_failure;
 use phalanx_train::task::Views;
-use phalanx_train::{bench, evaluate, ledger};
+use phalanx_train::{DeviceChoice, bench, evaluate, ledger};
 
 use crate::args::{
     Args, Bench, BenchCommon, BenchMode, BenchStep, Command, ConfigCommand, Data, Evaluate, Launch,
@@ -100,13 +100,16 @@ fn run_train(args: Train) -> Result<u8> {
         (_, true) => Style::Quiet,
         _ => Style::Human,
     };
-    let config = Config::load(&args.config, &args.settings);
+    let config = Config::load(&args.config, &args.settings).map(|mut config| {
+        config.train.precision = args.precision.map_or(config.train.precision, Into::into);
+        config
+    });
     let out = args.out.clone().unwrap_or_else(|| default_out(&args.config));
     let request = |config: Config, ranks: u32| -> phalanx_train::Result<TrainRequest> {
         Ok(TrainRequest {
             config,
             ranks,
-            device: args.device.name().to_owned(),
+            device: (&args.device).into(),
             out: out.clone(),
             resume: args.resume.parse().unwrap_or_default(),
             max_steps: args.max_steps,
@@ -146,19 +149,19 @@ fn run_train(args: Train) -> Result<u8> {
 }
 
 fn run_evaluate(args: &Evaluate) -> Result<u8> {
-    let device = args.device.name();
+    let device = DeviceChoice::from(&args.device);
     let config = Config::load(&args.config, &args.settings);
     let views = Views { scales: args.scales.clone(), crops: args.crops, crop: args.crop };
     let eval = match world::find(&args.world, 1)? {
         World::Threads(ranks) => {
-            Some(evaluate::evaluate_checkpoint(&config?, &args.checkpoint, &views, ranks, device)?)
+            Some(evaluate::evaluate_checkpoint(&config?, &args.checkpoint, &views, ranks, &device)?)
         }
         #[cfg(feature = "mpi")]
         World::Mpi(place) => {
             let known = config.as_ref().ok().cloned();
             world::run(&place, known.as_ref(), &say, |comm| {
                 let speaks = comm.rank() == 0;
-                let eval = evaluate::evaluate_rank(&config?, &args.checkpoint, &views, device, comm)?;
+                let eval = evaluate::evaluate_rank(&config?, &args.checkpoint, &views, &device, comm)?;
                 Ok(speaks.then_some(eval))
             })?
         }
@@ -190,7 +193,7 @@ fn run_predict(args: &Predict) -> Result<u8> {
         }),
         input: args.input,
         top: args.top,
-        device: args.device.name().to_owned(),
+        device: args.device.name().into(),
         threads: args.threads,
     })?;
     let mut code = 0;
@@ -330,6 +333,8 @@ fn run_bench_step(args: &BenchStep) -> Result<u8> {
         batch: args.batch,
         ranks,
         virtual_shards: args.virtual_shards,
+        device: DeviceChoice { name: args.device.name().to_owned(), share_gpu: args.share_gpu },
+        precision: args.precision.into(),
         threads: args.common.threads,
         isa: args.common.isa.clone(),
         hidden: args.hidden.clone(),

@@ -10,7 +10,7 @@ use crate::ffi::blas_lt::{self as ffi, BlasLt, Heuristic};
 use crate::ffi::driver::Driver;
 use crate::library::{self, Wanted};
 use crate::memory::Block;
-use crate::{DevicePtr, Error, Gemm, Math, Result, Type};
+use crate::{DevicePtr, Error, Gemm, Math, Result, Type, versions};
 
 impl Type {
     /// CUDA's number (`cudaDataType`).
@@ -72,6 +72,7 @@ impl BlasLt {
             let version: unsafe extern "C" fn() -> usize = unsafe { std::mem::transmute(address) };
             // SAFETY: no preconditions.
             loaded.version = unsafe { version() }.to_string();
+            versions::note("cublaslt", &loaded.version);
         }
         let table = BlasLt::bind(&loaded)?;
         std::mem::forget(loaded);

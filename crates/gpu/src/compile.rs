@@ -8,7 +8,7 @@ use crate::ffi::Handle;
 use crate::ffi::driver::Driver;
 use crate::ffi::nvrtc::{self, Nvrtc};
 use crate::library::{self, Wanted};
-use crate::{Error, Result, cache};
+use crate::{Error, Result, cache, versions};
 
 /// What stands before every source.
 pub const PRELUDE: &str = include_str!("prelude.cuh");
@@ -55,6 +55,7 @@ impl Compiler {
         let (mut major, mut minor): (c_int, c_int) = (0, 0);
         // SAFETY: writes two integers.
         unsafe { (table.nvrtcVersion)(&mut major, &mut minor) };
+        versions::note("nvrtc", &format!("{major}.{minor}"));
         let file = std::fs::metadata(&loaded.path).ok();
         let written = file
             .as_ref()

@@ -24,6 +24,7 @@ mod memory;
 mod pinned;
 mod stream;
 mod transfer;
+mod versions;
 
 pub use args::Args;
 pub use blas::Blas;
@@ -40,3 +41,4 @@ pub use graph::{Capture, Graph};
 pub use memory::{Buffer, DevicePtr, MemoryStats};
 pub use pinned::Pinned;
 pub use stream::{Event, Stream};
+pub use versions::versions;

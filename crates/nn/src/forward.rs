@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use phalanx_host::rng::Key;
-use phalanx_tensor::{Device, LeafId, Tensor};
+use phalanx_tensor::{DType, Device, LeafId, Tensor};
 
 use crate::Result;
 use crate::norm::{NormId, NormRecord, Norms};
@@ -18,6 +18,7 @@ pub struct Forward<'a> {
     device: &'a Device,
     training: bool,
     trainable: Range<u32>,
+    activations: Option<DType>,
     key: Key,
     drawn: Cell<u64>,
     handed: RefCell<HashMap<ParamId, Tensor>>,
@@ -42,6 +43,7 @@ impl<'a> Forward<'a> {
             device,
             training,
             trainable,
+            activations: None,
             key,
             drawn: Cell::new(0),
             handed: RefCell::default(),
@@ -54,6 +56,22 @@ impl<'a> Forward<'a> {
     /// statistics, dropout lets all through. Its random streams are its own.
     pub fn inference(&self) -> Forward<'a> {
         Forward::new(self.params, self.norms, self.device, false, 0..0, self.next_key())
+            .with_activations(self.activations)
+    }
+
+    /// The same context for networks whose activations have the type `dtype`, where it is given.
+    pub fn with_activations(mut self, dtype: Option<DType>) -> Self {
+        self.activations = dtype;
+        self
+    }
+
+    /// What a network is given, in the type of its activations: this is the one cast, for all that follows has the type of
+    /// what it is made of, and parameters stay in single precision.
+    pub fn enter(&self, x: &Tensor) -> Result<Tensor> {
+        match self.activations {
+            Some(dtype) if x.dtype().is_float() => Ok(x.to(dtype)?),
+            _ => Ok(x.clone()),
+        }
     }
 
     /// Whether norms use the batch and dropout drops.

@@ -20,9 +20,10 @@ use phalanx_host::rng::Key;
 use phalanx_host::{Arena, Cpu, Isa};
 use phalanx_nn::{Builder, Forward, Layer, ModelConfig, NormValues, Norms, OptimizerConfig, Params, build};
 use phalanx_tensor::{Device, LeafId, Tensor};
+use phalanx_train::config::Precision;
 use phalanx_train::faults::Faults;
 use phalanx_train::task::{Array, Arrays, Batch, Classification, Criterion, LossConfig};
-use phalanx_train::{Clip, Engine, EngineOptions, Result, Snapshot};
+use phalanx_train::{Clip, Engine, EngineOptions, Machine, Result, Snapshot};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
 
@@ -49,6 +50,7 @@ struct Case {
     model: Arrays,
     image: Array,
     label: Array,
+    machine: Machine,
     device: Device,
 }
 
@@ -68,8 +70,9 @@ impl Case {
         });
         let mut model: Arrays = arrays.collect();
         let (image, label) = (model.remove("image").unwrap(), model.remove("label").unwrap());
-        let device = Device::cpu(Cpu::new(Isa::detect(), 1).unwrap());
-        Case { request, model, image, label, device }
+        let machine = Machine::cpu(Cpu::new(Isa::detect(), 1).unwrap());
+        let device = machine.device.clone();
+        Case { request, model, image, label, machine, device }
     }
 
     fn build(&self) -> (Box<dyn Layer>, Params, Norms) {
@@ -102,9 +105,11 @@ impl Case {
             clip: Clip::default(),
             ema: None,
             evaluate_ema: false,
+            precision: Precision::F32,
+            samples: 1,
             faults: Faults::default(),
         };
-        let mut engine = Engine::new(comm.clone(), &self.device, Box::new(task), params, norms, options)?;
+        let mut engine = Engine::new(comm.clone(), &self.machine, Box::new(task), params, norms, options)?;
         engine.restore(&Snapshot { model: self.model.clone(), ..Snapshot::default() })?;
         Ok(engine)
     }

@@ -44,12 +44,14 @@ impl Engine {
     fn digest(&self) -> Result<blake3::Hash> {
         let mut all = blake3::Hasher::new();
         for params in self.replicated() {
-            let bytes = params.arena().read(0..params.elements() * size_of::<f32>())?;
-            let bytes = bytes.bytes();
-            let mut pieces = vec![blake3::Hash::from_bytes([0; HASH]); bytes.len().div_ceil(PIECE)];
-            self.cpu.workers.chunks(&mut pieces, 1, |i, hash| {
-                hash.fill(blake3::hash(&bytes[i * PIECE..bytes.len().min((i + 1) * PIECE)]));
-            });
+            let pieces = params.read(0..params.elements(), |values| {
+                let bytes: &[u8] = bytemuck::cast_slice(values);
+                let mut pieces = vec![blake3::Hash::from_bytes([0; HASH]); bytes.len().div_ceil(PIECE)];
+                self.cpu.workers.chunks(&mut pieces, 1, |i, hash| {
+                    hash.fill(blake3::hash(&bytes[i * PIECE..bytes.len().min((i + 1) * PIECE)]));
+                });
+                pieces
+            })?;
             pieces.iter().for_each(|hash| {
                 all.update(hash.as_bytes());
             });
@@ -78,10 +80,8 @@ impl Engine {
         let mut all = Vec::new();
         for (params, prefix) in self.replicated().zip(["", "average of "]) {
             for id in params.ids() {
-                let range = params.range(id);
-                let bytes =
-                    params.arena().read(range.start * size_of::<f32>()..range.end * size_of::<f32>())?;
-                all.push((format!("{prefix}{}", params.spec(id).name), blake3::hash(bytes.bytes())));
+                let hash = params.read(params.range(id), |v| blake3::hash(bytemuck::cast_slice(v)))?;
+                all.push((format!("{prefix}{}", params.spec(id).name), hash));
             }
         }
         all.extend(self.norm_hashes());

@@ -11,9 +11,10 @@ use phalanx_nn::{ModelConfig, OptimizerConfig};
 use phalanx_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::config::WireType;
+use crate::config::{Precision, WireType};
 use crate::engine::{Clip, Engine, EngineOptions};
 use crate::faults::Faults;
+use crate::machine::{DeviceChoice, Machine, Wanted};
 use crate::report::{peak_rss_bytes, quantile};
 use crate::share::from_rank_0;
 use crate::task::{Batch, Classification, Criterion, LossConfig, Task};
@@ -130,6 +131,10 @@ pub struct StepRequest {
     pub ranks: u32,
     /// V; one a rank when left out.
     pub virtual_shards: Option<u32>,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// The type of activations.
+    pub precision: Precision,
     /// Compute threads of each rank.
     pub threads: usize,
     /// The instruction set's name.
@@ -140,7 +145,7 @@ pub struct StepRequest {
     pub bucket_mb: Option<f64>,
     /// What sums of gradients are rounded to.
     pub wire: WireType,
-    /// How long to measure.
+    /// How long to measure on the CPU; a GPU takes a number of steps.
     pub seconds: f64,
     /// A whole step, or the forward pass alone.
     pub train: bool,
@@ -163,7 +168,7 @@ pub struct StepReport {
     pub isa: String,
     /// Over all ranks, from the median step.
     pub samples_per_second: f64,
-    /// Median time of a step.
+    /// Median time of a step; on a GPU, which is waited for at the ends alone, the mean.
     pub step_ms_p50: f64,
     /// CPU time of rank 0's process in a step, of all its threads, in milliseconds.
     pub cpu_ms: f64,
@@ -171,10 +176,18 @@ pub struct StepReport {
     pub gradient_bytes: u64,
     /// The most memory that the process had at once.
     pub peak_rss_bytes: u64,
+    /// What it is computed on.
+    pub device: String,
+    /// The type of activations.
+    pub precision: Precision,
+    /// The most memory of rank 0's GPU that was in use at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_device_bytes: Option<u64>,
     /// Multiply-adds of linear and convolution layers, twice, by time, in 10⁹ a second over all ranks.
     pub gflops: f64,
-    /// `gflops` as a fraction of what matrix products of 512³ reach on as many threads.
-    pub peak_fraction: f64,
+    /// `gflops` as a fraction of what matrix products of 512³ reach on as many threads; on the CPU alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_fraction: Option<f64>,
 }
 
 /// Measures steps on random data, between thread ranks: forward, cross-entropy, backward, sum over ranks,
@@ -189,11 +202,11 @@ pub fn step(request: &StepRequest) -> Result<StepReport> {
 pub fn step_rank(request: &StepRequest, comm: Arc<dyn Communicator>) -> Result<StepReport> {
     let isa = Isa::choose(&request.isa)?;
     let (ranks, shards) = (comm.world(), request.virtual_shards.unwrap_or(comm.world()));
-    let Measured { mut times, cpu, flop, gradient_bytes } = run_steps(request, isa, shards, &comm)?;
+    let Measured { mut times, cpu, flop, gradient_bytes, machine } = run_steps(request, isa, shards, &comm)?;
     let seconds = quantile(&mut times, 0.5);
     let samples = (request.batch * u64::from(ranks)) as f64;
     let gflops = flop * samples / seconds / 1e9;
-    let report = |peak: f64| StepReport {
+    let report = |peak: Option<f64>| StepReport {
         model: request.model.clone(),
         batch: request.batch,
         ranks,
@@ -205,14 +218,24 @@ pub fn step_rank(request: &StepRequest, comm: Arc<dyn Communicator>) -> Result<S
         cpu_ms: cpu * 1e3,
         gradient_bytes,
         peak_rss_bytes: peak_rss_bytes(),
+        device: machine.name(),
+        precision: request.precision,
+        peak_device_bytes: machine.gpu().map(|gpu| gpu.memory().peak_live),
         gflops,
-        peak_fraction: gflops / peak,
+        peak_fraction: peak.map(|peak| gflops / peak),
     };
     from_rank_0(&*comm, comm.deadline(), || {
+        if machine.gpu().is_some() {
+            return Ok(report(None));
+        }
         let one = gemm(512, 512, 512, 1, &request.isa)?.gflops;
-        Ok(report(one * f64::from(ranks) * request.threads as f64))
+        Ok(report(Some(one * f64::from(ranks) * request.threads as f64)))
     })
 }
+
+/// Steps that a GPU makes before any are timed, and those that are.
+const WARM_UP: u64 = 5;
+const TIMED: u64 = 20;
 
 /// What steps cost.
 struct Measured {
@@ -223,6 +246,7 @@ struct Measured {
     /// Floating-point operations of one sample.
     flop: f64,
     gradient_bytes: u64,
+    machine: Machine,
 }
 
 /// Seconds of CPU time that this process has had; 0 where the system does not tell.
@@ -242,7 +266,16 @@ fn enough(steps: usize, took: f64, asked: f64) -> bool {
 }
 
 fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Communicator>) -> Result<Measured> {
-    let device = setup::device("cpu", isa, request.threads)?;
+    let machine = Machine::open(&Wanted {
+        choice: &request.device,
+        isa,
+        threads: request.threads,
+        local_rank: comm.locality().local_rank,
+        precision: request.precision,
+        exact: false,
+    })?;
+    machine.check_apart(&**comm, request.device.share_gpu)?;
+    let device = machine.device.clone();
     let mut builder = phalanx_nn::Builder::new();
     let mut model = ModelConfig::named(&request.model);
     model.hidden = request.hidden.clone();
@@ -265,9 +298,11 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
         clip: Clip::default(),
         ema: None,
         evaluate_ema: false,
+        precision: request.precision,
+        samples: request.batch * u64::from(comm.world()),
         faults: Faults::default(),
     };
-    let mut engine = Engine::new(comm.clone(), &device, task, params, norms, options)?;
+    let mut engine = Engine::new(comm.clone(), &machine, task, params, norms, options)?;
 
     let total = request.batch * u64::from(comm.world());
     let mut stream = Key::new(2).derive(u64::from(comm.rank()), 0).stream();
@@ -281,9 +316,37 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
         ]))
     });
     let batches = batches.collect::<Result<Vec<_>>>()?;
+    let gradient_bytes = (engine.params().count() * size_of::<f32>()) as u64;
+    let flop = 2.0 * multiply_adds as f64;
     let mut times = Vec::new();
-    let (begun, cpu) = (Instant::now(), cpu_seconds());
     let mut number = 0;
+    if let Some(gpu) = machine.gpu() {
+        let layers = setup::layers_for(&model, [h, w, c], classes, engine.params())?;
+        let mut steps = |count: u64, engine: &mut Engine| -> Result<()> {
+            for _ in 0..count {
+                if request.train {
+                    engine.step(number, batches.clone(), 1.0, false)?;
+                } else {
+                    // The forward pass alone: nobody waits for what comes out.
+                    let cx = engine.inference();
+                    for batch in &batches {
+                        layers.forward(&cx, &cx.enter(batch.field("image")?)?)?;
+                    }
+                }
+                number += 1;
+            }
+            Ok(gpu.synchronize()?)
+        };
+        steps(WARM_UP, &mut engine)?;
+        comm.barrier(comm.deadline())?;
+        let (begun, cpu) = (Instant::now(), cpu_seconds());
+        steps(TIMED, &mut engine)?;
+        times.push(begun.elapsed().as_secs_f64() / TIMED as f64);
+        let cpu = (cpu_seconds() - cpu) / TIMED as f64;
+        drop(engine);
+        return Ok(Measured { times, cpu, flop, gradient_bytes, machine });
+    }
+    let (begun, cpu) = (Instant::now(), cpu_seconds());
     // All ranks stop at the step that rank 0 stops at.
     loop {
         let since = Instant::now();
@@ -304,8 +367,7 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
     let cpu = (cpu_seconds() - cpu) / times.len() as f64;
     // The first steps fill the pool and the caches.
     let times = times.split_off((times.len() / 3).min(3));
-    let gradient_bytes = (engine.params().count() * size_of::<f32>()) as u64;
-    Ok(Measured { times, cpu, flop: 2.0 * multiply_adds as f64, gradient_bytes })
+    Ok(Measured { times, cpu, flop, gradient_bytes, machine })
 }
 
 #[cfg(test)]
@@ -324,6 +386,8 @@ mod tests {
             batch: 4,
             ranks: 2,
             virtual_shards: Some(4),
+            device: "cpu".into(),
+            precision: Precision::F32,
             threads: 1,
             isa: "auto".into(),
             hidden: None,
@@ -333,7 +397,11 @@ mod tests {
             train: true,
         };
         let report = step(&r).unwrap();
-        assert!(report.samples_per_second > 0.0 && report.gflops > 0.0 && report.peak_fraction > 0.0);
+        assert!(
+            report.samples_per_second > 0.0
+                && report.gflops > 0.0
+                && report.peak_fraction.is_some_and(|p| p > 0.0)
+        );
         r.train = false;
         assert!(step(&r).unwrap().samples_per_second > 0.0);
         r.model = "lenet6".into();

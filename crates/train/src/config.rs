@@ -5,6 +5,7 @@ use std::path::Path;
 
 use phalanx_comm::Wire;
 use phalanx_data::{DataConfig, LoaderConfig};
+use phalanx_host::DType;
 use phalanx_nn::{EmaConfig, ModelConfig, OptimizerConfig, ScheduleConfig};
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +97,38 @@ pub enum Precision {
     /// Single precision.
     #[default]
     F32,
+    /// Single precision whose matrix products and convolutions read 10 bits of each mantissa; on GPUs only.
+    Tf32,
+    /// The upper half of a single-precision number; on GPUs only.
+    Bf16,
+    /// Half precision, with losses scaled as gradients need it; on GPUs only.
+    Fp16,
+}
+
+impl Precision {
+    /// As a configuration has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Tf32 => "tf32",
+            Precision::Bf16 => "bf16",
+            Precision::Fp16 => "fp16",
+        }
+    }
+
+    /// The type that a network's inputs are cast to, where it is a half.
+    pub fn activations(self) -> Option<DType> {
+        match self {
+            Precision::F32 | Precision::Tf32 => None,
+            Precision::Bf16 => Some(DType::BF16),
+            Precision::Fp16 => Some(DType::F16),
+        }
+    }
+
+    /// The bytes that `bytes` of single-precision activations take.
+    pub(crate) fn of_activations(self, bytes: u64) -> u64 {
+        if self.activations().is_some() { bytes.div_ceil(2) } else { bytes }
+    }
 }
 
 /// The `[distributed]` table.
@@ -106,7 +139,8 @@ pub struct DistributedConfig {
     /// left out. A run with V shards can use any number of ranks up to V and gives the same bits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtual_shards: Option<u32>,
-    /// Bits that do not depend on the number of ranks. The CPU always gives them.
+    /// Bits that do not depend on the number of ranks, nor change from run to run. The CPU always gives them; a GPU
+    /// pays for them with some speed.
     pub exact: bool,
     /// Most megabytes (10⁶ bytes) in one bucket of gradients; when left out, what `bench allreduce --tune`
     /// has found best for such a world, or 25. Numbers do not depend on it.

@@ -10,8 +10,11 @@ use phalanx_host::{Arena, Cpu, DType};
 use phalanx_nn::{Ema, EmaConfig, Forward, Norms, Optimizer, Params, clip_factor};
 use phalanx_tensor::Device;
 
+use crate::config::Precision;
 use crate::faults::{Fault, Faults};
+use crate::machine::Machine;
 use crate::reducer::{Reducer, ShardSink, Slots};
+use crate::scaler::LossScale;
 use crate::share::check_same_table;
 use crate::task::{Batch, Loss, Phase, PhaseId, ShardCx, StepCx, Task};
 use crate::timeline::Timeline;
@@ -41,6 +44,10 @@ pub struct EngineOptions {
     pub ema: Option<EmaConfig>,
     /// Whether evaluations use that average.
     pub evaluate_ema: bool,
+    /// The type of activations.
+    pub precision: Precision,
+    /// Samples of a step over all shards; the first loss scale is made for them.
+    pub samples: u64,
     /// Planted failures.
     pub faults: Faults,
 }
@@ -64,8 +71,10 @@ pub struct PhaseReport {
     pub weight: f64,
     /// The task's own sums.
     pub statistics: Vec<f64>,
-    /// The Euclidean norm of the averaged gradients before clipping, where clipping needs it.
+    /// The Euclidean norm of the averaged gradients before clipping, where clipping or the loss scale needs it.
     pub grad_norm: Option<f64>,
+    /// Whether parameters stayed as they were, since the loss scale had made some gradient too large.
+    pub skipped: bool,
 }
 
 /// What a step came to: the same on every rank.
@@ -90,6 +99,8 @@ pub struct Engine {
     pub(crate) options: EngineOptions,
     pub(crate) tree: Tree,
     pub(crate) timeline: Timeline,
+    /// What losses are multiplied by, where activations are fp16.
+    pub(crate) loss_scale: Option<LossScale>,
     reducers: Vec<Reducer>,
 }
 
@@ -100,23 +111,19 @@ const WEIGHT: usize = 2;
 const OWN: usize = 3;
 
 impl Engine {
-    /// Puts a task on this rank. All ranks must give the same; bucket plans are compared.
+    /// Puts a task on this rank, its parameters in the memory of the rank's device. All ranks must give the same; bucket
+    /// plans are compared.
     pub fn new(
         comm: Arc<dyn Communicator>,
-        device: &Device,
+        machine: &Machine,
         task: Box<dyn Task>,
         params: Params,
         norms: Norms,
         options: EngineOptions,
     ) -> Result<Self> {
-        let Device::Cpu(cpu) = device else {
-            let reason = "the engine has no kernels for it yet".to_owned();
-            return Err(
-                phalanx_tensor::Error::DeviceUnavailable { device: device.name().into(), reason }.into()
-            );
-        };
+        let params = params.on(&machine.device)?;
         let tree = Tree::new(options.shards)?;
-        let gradients = Slots::new(&*comm, tree, params.elements(), DType::F32)?;
+        let gradients = Slots::new(&*comm, tree, params.elements(), DType::F32, params.home())?;
         let statistics = OWN + task.statistics().len() + norms.statistics_len();
         let mut reducers = Vec::new();
         let mut optimizers = Vec::new();
@@ -144,12 +151,13 @@ impl Engine {
             Ok(phases.zip(reducers.iter().map(|r| r.plan().into())).collect())
         })?;
         let ema = options.ema.as_ref().map(|config| Ema::new(config, &params)).transpose()?;
-        let cpu = cpu.clone();
+        let scaled = options.precision == Precision::Fp16;
         Ok(Engine {
             timeline: Timeline::new(comm.clone()),
             comm,
-            device: device.clone(),
-            cpu,
+            device: machine.device.clone(),
+            cpu: machine.cpu.clone(),
+            loss_scale: scaled.then(|| LossScale::new(options.samples)),
             task,
             params,
             norms,
@@ -186,7 +194,8 @@ impl Engine {
     pub fn inference(&self) -> ShardCx<'_> {
         let key = Key::new(self.options.seed);
         let params = self.evaluated_average().unwrap_or(&self.params);
-        let forward = Forward::new(params, &self.norms, &self.device, false, 0..0, key);
+        let forward = Forward::new(params, &self.norms, &self.device, false, 0..0, key)
+            .with_activations(self.options.precision.activations());
         ShardCx { forward, device: &self.device, step: 0, shard: 0 }
     }
 
@@ -229,7 +238,7 @@ impl Engine {
             let total = self.reducers[phase].total(deadline)?;
             self.check_finite(phase, step, total[LOSS], &losses)?;
             let lr = self.task.phases()[phase].optimizer.lr() * factor;
-            let grad_norm = self.optimize(phase, step, total[WEIGHT], lr, deadline)?;
+            let (grad_norm, skipped) = self.optimize(phase, step, total[WEIGHT], lr, deadline)?;
             let own = OWN + self.task.statistics().len();
             self.norms.fold(&total[own..])?;
             let mut cx = StepCx { params: &self.params, device: &self.device, step, shards: mine.clone() };
@@ -240,6 +249,7 @@ impl Engine {
                 weight: total[WEIGHT],
                 statistics: total[OWN..own].to_vec(),
                 grad_norm,
+                skipped,
             });
         }
         if let Some(ema) = &mut self.ema {
@@ -250,7 +260,8 @@ impl Engine {
     }
 
     /// Takes the sums of a phase's gradients as they come and updates its parameters. Returns the averaged
-    /// gradients' norm where it is clipped: on every rank from the same sums, in one order, so with the same bits.
+    /// gradients' norm where it is clipped, or losses are scaled: on every rank from the same sums, in one order, so with
+    /// the same bits; and whether the update was skipped.
     fn optimize(
         &mut self,
         phase: PhaseId,
@@ -258,18 +269,19 @@ impl Engine {
         weight: f64,
         lr: f64,
         deadline: Deadline,
-    ) -> Result<Option<f64>> {
-        // Without a sample there is nothing to average.
-        let scale = (weight > 0.0).then(|| 1.0 / weight);
+    ) -> Result<(Option<f64>, bool)> {
+        // Without a sample there is nothing to average. Losses may have been scaled.
+        let scale = (weight > 0.0).then(|| 1.0 / (weight * self.loss_scale.map_or(1.0, |s| s.scale)));
         let (optimizer, reducer) = (&mut self.optimizers[phase], &mut self.reducers[phase]);
         let clipped = self.options.clip.norm;
-        let update = scale.filter(|_| clipped.is_none()).map(|scale| optimizer.begin(scale, lr));
+        let at_once = clipped.is_none() && self.loss_scale.is_none();
+        let update = scale.filter(|_| at_once).map(|scale| optimizer.begin(scale, lr));
         let mut corrupt = self.options.faults.hits(self.comm.rank(), step, Fault::CorruptGradient);
         // What has come is used while the rest is on its way.
         while let Some(elements) = reducer.next_sum(deadline)? {
             self.timeline.enter(Activity::Optimizer);
             if std::mem::take(&mut corrupt) {
-                corrupt_gradient(reducer.gradients(), &elements)?;
+                corrupt_gradient(&self.device, reducer.gradients(), &elements)?;
             }
             if let Some(update) = update {
                 optimizer.update(&self.cpu, &self.params, reducer.gradients(), update, elements)?;
@@ -277,15 +289,20 @@ impl Engine {
             self.timeline.enter(Activity::Reduce);
         }
         self.timeline.enter(Activity::Optimizer);
-        let (Some(scale), Some(most)) = (scale, clipped) else { return Ok(None) };
+        let Some(scale) = scale.filter(|_| !at_once) else { return Ok((None, false)) };
         let norm = optimizer.gradient_norm(&self.cpu, reducer.gradients(), scale)?;
-        if !norm.is_finite() {
-            let phase = self.task.phases()[phase].name.clone();
-            return Err(Error::NonFiniteGradient { norm, step, phase });
+        let go_on = self.loss_scale.as_mut().is_some_and(|s| s.observe(norm.is_finite()));
+        match (norm.is_finite(), go_on) {
+            (true, _) => {}
+            (false, true) => return Ok((None, true)),
+            (false, false) => {
+                let phase = self.task.phases()[phase].name.clone();
+                return Err(Error::NonFiniteGradient { norm, step, phase });
+            }
         }
-        let scale = scale * clip_factor(norm, most);
+        let scale = clipped.map_or(scale, |most| scale * clip_factor(norm, most));
         optimizer.step(&self.cpu, &self.params, reducer.gradients(), scale, lr)?;
-        Ok(Some(norm))
+        Ok((Some(norm), false))
     }
 
     fn faulty(&self, step: u64, fault: Fault) -> bool {
@@ -305,7 +322,8 @@ impl Engine {
         let trainable = self.task.phases()[phase].params.clone();
         let key = Key::new(self.options.seed).derive(STREAM, step).derive(phase as u64, u64::from(shard));
         let cx = |training, trainable, key| ShardCx {
-            forward: Forward::new(&self.params, &self.norms, &self.device, training, trainable, key),
+            forward: Forward::new(&self.params, &self.norms, &self.device, training, trainable, key)
+                .with_activations(self.options.precision.activations()),
             device: &self.device,
             step,
             shard,
@@ -326,13 +344,21 @@ impl Engine {
                 loss.sum = loss.sum.scale(f64::NAN)?;
             }
             check_loss(&*self.task, phase, &loss)?;
-            statistics[LOSS] = loss.sum.item()?;
             statistics[WEIGHT] = loss.weight;
             statistics[OWN..OWN + names].copy_from_slice(&loss.statistics);
-            self.norms.contribution(&cx.forward.take_statistics(), &mut statistics[OWN + names..])?;
-            drop(cx);
+            let seen = cx.forward.take_statistics();
+            let sums = &mut statistics[OWN + names..];
+            let read = self.norms.contribution_with(&seen, &[&loss.sum], sums)?;
+            statistics[LOSS] = match read.first().map(|v| &v[..]) {
+                Some(&[sum]) => sum,
+                _ => loss.sum.item()?,
+            };
+            drop((cx, seen));
             reducer.statistics(&self.cpu, &statistics)?;
             if loss.sum.requires_grad() {
+                if let Some(scale) = self.loss_scale {
+                    loss.sum = loss.sum.scale(scale.scale)?;
+                }
                 let mut sink = ShardSink { reducer, cpu: &self.cpu, error: None };
                 let walked = loss.sum.backward(&mut sink);
                 match sink.error.take() {
@@ -371,14 +397,15 @@ impl Engine {
 
 /// Flips a bit of the largest summed gradient among `elements`, on this rank alone: what a machine's memory does
 /// once in a while.
-fn corrupt_gradient(gradients: &Arena, elements: &Range<usize>) -> Result<()> {
-    let bytes = elements.start * size_of::<f32>()..elements.end * size_of::<f32>();
-    let mut gradients = gradients.write(bytes)?;
-    let largest = gradients.as_mut_slice::<f32>()?.iter_mut().max_by(|a, b| a.abs().total_cmp(&b.abs()));
+fn corrupt_gradient(device: &Device, gradients: &Arena, elements: &Range<usize>) -> Result<()> {
+    let place = elements.start * size_of::<f32>()..elements.end * size_of::<f32>();
+    let mut values: Vec<f32> =
+        bytemuck::pod_collect_to_vec(&*device.read_arena(&gradients.read(place.clone())?)?);
+    let largest = values.iter_mut().max_by(|a, b| a.abs().total_cmp(&b.abs()));
     if let Some(x) = largest {
         *x = f32::from_bits(x.to_bits() ^ 1 << 22);
     }
-    Ok(())
+    Ok(device.write_arena(&mut gradients.write(place)?, bytemuck::cast_slice(&values))?)
 }
 
 /// Checks what a task says of its phases.

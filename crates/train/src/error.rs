@@ -159,6 +159,9 @@ pub enum Error {
     /// From the data room.
     #[error(transparent)]
     Data(#[from] phalanx_data::Error),
+    /// From the GPU's room.
+    #[error(transparent)]
+    Gpu(#[from] phalanx_gpu::Error),
     /// From the host room.
     #[error(transparent)]
     Host(#[from] phalanx_host::Error),
@@ -202,7 +205,9 @@ impl Error {
             Error::Diverged { .. } => AbortKind::Communication,
             Error::Panic { .. } => AbortKind::Panic,
             Error::Comm(e) => e.kind(),
-            Error::Io { .. } | Error::Task { .. } | Error::Tensor(_) | Error::Host(_) => AbortKind::Other,
+            Error::Io { .. } | Error::Task { .. } | Error::Tensor(_) | Error::Gpu(_) | Error::Host(_) => {
+                AbortKind::Other
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use crate::checkpoint::{self, Progress};
 use crate::config::{Config, first_difference};
 use crate::engine::{Clip, Engine, EngineOptions};
 use crate::faults::Faults;
+use crate::machine::DeviceChoice;
 use crate::setup::Samples;
 use crate::share::check_same_table;
 use crate::snapshot::Snapshot;
@@ -123,7 +124,7 @@ pub fn evaluate_checkpoint(
     path: &Path,
     views: &Views,
     world: u32,
-    device: &str,
+    device: &DeviceChoice,
 ) -> Result<Evaluation> {
     let isa = Isa::choose(&config.compute.isa)?;
     let sets = config.data.open(config.seed)?;
@@ -139,7 +140,7 @@ pub fn evaluate_rank(
     config: &Config,
     path: &Path,
     views: &Views,
-    device: &str,
+    device: &DeviceChoice,
     comm: Arc<dyn Communicator>,
 ) -> Result<Evaluation> {
     let isa = Isa::choose(&config.compute.isa)?;
@@ -150,7 +151,7 @@ fn on_rank(
     config: &Config,
     path: &Path,
     views: &Views,
-    device: &str,
+    device: &DeviceChoice,
     isa: Isa,
     (train, eval): &(Arc<dyn Source>, Arc<dyn Source>),
     comm: Arc<dyn Communicator>,
@@ -160,10 +161,13 @@ fn on_rank(
     let saved = if comm.rank() == 0 { Some(read_for(config, path)?) } else { None };
     let (snapshot, progress) = checkpoint::from_rank_0(&*comm, saved)?;
     let threads = setup::threads_per_rank(config.compute.threads, comm.locality().local_world);
-    let device = setup::device(device, isa, threads)?;
-    let (samples, here) = (setup::samples(&**train)?, comm.locality().local_world);
+    let machine = setup::machine(config, device, isa, threads, &*comm)?;
+    let samples = setup::samples(&**train)?;
     let shards = progress.virtual_shards.max(comm.world());
-    let have = memory::available();
+    let (here, have) = match memory::of_gpu(&machine) {
+        Some(of_gpu) => (1, Some(of_gpu)),
+        None => (comm.locality().local_world, memory::available()),
+    };
     let fits = |input| {
         memory::check_evaluation(config, &samples, input, [eval.len(), shards.into()], here, have.as_ref())
     };
@@ -178,7 +182,16 @@ fn on_rank(
         };
         let ignore = Criterion::new(&config.loss, samples.classes)?.ignored();
         let Samples { input, image, label, .. } = samples;
-        Box::new(ViewedClassification::new(views, input, &layers, &model.params, [image, label], ignore)?)
+        let names = [image, label];
+        Box::new(ViewedClassification::new(
+            views,
+            input,
+            &layers,
+            &model.params,
+            names,
+            ignore,
+            &machine.cpu,
+        )?)
     };
     let options = EngineOptions {
         seed: config.seed,
@@ -190,9 +203,11 @@ fn on_rank(
         clip: Clip::default(),
         ema: config.ema.clone().filter(|_| config.evaluates_ema()),
         evaluate_ema: true,
+        precision: config.train.precision,
+        samples: config.train.global_batch,
         faults: Faults::default(),
     };
-    let mut engine = Engine::new(comm, &device, task, model.params, model.norms, options)?;
+    let mut engine = Engine::new(comm, &machine, task, model.params, model.norms, options)?;
     engine.restore(&snapshot)?;
     engine.comm.whereabouts().enter(Activity::Evaluation);
     let result = evaluate(&engine, eval, &config.loader, config.eval.batch, &|| false)?;

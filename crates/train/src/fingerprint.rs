@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use phalanx_data::{FieldSpec, Record, Source};
 use phalanx_host::Isa;
 
+use crate::machine::Machine;
 use crate::{Error, Result};
 
 /// Named facts about this machine and build.
@@ -20,6 +21,22 @@ pub fn cpu(isa: Isa) -> Fingerprint {
         ("phalanx", env!("CARGO_PKG_VERSION")),
     ];
     facts.map(|(k, v)| (k.to_owned(), v.to_owned())).into()
+}
+
+/// The fingerprint of this process on a rank's device: on a GPU its kind and the libraries are part of it.
+pub fn of(machine: &Machine, isa: Isa) -> Fingerprint {
+    let mut facts = cpu(isa);
+    if let Some(gpu) = machine.gpu() {
+        let info = gpu.info();
+        let version = |(major, minor): (u32, u32)| format!("{major}.{minor}");
+        facts.insert("device".into(), info.name.clone());
+        facts.insert("compute_capability".into(), version(info.compute));
+        facts.insert("driver".into(), version(info.driver));
+        for (library, version) in phalanx_gpu::versions() {
+            facts.insert(library.into(), version);
+        }
+    }
+    facts
 }
 
 /// A fingerprint as a table, to be compared across ranks.

@@ -7,6 +7,7 @@ use std::path::Path;
 use phalanx_nn::{ModelConfig, Summary, summarise};
 
 use crate::config::Config;
+use crate::machine::Machine;
 use crate::setup::Samples;
 use crate::{Error, Result};
 
@@ -17,6 +18,11 @@ pub(crate) struct Have {
     bytes: u64,
     /// What sets the limit.
     by: &'static str,
+}
+
+/// What a rank can have of its GPU, where that is what it computes on.
+pub(crate) fn of_gpu(machine: &Machine) -> Option<Have> {
+    machine.gpu().map(|gpu| Have { bytes: gpu.info().memory, by: "the GPU" })
 }
 
 /// What this process can still have: of the machine, and of the control groups that it is in. None where the system
@@ -146,7 +152,7 @@ pub(crate) fn check_training(
     let batch = config.train.global_batch;
     let need = Need {
         fixed: of.memory.parameters.saturating_mul(copies),
-        sample: of.memory.activations,
+        sample: config.train.precision.of_activations(of.memory.activations),
         samples: batch.div_ceil(shards),
         times: ranks.into(),
     };
@@ -180,6 +186,7 @@ pub(crate) fn check_evaluation(
     have: Option<&Have>,
 ) -> Result<()> {
     let (fixed, sample) = of_inference(&summarise(&config.model, Some(input), Some(samples.classes), 1)?);
+    let sample = config.train.precision.of_activations(sample);
     let samples = config.eval.batch.min(set.div_ceil(shards.max(1)));
     let need = Need { fixed, sample, samples, times: ranks.into() };
     let advice = |most| format!("At most {most} fit: set eval.batch = {most}");

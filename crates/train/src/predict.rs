@@ -13,7 +13,8 @@ use phalanx_tensor::{Device, Tensor};
 use serde::Serialize;
 
 use crate::checkpoint::Progress;
-use crate::config::{apply, explain};
+use crate::config::{Precision, apply, explain};
+use crate::machine::{DeviceChoice, Machine, Wanted};
 use crate::weights::{self, Weights};
 use crate::{Error, Result, memory, setup};
 
@@ -47,8 +48,8 @@ pub struct PredictRequest {
     pub input: Option<[usize; 3]>,
     /// Classes told of each image.
     pub top: usize,
-    /// `auto`, `cpu` or `cuda`.
-    pub device: String,
+    /// Where to compute.
+    pub device: DeviceChoice,
     /// Compute threads; 0 for all cores.
     pub threads: usize,
 }
@@ -157,13 +158,15 @@ impl Predictor {
         let (params, norms) = load(&mut config, input, classes, &weights)?;
 
         let threads = setup::threads_per_rank(request.threads, 1);
-        let device = setup::device(&request.device, Isa::choose("auto")?, threads)?;
-        let Device::Cpu(cpu) = &device else {
-            let reason = "prediction has no kernels for it yet".to_owned();
-            return Err(
-                phalanx_tensor::Error::DeviceUnavailable { device: device.name().into(), reason }.into()
-            );
-        };
+        let Machine { device, cpu, .. } = Machine::open(&Wanted {
+            choice: &request.device,
+            isa: Isa::choose("auto")?,
+            threads,
+            local_rank: 0,
+            precision: Precision::F32,
+            exact: true,
+        })?;
+        let params = params.on(&device)?;
         let of_set = set.map_or_else(Vec::new, |s| s.classes.clone());
         let names = names(request.labels.as_deref(), of_set, classes)?;
         let photographs = input == [224, 224, 3];
@@ -175,7 +178,7 @@ impl Predictor {
             Some(run) => run.transforms.clone(),
             None => normalisation(&config, input[2])?,
         };
-        let (cpu, max) = (cpu.clone(), image.map_or(255.0, |f| f.max));
+        let max = image.map_or(255.0, |f| f.max);
         let top = request.top.clamp(1, classes);
         Ok(Predictor { device, cpu, config, params, norms, names, preparation, input, transforms, max, top })
     }

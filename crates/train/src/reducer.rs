@@ -5,6 +5,9 @@
 //! all-reduce at once. A rank with several shards needs a few slots, and adds them in the order of the
 //! fixed tree ([`phalanx_comm::Schedule`]), bucket by bucket, so every sum has the same bits for any
 //! number of ranks.
+//!
+//! On a GPU the slots are in its memory and are added there. What must travel goes by way of a twin arena in memory of the
+//! host: down when a bucket is full, and up again when its sum is there.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -13,10 +16,11 @@ use std::sync::Arc;
 use phalanx_comm::{
     Bucket, Collective, Communicator, Deadline, Event, Overlap, Pending, Schedule, Tree, Wire,
 };
+use phalanx_gpu::{Context, DevicePtr};
 use phalanx_host::simd::{Kernel, Real, Simd};
 use phalanx_host::{Arena, ArenaMut, Cpu, DType};
-use phalanx_nn::Params;
-use phalanx_tensor::{LeafId, LeafMemory, LeafSink, Tensor};
+use phalanx_nn::{Params, flat};
+use phalanx_tensor::{Device, LeafId, LeafMemory, LeafSink, Tensor};
 
 use crate::buckets::{self, BucketSpec};
 use crate::{Error, Result};
@@ -25,18 +29,42 @@ use crate::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct Slots {
     arena: Arena,
+    /// Where the arena is, when that is not the host's memory.
+    home: Option<Device>,
+    /// What travels between ranks then, laid out like the arena's first slots.
+    staging: Option<Arena>,
     /// Bytes from one slot to the next.
     stride: usize,
     dtype: DType,
 }
 
 impl Slots {
-    /// As many slots of `elements` elements as this rank's share of the tree needs. A meeting of all ranks.
-    pub fn new(comm: &dyn Communicator, tree: Tree, elements: usize, dtype: DType) -> Result<Self> {
+    /// As many slots of `elements` elements as this rank's share of the tree needs, in the memory of `home` or else the
+    /// host's. A meeting of all ranks, whose memory must be of one kind.
+    pub fn new(
+        comm: &dyn Communicator,
+        tree: Tree,
+        elements: usize,
+        dtype: DType,
+        home: Option<&Device>,
+    ) -> Result<Self> {
         // Every slot begins on a cache line of its own.
         let stride = (elements * dtype.size()).next_multiple_of(phalanx_host::ALIGN);
-        let count = tree.schedule(comm.rank(), comm.world())?.slots;
-        Ok(Slots { arena: comm.alloc(count * stride)?, stride, dtype })
+        let schedule = tree.schedule(comm.rank(), comm.world())?;
+        let arena = match home {
+            None => comm.alloc(schedule.slots * stride)?,
+            Some(device) => device.arena(schedule.slots * stride)?,
+        };
+        let travels = home.is_some() && comm.world() > 1;
+        let staging = if travels { Some(comm.alloc(schedule.nodes.len() * stride)?) } else { None };
+        Ok(Slots { arena, home: home.cloned(), staging, stride, dtype })
+    }
+
+    fn gpu(&self) -> Option<&Context> {
+        match &self.home {
+            Some(Device::Cuda(gpu)) => Some(gpu),
+            _ => None,
+        }
     }
 
     /// Where elements of a slot are in the arena.
@@ -56,9 +84,10 @@ impl Slots {
         for m in &step.merges {
             let mut dst = self.write(m.dst, elements)?;
             let src = self.arena.read(self.bytes(m.src, elements))?;
-            match self.dtype {
-                DType::F64 => add::<f64>(cpu, dst.as_mut_slice()?, src.as_slice()?),
-                _ => add::<f32>(cpu, dst.as_mut_slice()?, src.as_slice()?),
+            match (self.gpu(), self.dtype) {
+                (Some(gpu), _) => flat::add(gpu, &mut dst, &src)?,
+                (None, DType::F64) => add::<f64>(cpu, dst.as_mut_slice()?, src.as_slice()?),
+                (None, _) => add::<f32>(cpu, dst.as_mut_slice()?, src.as_slice()?),
             }
             drop((dst, src));
             self.round(cpu, m.dst, elements, wire)?;
@@ -69,14 +98,55 @@ impl Slots {
     fn round(&self, cpu: &Cpu, slot: usize, elements: &Range<usize>, wire: Wire) -> Result<()> {
         if wire != Wire::F32 && self.dtype == DType::F32 {
             let mut values = self.write(slot, elements)?;
+            match (self.gpu(), wire) {
+                (None, _) | (_, Wire::F32) => {}
+                (Some(gpu), Wire::Bf16) => return Ok(flat::round_bf16(gpu, &mut values)?),
+                (Some(gpu), Wire::F16 { shift }) => {
+                    let up = f32::from_bits((127 + u32::from(shift)) << 23);
+                    return Ok(flat::round_f16(gpu, &mut values, 1.0 / up, up)?);
+                }
+            }
             cpu.workers.chunks(values.as_mut_slice::<f32>()?, PIECE, |_, v| wire.round(cpu.isa, v));
         }
         Ok(())
     }
 
+    /// The sums of this rank's `nodes` subtrees in memory that can travel.
     fn bucket(&self, id: u32, nodes: usize, elements: &Range<usize>) -> Result<Bucket> {
-        let parts = (0..nodes).map(|i| self.write(i, elements)).collect::<Result<_>>()?;
+        let arena = self.staging.as_ref().unwrap_or(&self.arena);
+        let parts = (0..nodes).map(|i| Ok(arena.write(self.bytes(i, elements))?));
+        let mut parts = parts.collect::<Result<Vec<_>>>()?;
+        if let (Some(gpu), Some(_)) = (self.gpu(), &self.staging) {
+            let held = (0..nodes).map(|i| Ok(self.arena.read(self.bytes(i, elements))?));
+            let held = held.collect::<Result<Vec<_>>>()?;
+            let places: Vec<_> =
+                held.iter().filter_map(|h| Some((DevicePtr(h.device_address()?), h.len()))).collect();
+            let bytes = gpu.download_all(&places)?;
+            for (part, bytes) in
+                parts.iter_mut().zip(bytes.chunks_exact(held.first().map_or(1, |h| h.len().max(1))))
+            {
+                part.bytes_mut().copy_from_slice(bytes);
+            }
+        }
         Ok(Bucket::new(id, self.dtype, parts)?)
+    }
+
+    /// Puts the total of `elements`, which has come to the host's memory, where the others are.
+    fn land(&self, elements: &Range<usize>) -> Result<()> {
+        let (Some(staging), Some(device)) = (&self.staging, &self.home) else { return Ok(()) };
+        let place = self.bytes(0, elements);
+        let total = staging.read(place.clone())?;
+        Ok(device.write_arena(&mut self.arena.write(place)?, total.bytes())?)
+    }
+
+    /// Sets `elements` of a slot to zero.
+    fn clear(&self, slot: usize, elements: &Range<usize>) -> Result<()> {
+        let mut place = self.write(slot, elements)?;
+        match &self.home {
+            None => place.bytes_mut().fill(0),
+            Some(device) => device.clear_arena(&mut place)?,
+        }
+        Ok(())
     }
 }
 
@@ -123,8 +193,8 @@ pub struct Reducer {
     // Buckets are launched in their planned order, whatever order they fill in.
     filled: Vec<bool>,
     launched: usize,
-    /// The statistics' sum and those of the buckets, in order.
-    pending: VecDeque<Pending>,
+    /// The statistics' sum and those of the buckets, in order; none for one that has no way to go.
+    pending: VecDeque<Option<Pending>>,
     misfit: bool,
 }
 
@@ -148,7 +218,7 @@ impl Reducer {
         for (b, spec) in buckets.iter().enumerate() {
             bucket_of[spec.params.clone()].fill(b);
         }
-        let statistics = Slots::new(&**comm, tree, statistics_len, DType::F64)?;
+        let statistics = Slots::new(&**comm, tree, statistics_len, DType::F64, None)?;
         Ok(Reducer {
             comm: comm.clone(),
             tree,
@@ -218,7 +288,7 @@ impl Reducer {
             let id = self.buckets.len() as u32;
             let bucket = self.statistics.bucket(id, self.schedule.nodes.len(), &all)?;
             let what = Collective::AllReduce { tree: self.tree, wire: Wire::F32 };
-            self.pending.push_back(self.comm.start(bucket, what, Event::Ready, Overlap::Caller)?);
+            self.pending.push_back(Some(self.comm.start(bucket, what, Event::Ready, Overlap::Caller)?));
         }
         Ok(())
     }
@@ -235,7 +305,7 @@ impl Reducer {
 
     /// Waits for the statistics' sums, after the last shard and before [`Reducer::next_sum`].
     pub fn total(&mut self, deadline: Deadline) -> Result<Vec<f64>> {
-        if let Some(pending) = self.pending.pop_front() {
+        if let Some(Some(pending)) = self.pending.pop_front() {
             pending.wait(deadline)?;
         }
         let all = 0..self.statistics_len;
@@ -248,8 +318,12 @@ impl Reducer {
     pub fn next_sum(&mut self, deadline: Deadline) -> Result<Option<Range<usize>>> {
         let bucket = self.buckets.len() - self.pending.len();
         let Some(pending) = self.pending.pop_front() else { return Ok(None) };
-        pending.wait(deadline)?;
-        Ok(Some(self.buckets[bucket].elements.clone()))
+        let elements = self.buckets[bucket].elements.clone();
+        if let Some(pending) = pending {
+            pending.wait(deadline)?;
+            self.gradients.land(&elements)?;
+        }
+        Ok(Some(elements))
     }
 
     /// The gradient sums of all shards: laid out like the parameters, from the arena's start.
@@ -270,7 +344,7 @@ impl Reducer {
     fn done(&mut self, cpu: &Cpu, i: usize) -> Result<()> {
         let step = &self.schedule.steps[self.at];
         if !self.written[i] {
-            self.gradients.write(step.slot, &self.places[i])?.bytes_mut().fill(0);
+            self.gradients.clear(step.slot, &self.places[i])?;
         }
         self.ready[i] = true;
         let b = self.bucket_of[i];
@@ -290,12 +364,17 @@ impl Reducer {
         let what = Collective::AllReduce { tree: self.tree, wire: self.wire };
         while self.launched < self.buckets.len() && self.filled[self.launched] {
             let b = self.launched;
+            if self.gradients.home.is_some() && self.comm.world() == 1 {
+                self.pending.push_back(None);
+                self.launched += 1;
+                continue;
+            }
             let mut elements = self.buckets[b].elements.clone();
             elements.end -= usize::from(std::mem::take(&mut self.misfit));
             let bucket = self.gradients.bucket(b as u32, self.schedule.nodes.len(), &elements)?;
             // The last bucket fills when backward ends: the caller waits next, so it does the work.
             let overlap = if b + 1 == self.buckets.len() { Overlap::Caller } else { Overlap::Background };
-            self.pending.push_back(self.comm.start(bucket, what, Event::Ready, overlap)?);
+            self.pending.push_back(Some(self.comm.start(bucket, what, Event::Ready, overlap)?));
             self.launched += 1;
         }
         Ok(())

@@ -35,6 +35,12 @@ pub enum Event {
         /// The weights that the run began with, where they were not random.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         init: Option<Begun>,
+        /// What it computes on.
+        #[serde(default)]
+        device: String,
+        /// Why no GPU was taken, where that was left open.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        no_gpu: Option<String>,
     },
     /// A logged step.
     Step {
@@ -53,6 +59,12 @@ pub enum Event {
         /// The norm of the averaged gradients before clipping, where it is clipped.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         grad_norm: Option<f64>,
+        /// What the loss is multiplied by for backward, where activations are fp16.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        loss_scale: Option<f64>,
+        /// Steps of the run that were skipped since it was too large.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        skipped_steps: Option<u64>,
         /// The phases' own statistics, by name.
         #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
         statistics: serde_json::Map<String, serde_json::Value>,
@@ -104,13 +116,14 @@ impl Event {
     /// What of it TensorBoard draws.
     fn scalars(&self) -> Vec<(&'static str, f64)> {
         match self {
-            Event::Step { loss, lr, samples_per_second, grad_norm, .. } => {
+            Event::Step { loss, lr, samples_per_second, grad_norm, loss_scale, .. } => {
                 let mut scalars = vec![
                     ("train/loss", *loss),
                     ("train/lr", *lr),
                     ("train/samples_per_second", *samples_per_second),
                 ];
                 scalars.extend(grad_norm.map(|norm| ("train/grad_norm", norm)));
+                scalars.extend(loss_scale.map(|scale| ("train/loss_scale", scale)));
                 scalars
             }
             Event::Epoch { train_loss, .. } => vec![("train/epoch_loss", *train_loss)],
@@ -276,14 +289,30 @@ impl Reporter {
 
     fn show(&self, event: &Event) {
         let text = match event {
-            Event::Start { step, world_size, virtual_shards, parameters, resumed_from, init } => {
+            Event::Start {
+                step,
+                world_size,
+                virtual_shards,
+                parameters,
+                resumed_from,
+                init,
+                device,
+                no_gpu,
+            } => {
                 let from = match (resumed_from, init) {
                     (Some(p), _) => format!(", going on from {} (step {step})", p.display()),
                     (None, Some(init)) => format!(", beginning with {init}"),
                     (None, None) => String::new(),
                 };
+                let on = match (&**device, no_gpu) {
+                    ("cpu" | "", None) => String::new(),
+                    ("cpu", Some(why)) => {
+                        format!(", on the CPU (no GPU is used: {})", why.split(": ").next().unwrap_or(why))
+                    }
+                    (gpu, _) => format!(", on {gpu}"),
+                };
                 format!(
-                    "{}, {}, {}{from}",
+                    "{}, {}, {}{on}{from}",
                     count(*parameters, "parameter"),
                     count((*world_size).into(), "rank"),
                     count((*virtual_shards).into(), "virtual shard")

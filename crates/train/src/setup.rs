@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use phalanx_comm::Communicator;
 use phalanx_data::{Role, Source};
-use phalanx_host::{Arena, Cpu, Isa};
+use phalanx_host::{Arena, Isa};
 use phalanx_nn::{Builder, EmaConfig, Layer, ModelConfig, Norms, Params};
-use phalanx_tensor::Device;
 
 use crate::config::Config;
+use crate::machine::{DeviceChoice, Machine, Wanted};
 use crate::task::{Classification, Criterion, Task};
 use crate::{Error, Result};
 
@@ -29,20 +29,24 @@ pub fn threads_per_rank(configured: usize, ranks_here: u32) -> usize {
     if configured > 0 { configured } else { (cores / ranks_here.max(1) as usize).max(1) }
 }
 
-/// The device that `--device` names.
-pub fn device(name: &str, isa: Isa, threads: usize) -> Result<Device> {
-    match name {
-        "cpu" => Ok(Device::cpu(Cpu::new(isa, threads)?)),
-        "cuda" => Ok(Device::cuda(0)?),
-        // A GPU is taken when there is one that this build can use.
-        "auto" => match Device::cuda(0) {
-            Ok(d) => Ok(d),
-            Err(_) => Ok(Device::cpu(Cpu::new(isa, threads)?)),
-        },
-        other => {
-            Err(Error::config("--device", format!("there is no device {other:?}; use auto, cpu or cuda")))
-        }
-    }
+/// What a rank of `comm`'s world computes a configuration with.
+pub(crate) fn machine(
+    config: &Config,
+    choice: &DeviceChoice,
+    isa: Isa,
+    threads: usize,
+    comm: &dyn Communicator,
+) -> Result<Machine> {
+    let machine = Machine::open(&Wanted {
+        choice,
+        isa,
+        threads,
+        local_rank: comm.locality().local_rank,
+        precision: config.train.precision,
+        exact: config.distributed.exact,
+    })?;
+    machine.check_apart(comm, choice.share_gpu)?;
+    Ok(machine)
 }
 
 /// What a classification needs to know of a set.

@@ -313,7 +313,7 @@ fn weights_to_begin_with_and_views_to_evaluate_keep_it() {
 
     let config = request(&first, 1, &[]).config;
     let plain = Views::default();
-    let of = |views: &Views, world: u32| evaluate_checkpoint(&config, &first, views, world, "cpu");
+    let of = |views: &Views, world: u32| evaluate_checkpoint(&config, &first, views, world, &"cpu".into());
     for views in [
         Views { scales: vec![10], crops: 10, crop: None },
         Views { scales: vec![8, 11], crop: Some(8), ..plain.clone() },

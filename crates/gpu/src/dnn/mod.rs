@@ -17,7 +17,7 @@ use crate::ffi::blas_lt::BlasLt;
 use crate::ffi::dnn::{CuDnn, Status};
 use crate::library::{self, Wanted};
 use crate::memory::Scratch;
-use crate::{DevicePtr, Error, Event, Result, compile};
+use crate::{DevicePtr, Error, Event, Result, compile, versions};
 use plan::{Plan, Problem};
 
 /// The most memory that a convolution may use beside its operands, in bytes.
@@ -68,6 +68,7 @@ impl CuDnn {
             let version: unsafe extern "C" fn() -> usize = unsafe { std::mem::transmute(address) };
             // SAFETY: no preconditions.
             loaded.version = unsafe { version() }.to_string();
+            versions::note("cudnn", &loaded.version);
         }
         let table = CuDnn::bind(&loaded)?;
         std::mem::forget(loaded);

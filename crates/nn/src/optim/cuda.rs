@@ -381,3 +381,8 @@ pub fn round_f16(gpu: &Context, values: &mut ArenaMut, down: f32, up: f32) -> Re
     let args = Args::new().ptr(base(values.device_address(), 0)?).f32(down).f32(up);
     flat(gpu, "round_f16", n, args.i64(n as i64))
 }
+
+/// Compiles or loads these kernels, so that what is missing is missed before the first step.
+pub fn load(gpu: &Context) -> phalanx_gpu::Result<()> {
+    gpu.load(&SOURCE)
+}

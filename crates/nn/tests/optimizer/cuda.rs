@@ -139,7 +139,7 @@ fn norms_averages_sums_and_rounding_are_the_cpus() {
     compare("average", &weights(averages[1].average()), &weights(averages[0].average()), true);
 
     // A target network, and a range that ends with no whole vector.
-    there.copy(4..5, 4..5).unwrap();
+    there.copy(1..2, 2..3).unwrap();
     let len = 4 * 1003;
     let (a, b) = (device.arena(2 * 4096).unwrap(), device.arena(8192).unwrap());
     let numbers: Vec<u8> = weights(&there)[..2048].iter().flat_map(|x| x.to_ne_bytes()).collect();

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use writer::Writer;
 
 use crate::evaluate::Evaluation;
+use crate::scaler::LossScale;
 use crate::snapshot::Snapshot;
 use crate::task::{Arrays, StateMap};
 use crate::weights::Begun;
@@ -61,6 +62,9 @@ pub struct Progress {
     /// Bits of the mean loss of the last whole epoch, likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_loss_bits: Option<u64>,
+    /// What losses are multiplied by, where activations are fp16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// The fingerprint of the machine that wrote it.
     pub fingerprint: BTreeMap<String, String>,
     /// The part of the configuration that fixes the run's numbers.

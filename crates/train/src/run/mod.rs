@@ -12,6 +12,7 @@ use phalanx_nn::EmaConfig;
 
 use crate::config::Config;
 use crate::faults::Faults;
+use crate::machine::DeviceChoice;
 use crate::report::{Style, Summary};
 use crate::rundir::Resume;
 use crate::{Error, Result, ranks};
@@ -28,8 +29,8 @@ pub struct TrainRequest {
     pub config: Config,
     /// Thread ranks.
     pub ranks: u32,
-    /// `auto`, `cpu` or `cuda`.
-    pub device: String,
+    /// Where to compute.
+    pub device: DeviceChoice,
     /// The run directory.
     pub out: PathBuf,
     /// What to do with a run that is there.

@@ -192,6 +192,8 @@ impl<'a> Session<'a> {
                 samples_per_second: (self.progress.samples_seen - seen) as f64
                     / since.elapsed().as_secs_f64(),
                 grad_norm: first.grad_norm,
+                loss_scale: self.engine.loss_scale.map(|s| s.scale),
+                skipped_steps: self.engine.loss_scale.map(|s| s.skipped),
                 statistics: statistics.collect(),
                 time,
             })?;
@@ -275,6 +277,7 @@ impl<'a> Session<'a> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let progress = Progress {
             optimizer_steps: snapshot.optimizer_steps.clone(),
+            loss_scale: self.engine.loss_scale,
             world_size: self.comm.world(),
             wall_s: self.wall_before + self.started.elapsed().as_secs_f64(),
             ..self.progress.clone()

@@ -17,6 +17,7 @@ use crate::config::{Config, first_difference};
 use crate::engine::{Engine, EngineOptions};
 use crate::fingerprint::{self, Fingerprint};
 use crate::ledger::{Header, Ledger};
+use crate::machine::Machine;
 use crate::report::{Event, Reporter, Style, Summary, show_summary};
 use crate::rundir::{Lock, RunDir};
 use crate::share::{check_same_table, from_rank_0};
@@ -46,8 +47,8 @@ pub(super) fn open<'a>(
     let config = &request.config;
     let allowed = Duration::from_secs_f64(config.distributed.deadline_s);
     let threads = setup::threads_per_rank(config.compute.threads, comm.locality().local_world);
-    let device = setup::device(&request.device, isa, threads)?;
-    let here = fingerprint::cpu(isa);
+    let machine = setup::machine(config, &request.device, isa, threads, &*comm)?;
+    let here = fingerprint::of(&machine, isa);
     check_same_table(&*comm, "the fingerprint", || Ok(fingerprint::table(&here)))?;
     check_same_table(&*comm, "the configuration", || config.identity())?;
     check_same_table(&*comm, "the data", || {
@@ -99,7 +100,10 @@ pub(super) fn open<'a>(
         return Ok(Opened::Ended(Box::new(summary)));
     }
     let shards = shards(config, saved.as_ref().map(|s| s.1.virtual_shards), comm.world())?;
-    let (ranks, set) = (comm.locality().local_world, [sets.eval.len(), shards.into()]);
+    let of_gpu = memory::of_gpu(&machine);
+    let (ranks, set) =
+        (if of_gpu.is_some() { 1 } else { comm.locality().local_world }, [sets.eval.len(), shards.into()]);
+    let have = of_gpu.or(have);
     memory::check_training(config, &samples, shards, ranks, have.as_ref())?;
     if !sets.eval.is_empty() {
         memory::check_evaluation(config, &samples, samples.input, set, ranks, have.as_ref())?;
@@ -116,9 +120,11 @@ pub(super) fn open<'a>(
         clip: config.train.clip(),
         ema: config.ema.clone(),
         evaluate_ema: config.evaluates_ema(),
+        precision: config.train.precision,
+        samples: config.train.global_batch,
         faults: request.faults.clone(),
     };
-    let mut engine = Engine::new(comm.clone(), &device, model.task, model.params, model.norms, options)?;
+    let mut engine = Engine::new(comm.clone(), &machine, model.task, model.params, model.norms, options)?;
     let progress = match saved {
         None => {
             let begun = match &config.init {
@@ -132,6 +138,7 @@ pub(super) fn open<'a>(
         }
         Some((snapshot, progress)) => {
             engine.restore(&snapshot)?;
+            engine.loss_scale = progress.loss_scale.or(engine.loss_scale);
             // Facts of this start replace those of the one before.
             Progress { fingerprint: here, identity: config.identity()?, ..progress }
         }
@@ -159,7 +166,7 @@ pub(super) fn open<'a>(
         let (first, due) = (progress.step, progress.evaluation_due);
         let mut r = Reporter::new(&dir, request.style, start.attempt, first, total, due)?;
         dir.clear_summary()?;
-        dir.write_json("env.json", &environment(&engine, &progress, &hosts, threads))?;
+        dir.write_json("env.json", &environment(&engine, &machine, &progress, &hosts, threads))?;
         for message in warnings {
             r.tell(&Event::Warning { message })?;
         }
@@ -170,6 +177,8 @@ pub(super) fn open<'a>(
             parameters: engine.params().count() as u64,
             resumed_from: start.checkpoint,
             init: progress.init.clone(),
+            device: machine.name(),
+            no_gpu: machine.no_gpu.clone(),
         })?;
         reporter = Some(r);
         writer = Some(Writer::new(dir.checkpoints(), config.checkpoint.keep));
@@ -219,8 +228,26 @@ fn new_progress(
 }
 
 /// `env.json`.
-fn environment(engine: &Engine, progress: &Progress, hosts: &[Vec<u8>], threads: usize) -> serde_json::Value {
+fn environment(
+    engine: &Engine,
+    machine: &Machine,
+    progress: &Progress,
+    hosts: &[Vec<u8>],
+    threads: usize,
+) -> serde_json::Value {
     let comm = &engine.comm;
+    let gpu = machine.gpu().map(|gpu| {
+        let info = gpu.info();
+        let uuid: String = info.uuid.iter().map(|b| format!("{b:02x}")).collect();
+        serde_json::json!({
+            "name": info.name,
+            "uuid": uuid,
+            "compute_capability": format!("{}.{}", info.compute.0, info.compute.1),
+            "memory_bytes": info.memory,
+            "multiprocessors": info.sms,
+            "driver": format!("{}.{}", info.driver.0, info.driver.1),
+        })
+    });
     let hosts: BTreeSet<_> = hosts.iter().map(|h| String::from_utf8_lossy(h)).collect();
     serde_json::json!({
         "phalanx": env!("CARGO_PKG_VERSION"),
@@ -231,6 +258,9 @@ fn environment(engine: &Engine, progress: &Progress, hosts: &[Vec<u8>], threads:
         "comm": comm.name(),
         "hosts": hosts,
         "threads_per_rank": threads,
+        "device": machine.name(),
+        "gpu": gpu,
+        "no_gpu": machine.no_gpu,
         "bucket_mb": engine.options.bucket_bytes as f64 / 1e6,
         "init": progress.init,
         "fingerprint": progress.fingerprint,

@@ -1,7 +1,7 @@
 //! Classification: a loss on labels, errors at one and at five.
 
 use phalanx_nn::{Layer, OptimizerConfig, Params};
-use phalanx_tensor::{Tensor, top_k_errors};
+use phalanx_tensor::{DType, Tensor, top_k_errors};
 
 use super::{Batch, Criterion, Loss, Phase, PhaseId, ShardCx, Task};
 use crate::Result;
@@ -50,7 +50,7 @@ impl Classification {
     }
 
     fn logits(&self, batch: &Batch, cx: &ShardCx) -> Result<Tensor> {
-        Ok(self.model.forward(cx, batch.field(&self.image)?)?)
+        Ok(self.model.forward(cx, &cx.enter(batch.field(&self.image)?)?)?)
     }
 }
 
@@ -80,6 +80,8 @@ impl Task for Classification {
     fn evaluate(&self, batch: &Batch, cx: &ShardCx) -> Result<Vec<[f64; 2]>> {
         let (logits, labels) = (self.logits(batch, cx)?, batch.field(&self.label)?);
         let weights = batch.weights_on(cx.device)?;
+        // Counted in single precision, whatever the network computes in.
+        let logits = if logits.dtype() == DType::F64 { logits } else { logits.to(DType::F32)? };
         let (loss, weight) = self.criterion.sum(&logits, labels, weights.as_ref())?;
         let [top1, top5] = errors(&logits, batch, labels, self.criterion.ignored())?;
         Ok(vec![[loss.item()?, weight], top1, top5])

@@ -179,8 +179,22 @@ impl Criterion {
     /// The sum over samples of weighted losses, and the weight that its mean divides by. `logits` are `[N, K]`, the
     /// target is labels, i64 `[N]`, or probabilities of the logits' shape; `weights` are the samples'.
     pub fn sum(&self, logits: &Tensor, target: &Tensor, weights: Option<&Tensor>) -> Result<(Tensor, f64)> {
+        let plain_entropy = matches!(&self.config, LossConfig::CrossEntropy { .. });
+        let half = matches!(logits.dtype(), DType::F16 | DType::BF16);
+        // Cross-entropy reads halves as they are; of the others none is worth a second type.
+        let wide = if half && !plain_entropy { Some(logits.to(DType::F32)?) } else { None };
+        let logits = wide.as_ref().unwrap_or(logits);
+        let of_weights = if half { DType::F32 } else { logits.dtype() };
         let tensor = |list: &Option<Vec<f64>>| -> Result<Option<Tensor>> {
-            let make = |w: &Vec<f64>| Tensor::from_slice(w, [w.len()], logits.device())?.to(logits.dtype());
+            let make = |w: &Vec<f64>| -> phalanx_tensor::Result<Tensor> {
+                match of_weights {
+                    DType::F32 => {
+                        let single: Vec<f32> = w.iter().map(|&x| x as f32).collect();
+                        Tensor::from_slice(&single, [w.len()], logits.device())
+                    }
+                    other => Tensor::from_slice(w, [w.len()], logits.device())?.to(other),
+                }
+            };
             Ok(list.as_ref().map(make).transpose()?)
         };
         let plain = CrossEntropy { weights, ..CrossEntropy::default() };

@@ -1,11 +1,12 @@
 //! Evaluation on several views of each image, whose shares after softmax are averaged.
 
 use std::fmt;
+use std::sync::Arc;
 
 use phalanx_data::{Place, Resample, shorter_side};
 use phalanx_host::Cpu;
 use phalanx_nn::{Layer, OptimizerConfig, Params};
-use phalanx_tensor::{Device, Tensor};
+use phalanx_tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::classify::{EVALUATIONS, errors};
@@ -115,6 +116,8 @@ pub struct ViewedClassification {
     label: String,
     /// The label whose samples count nothing.
     ignore: Option<i64>,
+    /// What views are cut by.
+    cpu: Arc<Cpu>,
 }
 
 impl ViewedClassification {
@@ -127,6 +130,7 @@ impl ViewedClassification {
         params: &Params,
         [image, label]: [&str; 2],
         ignore: Option<i64>,
+        cpu: &Arc<Cpu>,
     ) -> Result<Self> {
         let views = views.of(height, width)?;
         let mut made: Vec<([usize; 2], Box<dyn Layer>)> = Vec::new();
@@ -145,6 +149,7 @@ impl ViewedClassification {
             image: image.to_owned(),
             label: label.to_owned(),
             ignore,
+            cpu: cpu.clone(),
         })
     }
 
@@ -169,19 +174,19 @@ impl ViewedClassification {
     /// Each image's mean share of each class, [N, K].
     fn shares(&self, batch: &Batch, cx: &ShardCx) -> Result<Tensor> {
         let images = batch.field(&self.image)?;
-        let (&[n, h, w, c], Device::Cpu(cpu)) = (&images.shape()[..], cx.device) else {
-            let problem = format!("it takes images [N,H,W,C] on the CPU, not {}", images.shape());
+        let &[n, h, w, c] = &images.shape()[..] else {
+            let problem = format!("it takes images [N,H,W,C], not {}", images.shape());
             return Err(Error::Task { task: self.name(), problem });
         };
         let pixels = images.to_vec::<f32>()?;
         let (mut sums, mut classes) = (Vec::new(), 0);
         for view in &self.views {
             let [rows, columns] = view.place.take;
-            let part = self.view(view, &pixels, [h, w, c], cpu);
+            let part = self.view(view, &pixels, [h, w, c], &self.cpu);
             let part = Tensor::from_slice(&part, [n, rows, columns, c], cx.device)?;
             let layers = self.layers.iter().find(|(size, _)| *size == view.place.take);
             let Some((_, layers)) = layers else { continue };
-            let logits = layers.forward(cx, &part)?;
+            let logits = layers.forward(cx, &cx.enter(&part)?)?.to(DType::F32)?;
             classes = logits.shape().last().copied().unwrap_or(0);
             sums.resize(n * classes, 0.0);
             for (sums, logits) in

@@ -22,10 +22,11 @@ use phalanx_host::{Cpu, Isa};
 use phalanx_nn::{Norms, Params};
 use phalanx_tensor::Device;
 use phalanx_train::checkpoint::{self, Progress};
+use phalanx_train::config::Precision;
 use phalanx_train::faults::Faults;
 use phalanx_train::ranks::run_threads;
 use phalanx_train::task::{Batch, Task};
-use phalanx_train::{Clip, Engine, EngineOptions, ModelHash, Result, Snapshot};
+use phalanx_train::{Clip, Engine, EngineOptions, Machine, ModelHash, Result, Snapshot};
 
 /// V in all spikes.
 pub(crate) const SHARDS: u32 = 4;
@@ -55,7 +56,8 @@ pub(crate) fn run(spike: &dyn Spike, world: u32, steps: Range<u64>, from: Option
 /// As [`run`], for runs that may fail.
 pub(crate) fn try_run(spike: &dyn Spike, world: u32, steps: Range<u64>, from: Option<&Path>) -> Result<End> {
     let body = |comm: Arc<dyn Communicator>| {
-        let device = Device::cpu(Cpu::new(Isa::detect(), 1)?);
+        let machine = Machine::cpu(Cpu::new(Isa::detect(), 1)?);
+        let device = machine.device.clone();
         let (task, params, norms) = spike.build(&comm)?;
         let (seed, shards, bucket_bytes) = (7, SHARDS, 256);
         let options = EngineOptions {
@@ -67,9 +69,11 @@ pub(crate) fn try_run(spike: &dyn Spike, world: u32, steps: Range<u64>, from: Op
             clip: Clip::default(),
             ema: None,
             evaluate_ema: false,
+            precision: Precision::F32,
+            samples: 1,
             faults: Faults::default(),
         };
-        let mut engine = Engine::new(comm, &device, task, params, norms, options)?;
+        let mut engine = Engine::new(comm, &machine, task, params, norms, options)?;
         if let Some(path) = from {
             engine.restore(&checkpoint::read(path)?.0)?;
         }

@@ -1,0 +1,181 @@
+//! Whole runs on a GPU. They need one, or the stand-in libraries that `tests/cuda/build` makes (`PHALANX_CUDA_PATH`), so
+//! they are ignored unless asked for: `tests/run` asks.
+
+// Helpers of tests may panic as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::path::Path;
+
+use common::{hashes, request, run};
+use phalanx_train::bench::{StepRequest, step};
+use phalanx_train::config::{Precision, WireType};
+use phalanx_train::evaluate::evaluate_checkpoint;
+use phalanx_train::predict::{PredictRequest, Predictor, Preparation};
+use phalanx_train::report::Summary;
+use phalanx_train::run::TrainRequest;
+use phalanx_train::task::Views;
+use phalanx_train::{DeviceChoice, ledger};
+
+fn gpu() -> DeviceChoice {
+    DeviceChoice { name: "cuda".into(), share_gpu: true }
+}
+
+/// A short run of the digits on a GPU that all ranks share.
+fn on_gpu(out: &Path, ranks: u32, settings: &[&str]) -> TrainRequest {
+    let settings = [settings, &["train.epochs=1", "compute.threads=1"]].concat();
+    TrainRequest { device: gpu(), max_steps: Some(6), ..request(out, ranks, &settings) }
+}
+
+fn error(s: &Summary) -> f64 {
+    s.eval.as_ref().unwrap().top1_error
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn one_hash_for_any_world_from_run_to_run_and_through_checkpoints() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mut first = None;
+    for (name, world) in [("a", 1), ("again", 1), ("b", 2), ("c", 4), ("d", 3)] {
+        let out = tmp.path().join(name);
+        let summary = run(&on_gpu(&out, world, &[])).unwrap();
+        assert_eq!((summary.device.as_str(), summary.steps), ("cuda", 6));
+        let got = hashes(&summary);
+        assert_eq!(*first.get_or_insert(got.clone()), got, "{name}: {world} ranks");
+    }
+    let out = tmp.path().join("cut");
+    for (steps, world) in [(2, 4), (5, 1), (6, 2)] {
+        let summary = run(&TrainRequest { max_steps: Some(steps), ..on_gpu(&out, world, &[]) }).unwrap();
+        assert_eq!(summary.steps, steps);
+        if steps == 6 {
+            assert_eq!(hashes(&summary).0, first.as_ref().unwrap().0);
+            assert_eq!(hashes(&summary).1, first.as_ref().unwrap().1);
+        }
+    }
+    ledger::verify(&out).unwrap();
+    let env = std::fs::read_to_string(out.join("env.json")).unwrap();
+    assert!(["compute_capability", "nvrtc", "cudnn", "cublaslt"].iter().all(|k| env.contains(k)), "{env}");
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn what_the_cpu_computes_is_what_a_gpu_computes_but_for_rounding() {
+    let tmp = tempfile::tempdir().unwrap();
+    for (n, (settings, ranks)) in [
+        (&["train.clip_norm=0.5", "ema.decay=0.9"][..], 1),
+        (&["distributed.wire=\"bf16\""], 2),
+        (&["optimizer={ name = \"lamb\", lr = 0.02, weight_decay = 0.01 }"], 1),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (here, there) = (tmp.path().join(format!("cpu-{n}")), tmp.path().join(format!("gpu-{n}")));
+        let there = run(&on_gpu(&there, ranks, settings)).unwrap();
+        let here = run(&TrainRequest { device: "cpu".into(), ..on_gpu(&here, ranks, settings) }).unwrap();
+        let (a, b) = (there.train_loss, here.train_loss);
+        assert!((a - b).abs() < 1e-3 * b, "{settings:?}: {a}, not {b}");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn narrow_activations_learn_too() {
+    let tmp = tempfile::tempdir().unwrap();
+    for precision in ["tf32", "bf16", "fp16"] {
+        let set = format!("train.precision=\"{precision}\"");
+        let out = tmp.path().join(precision);
+        let long = |world: u32, out: &Path| TrainRequest {
+            max_steps: None,
+            ..on_gpu(out, world, &[&set, "log.every_steps=1"])
+        };
+        let one = run(&long(1, &out)).unwrap();
+        // One epoch; chance is 0.9.
+        assert!(error(&one) < 0.7, "{precision}: {}", error(&one));
+        let two = run(&long(2, &tmp.path().join(format!("{precision}-2")))).unwrap();
+        assert_eq!(hashes(&one), hashes(&two), "{precision}");
+        let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        assert_eq!(metrics.contains("skipped_steps"), precision == "fp16");
+        let state = std::fs::read_dir(out.join("checkpoints")).unwrap().next().unwrap().unwrap().path();
+        let state = std::fs::read_to_string(state.join("state.json")).unwrap();
+        assert_eq!(state.contains("loss_scale"), precision == "fp16");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn ranks_share_a_gpu_only_when_they_may() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mut alone = on_gpu(&tmp.path().join("run"), 2, &[]);
+    alone.device.share_gpu = false;
+    let e = run(&alone).unwrap_err();
+    assert!(e.to_string().contains("ranks 0 and 1 would share one GPU") && e.exit_code() == 2, "{e}");
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn checkpoints_are_evaluated_and_predicted_from() {
+    let tmp = tempfile::tempdir().unwrap();
+    let out = tmp.path().join("run");
+    let asked = on_gpu(&out, 1, &[]);
+    let summary = run(&asked).unwrap();
+    let plain = Views::default();
+    let of = |views: &Views, world, device: &DeviceChoice| {
+        evaluate_checkpoint(&asked.config, &out, views, world, device).unwrap()
+    };
+    let there = of(&plain, 2, &gpu());
+    assert!((there.loss - of(&plain, 1, &"cpu".into()).loss).abs() < 1e-4);
+    assert!(summary.eval.is_none_or(|e| (e.loss - there.loss).abs() < 1e-9));
+    let views = Views { crops: 10, crop: None, scales: vec![8] };
+    let (a, b) = (of(&views, 1, &gpu()).loss, of(&views, 1, &"cpu".into()).loss);
+    assert!((a - b).abs() < 1e-4, "{a} {b}");
+    let predictor = |device: DeviceChoice| {
+        Predictor::new(&PredictRequest {
+            model: None,
+            settings: vec![],
+            checkpoint: out.clone(),
+            labels: None,
+            transform: Some(Preparation::Imagenet),
+            input: None,
+            top: 3,
+            device,
+            threads: 1,
+        })
+        .unwrap()
+    };
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/pictures/rgb.png");
+    let tell = |p: Predictor| {
+        let mut told = Vec::new();
+        p.run(&[image.clone()], |_, outcome| told.extend(outcome.unwrap())).unwrap();
+        told
+    };
+    let (a, b) = (tell(predictor(gpu())), tell(predictor("cpu".into())));
+    assert!(a.len() == 3 && a.iter().zip(&b).all(|(a, b)| (a.logit - b.logit).abs() < 1e-3), "{a:?} {b:?}");
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn steps_are_measured() {
+    for (precision, train) in [(Precision::F32, true), (Precision::Bf16, true), (Precision::Fp16, false)] {
+        let report = step(&StepRequest {
+            model: "lenet5".into(),
+            input: None,
+            classes: None,
+            batch: 4,
+            ranks: 1,
+            virtual_shards: None,
+            device: gpu(),
+            precision,
+            threads: 1,
+            isa: "auto".into(),
+            hidden: None,
+            bucket_mb: None,
+            wire: WireType::F32,
+            seconds: 0.01,
+            train,
+        })
+        .unwrap();
+        assert!(report.samples_per_second > 0.0 && report.peak_device_bytes.is_some_and(|b| b > 100_000));
+        assert!(report.peak_fraction.is_none() && report.device != "cpu");
+    }
+}
