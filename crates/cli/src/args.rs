@@ -444,6 +444,9 @@ pub(crate) struct BenchStep {
     /// Forward and backward, or forward alone
     #[arg(long, value_enum, default_value = "train")]
     pub mode: BenchMode,
+    /// Tell what each kernel of a step takes on a GPU, the most costly first
+    #[arg(long)]
+    pub profile: bool,
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceName,

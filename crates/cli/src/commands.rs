@@ -342,6 +342,7 @@ fn run_bench_step(args: &BenchStep) -> Result<u8> {
         wire: args.wire.into(),
         seconds: args.seconds,
         train: matches!(args.mode, BenchMode::Train),
+        profile: args.profile,
     };
     let report = match world {
         World::Threads(ranks) => Some(bench::step(&request(ranks))?),
@@ -353,10 +354,13 @@ fn run_bench_step(args: &BenchStep) -> Result<u8> {
         })?,
     };
     let Some(report) = report else { return Ok(0) };
-    let text = format!(
+    let mut text = format!(
         "{:.0} samples/s  {:.3} ms a step  {:.1} GFLOP/s",
         report.samples_per_second, report.step_ms_p50, report.gflops
     );
+    for kernel in &report.profile {
+        text.push_str(&format!("\n{:9.3} ms {:6.1} x  {}", kernel.ms, kernel.runs, kernel.name));
+    }
     show(&args.common, &report, &text)
 }
 

@@ -109,6 +109,19 @@ impl Blas {
         c: DevicePtr,
         bias: Option<DevicePtr>,
     ) -> Result<()> {
+        let name = || format!("product {}x{}x{} of {}", g.m, g.n, g.k, g.batch);
+        self.core.profiled(name, || self.multiply(g, alpha, a, b, c, bias))
+    }
+
+    fn multiply(
+        &self,
+        g: &Gemm,
+        alpha: f32,
+        a: DevicePtr,
+        b: DevicePtr,
+        c: DevicePtr,
+        bias: Option<DevicePtr>,
+    ) -> Result<()> {
         if g.m == 0 || g.n == 0 || g.batch == 0 {
             return Ok(());
         }

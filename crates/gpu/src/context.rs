@@ -9,6 +9,7 @@ use crate::faults::Faults;
 use crate::launch::Modules;
 use crate::memory::Memory;
 use crate::pinned::HostCache;
+use crate::profile::Profile;
 use crate::transfer::Staging;
 use crate::{DeviceInfo, Event, Math, Result, Stream};
 
@@ -47,6 +48,7 @@ pub(crate) struct Core {
     pub(crate) compute: Stream,
     copies: Stream,
     communication: Stream,
+    pub(crate) profile: Profile,
     pub(crate) primary: Arc<Primary>,
 }
 
@@ -84,6 +86,7 @@ impl Context {
             compute: Stream::new(&primary, 0)?,
             copies: Stream::new(&primary, URGENT)?,
             communication: Stream::new(&primary, URGENT)?,
+            profile: Profile::default(),
             primary,
         });
         Ok(Context(Arc::new(Inner {

@@ -47,7 +47,8 @@ impl Context {
     /// Launches a kernel on the compute stream, loading its module if needed. Without blocks nothing happens.
     /// Errors while it runs come out at a later wait.
     pub fn launch(&self, source: &'static Source, kernel: &str, grid: Grid, args: Args) -> Result<()> {
-        self.launch_on(self.compute(), source, kernel, grid, args)
+        let name = || format!("{}/{kernel}", source.name);
+        self.core().profiled(name, || self.launch_on(self.compute(), source, kernel, grid, args))
     }
 
     /// The same on another stream of this context.

@@ -152,13 +152,18 @@ impl Context {
             return Ok(());
         }
         let d = self.primary().enter()?;
-        // SAFETY: device addresses; that they reach so far is the caller's part, as with a launch.
-        let status = unsafe { (d.cuMemcpyDtoDAsync_v2)(dst.0, src.0, bytes, self.compute().raw) };
-        d.check(status, "cuMemcpyDtoDAsync_v2")
+        self.core().profiled(
+            || String::from("copy"),
+            || {
+                // SAFETY: device addresses; that they reach so far is the caller's part, as with a launch.
+                let status = unsafe { (d.cuMemcpyDtoDAsync_v2)(dst.0, src.0, bytes, self.compute().raw) };
+                d.check(status, "cuMemcpyDtoDAsync_v2")
+            },
+        )
     }
 
     /// Writes zeros on the compute stream.
     pub fn fill_zero(&self, dst: DevicePtr, bytes: usize) -> Result<()> {
-        self.core().fill_zero(dst.0, bytes)
+        self.core().profiled(|| String::from("zeros"), || self.core().fill_zero(dst.0, bytes))
     }
 }

@@ -149,6 +149,8 @@ pub struct StepRequest {
     pub seconds: f64,
     /// A whole step, or the forward pass alone.
     pub train: bool,
+    /// Whether a GPU's kernels are timed one by one after the steps.
+    pub profile: bool,
 }
 
 /// What `bench step` measured.
@@ -188,6 +190,20 @@ pub struct StepReport {
     /// `gflops` as a fraction of what matrix products of 512³ reach on as many threads; on the CPU alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_fraction: Option<f64>,
+    /// What each kernel of a step takes on a GPU, the most costly first, when it was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profile: Vec<KernelTime>,
+}
+
+/// One kernel, or one kind of a library's calls, in a step.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KernelTime {
+    /// Its name.
+    pub name: String,
+    /// How often it runs in a step.
+    pub runs: f64,
+    /// What all its runs take, in milliseconds a step. Marks between kernels take some microseconds of their own.
+    pub ms: f64,
 }
 
 /// Measures steps on random data, between thread ranks: forward, cross-entropy, backward, sum over ranks,
@@ -202,7 +218,8 @@ pub fn step(request: &StepRequest) -> Result<StepReport> {
 pub fn step_rank(request: &StepRequest, comm: Arc<dyn Communicator>) -> Result<StepReport> {
     let isa = Isa::choose(&request.isa)?;
     let (ranks, shards) = (comm.world(), request.virtual_shards.unwrap_or(comm.world()));
-    let Measured { mut times, cpu, flop, gradient_bytes, machine } = run_steps(request, isa, shards, &comm)?;
+    let Measured { mut times, cpu, flop, gradient_bytes, machine, profile } =
+        run_steps(request, isa, shards, &comm)?;
     let seconds = quantile(&mut times, 0.5);
     let samples = (request.batch * u64::from(ranks)) as f64;
     let gflops = flop * samples / seconds / 1e9;
@@ -223,6 +240,7 @@ pub fn step_rank(request: &StepRequest, comm: Arc<dyn Communicator>) -> Result<S
         peak_device_bytes: machine.gpu().map(|gpu| gpu.memory().peak_live),
         gflops,
         peak_fraction: peak.map(|peak| gflops / peak),
+        profile: profile.clone(),
     };
     from_rank_0(&*comm, comm.deadline(), || {
         if machine.gpu().is_some() {
@@ -236,6 +254,8 @@ pub fn step_rank(request: &StepRequest, comm: Arc<dyn Communicator>) -> Result<S
 /// Steps that a GPU makes before any are timed, and those that are.
 const WARM_UP: u64 = 5;
 const TIMED: u64 = 20;
+/// Steps whose kernels are timed one by one.
+const PROFILED: u64 = 3;
 
 /// What steps cost.
 struct Measured {
@@ -247,6 +267,7 @@ struct Measured {
     flop: f64,
     gradient_bytes: u64,
     machine: Machine,
+    profile: Vec<KernelTime>,
 }
 
 /// Seconds of CPU time that this process has had; 0 where the system does not tell.
@@ -343,8 +364,19 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
         steps(TIMED, &mut engine)?;
         times.push(begun.elapsed().as_secs_f64() / TIMED as f64);
         let cpu = (cpu_seconds() - cpu) / TIMED as f64;
+        let mut profile = Vec::new();
+        if request.profile {
+            gpu.begin_profile();
+            steps(PROFILED, &mut engine)?;
+            let mean = |s: phalanx_gpu::Spent| KernelTime {
+                name: s.name,
+                runs: s.runs as f64 / PROFILED as f64,
+                ms: s.milliseconds / PROFILED as f64,
+            };
+            profile = gpu.end_profile()?.into_iter().map(mean).collect();
+        }
         drop(engine);
-        return Ok(Measured { times, cpu, flop, gradient_bytes, machine });
+        return Ok(Measured { times, cpu, flop, gradient_bytes, machine, profile });
     }
     let (begun, cpu) = (Instant::now(), cpu_seconds());
     // All ranks stop at the step that rank 0 stops at.
@@ -367,7 +399,7 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
     let cpu = (cpu_seconds() - cpu) / times.len() as f64;
     // The first steps fill the pool and the caches.
     let times = times.split_off((times.len() / 3).min(3));
-    Ok(Measured { times, cpu, flop, gradient_bytes, machine })
+    Ok(Measured { times, cpu, flop, gradient_bytes, machine, profile: Vec::new() })
 }
 
 #[cfg(test)]
@@ -395,6 +427,7 @@ mod tests {
             wire: WireType::F32,
             seconds: 0.01,
             train: true,
+            profile: false,
         };
         let report = step(&r).unwrap();
         assert!(

@@ -128,11 +128,12 @@ impl Dnn {
         self.core.primary.enter()?;
         let mut state = self.state();
         let known = state.plans.get(c).and_then(|of| of.iter().find(|(a, _)| *a == aligned));
+        let name = || format!("convolution {}", c.name(aligned));
         if let Some((_, plan)) = known {
-            return self.execute(plan, xwy);
+            return self.core.profiled(name, || self.execute(plan, xwy));
         }
         let plan = self.choose(&state, c, aligned, xwy)?;
-        let done = self.execute(&plan, xwy);
+        let done = self.core.profiled(name, || self.execute(&plan, xwy));
         state.plans.entry(c.clone()).or_default().push((aligned, plan));
         done
     }

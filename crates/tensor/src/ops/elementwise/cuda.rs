@@ -139,7 +139,8 @@ impl CudaOp for Binary {
         let one_type = ins[0].dtype == dtype && ins[1].dtype == dtype && dtype != DType::F64;
         if one_type
             && !rare
-            && let (Some(sa), Some(sb)) = (step(&ins[0]), step(&ins[1])) {
+            && let (Some(sa), Some(sb)) = (step(&ins[0]), step(&ins[1]))
+        {
             let kernel = format!("zip_{}", suffix(self.name, dtype)?);
             let out = out.ptr()?;
             let (packs, items) =
