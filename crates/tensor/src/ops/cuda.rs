@@ -146,7 +146,7 @@ pub(crate) fn launch(
 /// The elements that a thread reads at once, 16 bytes, where all addresses and the length of a row allow it; else 1.
 pub(crate) fn wide(dtype: DType, row: usize, all: &[DevicePtr]) -> usize {
     let pack = 16 / dtype.size();
-    if row % pack == 0 && all.iter().all(|p| p.0 % 16 == 0) { pack } else { 1 }
+    if row.is_multiple_of(pack) && all.iter().all(|p| p.0 % 16 == 0) { pack } else { 1 }
 }
 
 /// A kernel's `Divisor` (`prelude.cuh`): 2^p / d rounded up for p = 31 + ⌈log2 d⌉ is exact for numbers below 2^31.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may unwrap too")]
 
 mod cuda;
+mod cuda_folds;
 mod cuda_sizes;
 mod golden;
 mod naive;

@@ -5,7 +5,7 @@ use phalanx_gpu::{Args, Context, Fault};
 use crate::{Error, Result};
 
 /// The ops whose kernels report, in the order of their numbers from 1 on.
-const OPS: [&str; 9] = [
+const OPS: [&str; 12] = [
     "cross_entropy",
     "nll",
     "multi_margin",
@@ -15,6 +15,9 @@ const OPS: [&str; 9] = [
     "index_add",
     "scatter_add",
     "one_hot",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
 ];
 
 /// A kernel's last two arguments: where it reports, and the number of its op.
@@ -43,6 +46,6 @@ mod tests {
         let Error::Index { op: "gather", index: -1, position: 3, limit: 10 } = of(5) else {
             panic!("{:?}", of(5))
         };
-        assert!(matches!(of(10), Error::Index { op: "kernel", .. }));
+        assert!(matches!(of(13), Error::Index { op: "kernel", .. }));
     }
 }

@@ -1,19 +1,17 @@
 //! Matrix products on a GPU, by cublasLt, and the sums and additions that go with them.
 
-use phalanx_gpu::{Args, Context, DevicePtr, Gemm, Grid, Source};
+use phalanx_gpu::{Args, Context, DevicePtr, Gemm, Source};
 
 use super::batch::{Axis, Product};
 use super::linear::Linear;
 use super::{Matmul, stretch, stretched, turn};
 use crate::op::{CudaOp, Exec, Saved};
 use crate::ops::cuda::{self, Operand, Scratch, launch, library_type, source, suffix, typed};
+pub(crate) use crate::ops::reduce::cuda::column_sums;
 use crate::sink::GradSink;
 use crate::{DType, Layout, Result, Shape, Tensor, View, ViewMut, ops};
 
 static SOURCE: Source = source!("matmul");
-
-/// Blocks that sums of columns are cut into, about: twice as many as a GPU of today runs at once.
-const BLOCKS: usize = 1024;
 
 /// One operand of a batch of products as the library takes it: rows `pitch` apart, or columns when it is turned, and
 /// matrices `step` apart.
@@ -61,39 +59,6 @@ pub(crate) fn deliver(gpu: &Context, from: &View, to: &mut ViewMut, add: bool) -
 /// A dense view's layout under another shape of as many elements.
 fn whole(view: &View, shape: Shape) -> Layout {
     Layout::contiguous(shape).at(view.layout.offset)
-}
-
-/// `out (+)= ` the sums down the columns of the dense `x`, taken as rows of as many numbers as `out` has.
-pub(crate) fn column_sums(
-    gpu: &Context,
-    op: &'static str,
-    x: &View,
-    out: &mut ViewMut,
-    add: bool,
-) -> Result<()> {
-    let (columns, n) = (out.shape.numel(), x.shape().numel());
-    if columns == 0 {
-        return Ok(());
-    }
-    let rows = n / columns;
-    let wide = 16 / x.dtype.size();
-    let pack = if columns.is_multiple_of(wide) && x.ptr()?.0.is_multiple_of(16) { wide } else { 1 };
-    let lanes = columns.div_ceil(pack).next_power_of_two().min(32);
-    let tiles = columns.div_ceil(lanes * pack);
-    // Each thread is to add up some rows, or the parts are more work than their sums.
-    let most = rows.div_ceil(256 / lanes * 8);
-    let chunk = rows.div_ceil(most.min(BLOCKS.div_ceil(tiles)).max(1)).max(1);
-    let parts = rows.div_ceil(chunk).max(1);
-    let sums = Scratch::new(gpu, DType::F32, [parts, columns].into())?;
-    let kernel = format!("column_sums{}_{}", if pack > 1 { "_wide" } else { "" }, suffix(op, x.dtype)?);
-    let args = Args::new().ptr(x.ptr()?).ptr(sums.ptr()).i64(rows as i64).i64(columns as i64);
-    let args = args.i64(chunk as i64).i32(lanes as i32);
-    let grid = Grid { blocks: [tiles as u32, parts as u32, 1], threads: 256, shared: 0 };
-    gpu.launch(&SOURCE, &kernel, grid, args)?;
-    let args = Args::new().ptr(sums.ptr()).i32(parts as i32).i64(columns as i64).ptr(out.ptr()?);
-    let args = args.i32(cuda::code(out.dtype)).i32(i32::from(add));
-    let grid = Grid { blocks: [columns.div_ceil(32) as u32, 1, 1], threads: 256, shared: 0 };
-    Ok(gpu.launch(&SOURCE, "column_totals", grid, args)?)
 }
 
 /// Adds the row `bias` to each row of `y`.

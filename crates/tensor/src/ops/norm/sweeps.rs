@@ -47,7 +47,8 @@ impl Matrix {
     /// the addresses, or-ed in `bits`, allow.
     fn sweep(self, dtype: DType, bits: u64, rows_at_once: usize, blocks: usize) -> Sweep {
         let size = dtype.size();
-        let fits = |pack: &usize| self.cols % pack == 0 && bits % (pack * size) as u64 == 0;
+        let fits =
+            |pack: &usize| self.cols.is_multiple_of(*pack) && bits.is_multiple_of((pack * size) as u64);
         let pack = [16 / size, 4 / size].into_iter().find(fits).unwrap_or(1);
         let packs = (self.cols / pack).max(1);
         let strips = packs.div_ceil(WIDEST);
@@ -109,7 +110,7 @@ impl Operand {
     /// A dense operand as elements of `dtype` at a multiple of `align` bytes.
     pub(super) fn of(gpu: &Context, view: &View, dtype: DType, align: u64) -> Result<Self> {
         let ptr = view.ptr()?;
-        if view.dtype == dtype && ptr.0 % align == 0 {
+        if view.dtype == dtype && ptr.0.is_multiple_of(align) {
             return Ok(Operand { ptr, _copy: None });
         }
         let bytes = view.shape().numel() * dtype.size();
@@ -413,7 +414,7 @@ pub(super) fn group_rule(
 
 /// Whether rows can be read by packs of 16 bytes.
 pub(super) fn packs(cols: usize, dtype: DType, pointers: &[DevicePtr]) -> bool {
-    cols % (16 / dtype.size()) == 0 && pointers.iter().all(|p| p.0 % 16 == 0)
+    cols.is_multiple_of(16 / dtype.size()) && pointers.iter().all(|p| p.0.is_multiple_of(16))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::fractional::{FractionalPool, Unpool, three};
 use super::windows::{Axis, Tiling};
 use super::{MaxPool, cpu, type_of};
 use crate::op::{CudaOp, Exec, Op, Saved};
-use crate::ops::cuda::{self, code, divisor, launch, runs, source, suffix};
+use crate::ops::cuda::{self, code, divisor, faults, launch, runs, source, suffix};
 use crate::sink::GradSink;
 use crate::{DType, Error, Result, Shape, Tensor, View, ViewMut};
 
@@ -110,7 +110,7 @@ impl Layout {
     /// Channels that a thread takes at once: more than one only with saved places of a byte, whose packs lie aligned too.
     fn pack(&self, dtype: DType, all: &[DevicePtr], places: DevicePtr) -> usize {
         match cuda::wide(dtype, self.channels, all) {
-            pack if self.saved == DType::U8 && places.0 % pack as u64 == 0 => pack,
+            pack if self.saved == DType::U8 && places.0.is_multiple_of(pack as u64) => pack,
             _ => 1,
         }
     }
@@ -296,30 +296,13 @@ impl CudaOp for Unpool {
         }
         let channels = shape[shape.len() - 1];
         let cells = total / (shape[0] * channels);
-        let (last, wrong) = (gpu.alloc(elements * size_of::<u32>())?, gpu.alloc(size_of::<u64>())?);
+        let last = gpu.alloc(elements * size_of::<u32>())?;
         gpu.fill_zero(last.ptr(), last.len())?;
-        gpu.fill_zero(wrong.ptr(), wrong.len())?;
         let sizes =
             |args: Args| [cells, limit, channels, total].into_iter().fold(args, |args, n| args.i64(n as i64));
-        let args = Args::new().ptr(places).ptr(last.ptr()).ptr(wrong.ptr());
-        launch(gpu, &FRACTIONAL, "claim", total, sizes(args))?;
+        let args = sizes(Args::new().ptr(places).ptr(last.ptr()));
+        launch(gpu, &FRACTIONAL, "claim", total, faults::args(gpu, args, self.name())?)?;
         let args = Args::new().ptr(x.ptr()?).ptr(places).ptr(last.ptr()).ptr(y);
-        launch(gpu, &FRACTIONAL, &format!("put_{end}"), total, sizes(args))?;
-        // A recorded step cannot look.
-        if gpu.is_capturing() {
-            return Ok(());
-        }
-        let word = |from: DevicePtr| {
-            let mut bytes = [0; 8];
-            gpu.download(from, &mut bytes).map(|()| u64::from_ne_bytes(bytes))
-        };
-        match word(wrong.ptr())? {
-            0 => Ok(()),
-            before_end => {
-                let position = total - before_end as usize;
-                let index = word(places.offset(position * size_of::<i64>()))? as i64;
-                Err(Error::Index { op: self.name(), index, position, limit })
-            }
-        }
+        launch(gpu, &FRACTIONAL, &format!("put_{end}"), total, sizes(args))
     }
 }

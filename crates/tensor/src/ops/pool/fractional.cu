@@ -81,11 +81,11 @@ template <class T> DEV void gather(const Cut& w, const T* g, const i64* places, 
 }
 
 // Unpooling. Of several numbers for one place the last one stays: for each place the largest number of its cells, plus 1, in
-// `last`. What lies outside is left out; `wrong` gets the first such cell, counted from the end.
-KERNEL claim(const i64* places, u32* last, u64* wrong, i64 cells, i64 limit, i64 channels, i64 total) {
+// `last`. What lies outside is reported and left out.
+KERNEL claim(const i64* places, u32* last, i64 cells, i64 limit, i64 channels, i64 total, Fault* faults, int op) {
     for (EACH(i, total)) {
         i64 sample = i / (cells * channels), cell = i / channels - sample * cells, place = places[i];
-        if (place < 0 || place >= limit) atomicMax(wrong, (u64)(total - i));
+        if (place < 0 || place >= limit) report(faults, op, i, place, limit);
         else atomicMax(last + (sample * limit + place) * channels + i % channels, (u32)(cell + 1));
     }
 }

@@ -497,7 +497,7 @@ mod tests {
             for (blocks, least) in [(1, 128), (600, 1), (3, 4096)] {
                 let cut = Cut::new([length, 64], 1, blocks, least);
                 assert!((cut.parts - 1) * cut.per < length && cut.parts * cut.per >= length, "{cut:?}");
-                assert!(cut.parts <= ENOUGH && cut.per % 8 == 0);
+                assert!(cut.parts <= ENOUGH && cut.per.is_multiple_of(8));
             }
         }
     }
