@@ -6,7 +6,7 @@ mod teams;
 pub(crate) use phalanx_gpu::THREADS;
 use phalanx_gpu::{Args, Buffer, Context, DevicePtr, Grid, Source, Type};
 
-pub(crate) use self::teams::{NONE, Teams, optional};
+pub(crate) use self::teams::{NONE, Teams, blank, optional};
 use super::walk::Walk;
 use crate::storage::{Memory, MemoryMut};
 use crate::{DType, Error, Layout, Result, Shape, View, ViewMut};

@@ -7,7 +7,7 @@ use phalanx_host::DType;
 use super::Attend;
 use crate::op::{CudaOp, Exec, Op, Saved};
 use crate::ops::cuda::{
-    NONE, Operand, Scratch, Teams, code, dense, library_type, source, suffix, typed, walk,
+    NONE, Operand, Scratch, Teams, blank, code, dense, library_type, source, suffix, typed, walk,
 };
 use crate::ops::dropout::threshold;
 use crate::sink::GradSink;
@@ -244,14 +244,10 @@ impl CudaOp for Attend {
         let heads = Heads::new(cx.gpu()?, self, &views)?;
         let (y, logs) = (saved.output(0)?.read()?, saved.extra[0].read()?);
         let g = g.to(heads.dtype)?.contiguous()?.read()?;
-        let make = |i: usize, fill: &mut dyn FnMut(DevicePtr) -> Result<()>| {
-            cx.make(heads.dtype, views[i].shape(), |out: ViewMut| fill(out.ptr()?))
-        };
-        let [mut dq, mut dk, mut dv] = [NONE; 3];
-        let made =
-            [make(0, &mut |p| Ok(dq = p))?, make(1, &mut |p| Ok(dk = p))?, make(2, &mut |p| Ok(dv = p))?];
-        heads.backward(y.ptr()?, g.ptr()?, logs.ptr()?, [dq, dk, dv])?;
-        for (i, grad) in made.into_iter().enumerate() {
+        let make = |i: usize| blank(cx, heads.dtype, views[i].shape());
+        let [(dq, q), (dk, k), (dv, v)] = [make(0)?, make(1)?, make(2)?];
+        heads.backward(y.ptr()?, g.ptr()?, logs.ptr()?, [q, k, v])?;
+        for (i, grad) in [dq, dk, dv].into_iter().enumerate() {
             sink.pass(i, grad)?;
         }
         Ok(())

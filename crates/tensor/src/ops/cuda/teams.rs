@@ -3,7 +3,8 @@
 use phalanx_gpu::{Args, Context, DevicePtr, Grid, Source};
 
 use super::code;
-use crate::{DType, Error, Result, Shape, View};
+use crate::op::Exec;
+use crate::{DType, Error, Result, Shape, Tensor, View};
 
 /// Threads that share the rows of a matrix (`Team` in the prelude). Which, the rows' length and type say, never the device:
 /// the order of a row's sum follows from it.
@@ -67,4 +68,14 @@ pub(crate) fn optional(args: Args, view: Option<&View>) -> Result<Args> {
         Some(v) => args.ptr(v.ptr()?).i32(code(v.dtype)),
         None => args.ptr(NONE).i32(0),
     })
+}
+
+/// A new tensor outside the graph, for kernels to fill, and its address.
+pub(crate) fn blank(cx: &Exec, dtype: DType, shape: Shape) -> Result<(Tensor, DevicePtr)> {
+    let mut at = NONE;
+    let made = cx.make(dtype, shape, |out| {
+        at = out.ptr()?;
+        Ok(())
+    })?;
+    Ok((made, at))
 }

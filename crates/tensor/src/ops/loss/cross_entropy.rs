@@ -210,7 +210,8 @@ impl Tensor {
     ///
     /// This tensor is the logits `[N, K]`, `labels` is i64 `[N]`, and `weights` `[N]` has the logits'
     /// type; weights are 1 when there are none, and get no gradient. A label outside `0..K` fails with
-    /// [`Error::Index`], whatever its weight. Further axes and further choices: [`Tensor::cross_entropy_with`].
+    /// [`Error::Index`], whatever its weight; on a GPU that is said when something is read ([`crate::Device::check`]),
+    /// and the loss is not a number. Further axes and further choices: [`Tensor::cross_entropy_with`].
     pub fn cross_entropy(&self, labels: &Tensor, weights: Option<&Tensor>) -> Result<Tensor> {
         self.cross_entropy_with(labels, &CrossEntropy { weights, ..CrossEntropy::default() })
     }

@@ -6,7 +6,7 @@ use phalanx_host::DType;
 use super::cross_entropy::{Entropy, rows};
 use super::{Softmax, classes};
 use crate::op::{CudaOp, Exec, Meta, Plan, Saved};
-use crate::ops::cuda::{NONE, Teams, faults, launch, optional, source, suffix};
+use crate::ops::cuda::{NONE, Teams, blank, faults, launch, optional, source, suffix};
 use crate::sink::GradSink;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut};
 
@@ -182,26 +182,17 @@ pub(super) fn label_rows(
     let (weights, classes, read) = (dense(options.weights)?, dense(options.class_weights)?, labels.read()?);
     let each: usize = shape.iter().skip(1).product();
     let cx = Exec::new(labels.device());
-    let fill = |places: ViewMut, counted: ViewMut, factors: ViewMut| {
-        let args = Args::new().ptr(read.ptr()?).i64(options.ignore_index.unwrap_or(0));
-        let args =
-            args.i32(i32::from(options.ignore_index.is_some())).i64(shape.numel() as i64).i32(k as i32);
-        let args = optional(args, weights.as_ref().map(|w| w.view()).as_ref())?.i64(each as i64);
-        let args = optional(args, classes.as_ref().map(|c| c.view()).as_ref())?;
-        let args = args.ptr(places.ptr()?).ptr(counted.ptr()?).ptr(factors.ptr()?);
-        launch(gpu, &SOURCE, "label_rows", shape.numel(), faults::args(gpu, args, op)?)
-    };
     let column = Shape::new(&[&shape[..], &[1]].concat());
-    let (mut counted, mut factors) = (None, None);
-    let places = cx.make(DType::I64, column, |places| {
-        factors = Some(cx.make(DType::F32, shape, |factors| {
-            counted = Some(cx.make(DType::U8, shape, |counted| fill(places, counted, factors))?);
-            Ok(())
-        })?);
-        Ok(())
-    })?;
-    let missing = || Error::GraphReleased { op };
-    Ok([places, counted.ok_or_else(missing)?, factors.ok_or_else(missing)?])
+    let (places, to_places) = blank(&cx, DType::I64, column)?;
+    let (counted, to_counted) = blank(&cx, DType::U8, shape)?;
+    let (factors, to_factors) = blank(&cx, DType::F32, shape)?;
+    let args = Args::new().ptr(read.ptr()?).i64(options.ignore_index.unwrap_or(0));
+    let args = args.i32(i32::from(options.ignore_index.is_some())).i64(shape.numel() as i64).i32(k as i32);
+    let args = optional(args, weights.as_ref().map(|w| w.view()).as_ref())?.i64(each as i64);
+    let args = optional(args, classes.as_ref().map(|c| c.view()).as_ref())?;
+    let args = args.ptr(to_places).ptr(to_counted).ptr(to_factors);
+    launch(gpu, &SOURCE, "label_rows", shape.numel(), faults::args(gpu, args, op)?)?;
+    Ok([places, counted, factors])
 }
 
 /// A mask of `[rows, k]` that is 0 at each row's place alone.
