@@ -26,7 +26,8 @@ constexpr uint64_t LONG_SUM = 512;
 constexpr size_t WORKSPACE = 1 << 16;
 
 struct Description {
-    int32_t compute = COMPUTE_32F, scale = R_32F, pointer_mode = 0, transposed_a = 0, transposed_b = 0, transposed_c = 0;
+    int32_t compute = COMPUTE_32F, scale = R_32F, pointer_mode = 0, transposed_a = 0, transposed_b = 0,
+            transposed_c = 0;
     uint32_t epilogue = EPILOGUE_NONE;
     const void* bias = nullptr;
     int64_t bias_stride = 0;
@@ -68,10 +69,14 @@ Status refuse(Status status, const std::string& why) {
 }
 
 bool type_of(int number, Type& type) {
-    if (number == R_32F) type = Type::f32;
-    else if (number == R_16BF) type = Type::bf16;
-    else if (number == R_16F) type = Type::f16;
-    else return false;
+    if (number == R_32F)
+        type = Type::f32;
+    else if (number == R_16BF)
+        type = Type::bf16;
+    else if (number == R_16F)
+        type = Type::f16;
+    else
+        return false;
     return true;
 }
 
@@ -105,9 +110,11 @@ struct Product {
 
     bool addresses_hold() const {
         const size_t biases = bias ? ((d.batch - 1) * bias_stride + d.rows) * bytes_of(d.type) : 0;
-        return phalanx_standin_check(from_a, a.bytes(), "cublasLtMatmul: A") && phalanx_standin_check(from_b, b.bytes(), "cublasLtMatmul: B") &&
+        return phalanx_standin_check(from_a, a.bytes(), "cublasLtMatmul: A") &&
+               phalanx_standin_check(from_b, b.bytes(), "cublasLtMatmul: B") &&
                (beta == 0.0f || phalanx_standin_check(from_c, c.bytes(), "cublasLtMatmul: C")) &&
-               phalanx_standin_check(to, d.bytes(), "cublasLtMatmul: D") && phalanx_standin_check(bias, biases, "cublasLtMatmul: the bias") &&
+               phalanx_standin_check(to, d.bytes(), "cublasLtMatmul: D") &&
+               phalanx_standin_check(bias, biases, "cublasLtMatmul: the bias") &&
                phalanx_standin_check(workspace, workspace_used, "cublasLtMatmul: the workspace");
     }
 
@@ -146,7 +153,8 @@ private:
             for (size_t col = 0; col < d.columns; col++) {
                 float value = alpha * sums[col] + add;
                 // With a factor of zero C is not read: it may be uninitialized.
-                if (beta != 0.0f) value += beta * load(c.type, from_c, index * c.stride + r * c.row_step + col * c.column_step);
+                if (beta != 0.0f)
+                    value += beta * load(c.type, from_c, index * c.stride + r * c.row_step + col * c.column_step);
                 // A NaN passes through.
                 if (relu && value < 0.0f) value = 0.0f;
                 store(d.type, to, index * d.stride + r * d.row_step + col * d.column_step, value);
@@ -156,13 +164,15 @@ private:
 };
 
 Status matrix_of(const Layout& layout, const char* name, Matrix& m) {
-    if (!type_of((int)layout.type, m.type)) return refuse(not_supported, std::string(name) + " has a type that the stand-in does not know");
-    if (layout.order > 1) return refuse(not_supported, std::string(name) + " has an order that the stand-in does not know");
+    if (!type_of((int)layout.type, m.type))
+        return refuse(not_supported, std::string(name) + " has a type that the stand-in does not know");
+    if (layout.order > 1)
+        return refuse(not_supported, std::string(name) + " has an order that the stand-in does not know");
     const bool by_rows = layout.order == 1;
     const uint64_t line = by_rows ? layout.columns : layout.rows;
     if (layout.leading < (int64_t)line)
-        return refuse(invalid_value, std::string(name) + " has lines of " + std::to_string(line) + " elements, but a leading dimension of " +
-                                         std::to_string(layout.leading));
+        return refuse(invalid_value, std::string(name) + " has lines of " + std::to_string(line) +
+                                         " elements, but a leading dimension of " + std::to_string(layout.leading));
     m.rows = layout.rows, m.columns = layout.columns, m.batch = (size_t)layout.batch, m.stride = (size_t)layout.stride;
     m.row_step = by_rows ? (size_t)layout.leading : 1;
     m.column_step = by_rows ? 1 : (size_t)layout.leading;
@@ -171,25 +181,33 @@ Status matrix_of(const Layout& layout, const char* name, Matrix& m) {
 }
 
 /// Checks everything that needs no pointers.
-Status plan(const Description& what, const Layout& la, const Layout& lb, const Layout& lc, const Layout& ld, Product& p) {
-    for (auto [layout, name, matrix] : {std::make_tuple(&la, "A", &p.a), std::make_tuple(&lb, "B", &p.b), std::make_tuple(&lc, "C", &p.c),
-                                        std::make_tuple(&ld, "D", &p.d)})
+Status plan(const Description& what, const Layout& la, const Layout& lb, const Layout& lc, const Layout& ld,
+            Product& p) {
+    for (auto [layout, name, matrix] : {std::make_tuple(&la, "A", &p.a), std::make_tuple(&lb, "B", &p.b),
+                                        std::make_tuple(&lc, "C", &p.c), std::make_tuple(&ld, "D", &p.d)})
         if (Status wrong = matrix_of(*layout, name, *matrix)) return wrong;
-    if (what.transposed_c != 0 || what.transposed_a > 1 || what.transposed_b > 1) return refuse(not_supported, "an unknown transposition");
+    if (what.transposed_c != 0 || what.transposed_a > 1 || what.transposed_b > 1)
+        return refuse(not_supported, "an unknown transposition");
     p.a = p.a.transposed(what.transposed_a);
     p.b = p.b.transposed(what.transposed_b);
-    const auto shape = [](const Matrix& m) { return "[" + std::to_string(m.rows) + ", " + std::to_string(m.columns) + "]"; };
-    if (p.a.rows != p.d.rows || p.b.columns != p.d.columns || p.a.columns != p.b.rows || p.c.rows != p.d.rows || p.c.columns != p.d.columns)
-        return refuse(invalid_value, "shapes do not match: op(A) " + shape(p.a) + " op(B) " + shape(p.b) + " C " + shape(p.c) + " D " + shape(p.d));
+    const auto shape = [](const Matrix& m) {
+        return "[" + std::to_string(m.rows) + ", " + std::to_string(m.columns) + "]";
+    };
+    if (p.a.rows != p.d.rows || p.b.columns != p.d.columns || p.a.columns != p.b.rows || p.c.rows != p.d.rows ||
+        p.c.columns != p.d.columns)
+        return refuse(invalid_value, "shapes do not match: op(A) " + shape(p.a) + " op(B) " + shape(p.b) + " C " +
+                                         shape(p.c) + " D " + shape(p.d));
     if (p.d.rows == 0 || p.d.columns == 0 || p.a.columns == 0) return refuse(invalid_value, "a matrix has no elements");
-    if (p.a.batch != p.d.batch || p.b.batch != p.d.batch || p.c.batch != p.d.batch) return refuse(invalid_value, "batches differ");
+    if (p.a.batch != p.d.batch || p.b.batch != p.d.batch || p.c.batch != p.d.batch)
+        return refuse(invalid_value, "batches differ");
     if (p.d.batch > 1 && p.d.stride < p.d.extent()) return refuse(invalid_value, "matrices of D's batch overlap");
-    if (what.scale != R_32F || what.pointer_mode != 0) return refuse(not_supported, "alpha and beta must be f32, in host memory");
+    if (what.scale != R_32F || what.pointer_mode != 0)
+        return refuse(not_supported, "alpha and beta must be f32, in host memory");
     if (what.compute != COMPUTE_32F && what.compute != COMPUTE_32F_PEDANTIC && what.compute != COMPUTE_32F_FAST_TF32)
         return refuse(not_supported, "compute type " + std::to_string(what.compute));
     if (p.a.type != p.b.type || p.c.type != p.d.type || (p.d.type != Type::f32 && p.d.type != p.a.type))
-        return refuse(not_supported, std::string("types ") + name_of(p.a.type) + " x " + name_of(p.b.type) + " + " + name_of(p.c.type) + " = " +
-                                         name_of(p.d.type));
+        return refuse(not_supported, std::string("types ") + name_of(p.a.type) + " x " + name_of(p.b.type) + " + " +
+                                         name_of(p.c.type) + " = " + name_of(p.d.type));
     p.tf32 = what.compute == COMPUTE_32F_FAST_TF32 && p.a.type == Type::f32;
     if (what.epilogue != EPILOGUE_NONE && (what.epilogue & ~(uint32_t)EPILOGUE_RELU_BIAS))
         return refuse(not_supported, "epilogue " + std::to_string(what.epilogue));
@@ -205,7 +223,9 @@ Status plan(const Description& what, const Layout& la, const Layout& lb, const L
 
 template <class T>
 Status set(T& field, const void* from, size_t bytes) {
-    if (!from || bytes != sizeof(T)) return refuse(invalid_value, "an attribute of " + std::to_string(bytes) + " bytes has " + std::to_string(sizeof(T)));
+    if (!from || bytes != sizeof(T))
+        return refuse(invalid_value,
+                      "an attribute of " + std::to_string(bytes) + " bytes has " + std::to_string(sizeof(T)));
     memcpy(&field, from, bytes);
     return success;
 }
@@ -260,7 +280,8 @@ API Status cublasLtMatmulDescSetAttribute(Description* d, int attribute, const v
         case 10: return set(d->bias_stride, from, bytes);
         case 26: return set(d->bias_type, from, bytes);
     }
-    return refuse(not_supported, "attribute " + std::to_string(attribute) + " of a description is not known to the stand-in");
+    return refuse(not_supported,
+                  "attribute " + std::to_string(attribute) + " of a description is not known to the stand-in");
 }
 
 API Status cublasLtMatrixLayoutCreate(Layout** made, uint32_t type, uint64_t rows, uint64_t columns, int64_t leading) {
@@ -287,7 +308,8 @@ API Status cublasLtMatrixLayoutSetAttribute(Layout* l, int attribute, const void
         case 5: return set(l->batch, from, bytes);
         case 6: return set(l->stride, from, bytes);
     }
-    return refuse(not_supported, "attribute " + std::to_string(attribute) + " of a layout is not known to the stand-in");
+    return refuse(not_supported,
+                  "attribute " + std::to_string(attribute) + " of a layout is not known to the stand-in");
 }
 
 API Status cublasLtMatmulPreferenceCreate(Preference** made) {
@@ -307,8 +329,8 @@ API Status cublasLtMatmulPreferenceSetAttribute(Preference* p, int attribute, co
     return from && attribute >= 0 && attribute <= 12 ? success : invalid_value;
 }
 
-API Status cublasLtMatmulAlgoGetHeuristic(Handle* handle, Description* what, Layout* a, Layout* b, Layout* c, Layout* d, Preference* preference,
-                                          int wanted, Heuristic* results, int* count) {
+API Status cublasLtMatmulAlgoGetHeuristic(Handle* handle, Description* what, Layout* a, Layout* b, Layout* c, Layout* d,
+                                          Preference* preference, int wanted, Heuristic* results, int* count) {
     if (!handle) return not_initialized;
     if (!what || !a || !b || !c || !d || !preference || !results || !count || wanted < 1) return invalid_value;
     *count = 0;
@@ -328,22 +350,26 @@ API Status cublasLtMatmulAlgoGetHeuristic(Handle* handle, Description* what, Lay
     return success;
 }
 
-API Status cublasLtMatmul(Handle* handle, Description* what, const float* alpha, const void* a, Layout* la, const void* b, Layout* lb,
-                          const float* beta, const void* c, Layout* lc, void* d, Layout* ld, const Algorithm* algorithm, void* workspace,
-                          size_t workspace_bytes, void* stream) {
+API Status cublasLtMatmul(Handle* handle, Description* what, const float* alpha, const void* a, Layout* la,
+                          const void* b, Layout* lb, const float* beta, const void* c, Layout* lc, void* d, Layout* ld,
+                          const Algorithm* algorithm, void* workspace, size_t workspace_bytes, void* stream) {
     if (!handle) return not_initialized;
     if (!what || !alpha || !beta || !la || !lb || !lc || !ld) return invalid_value;
     Product product{};
     if (Status wrong = plan(*what, *la, *lb, *lc, *ld, product)) return wrong;
-    if (algorithm && algorithm->data[0] != ALGORITHM) return refuse(invalid_value, "the algorithm is not one that the heuristics gave");
+    if (algorithm && algorithm->data[0] != ALGORITHM)
+        return refuse(invalid_value, "the algorithm is not one that the heuristics gave");
     product.workspace_used = algorithm ? algorithm->data[2] : 0;
     if (product.workspace_used > workspace_bytes)
-        return refuse(invalid_value, "the algorithm needs " + std::to_string(product.workspace_used) + " bytes of workspace and gets " +
-                                         std::to_string(workspace_bytes));
-    if ((what->epilogue & EPILOGUE_BIAS) && !product.bias) return refuse(invalid_value, "an epilogue with a bias, and no pointer to it");
+        return refuse(invalid_value, "the algorithm needs " + std::to_string(product.workspace_used) +
+                                         " bytes of workspace and gets " + std::to_string(workspace_bytes));
+    if ((what->epilogue & EPILOGUE_BIAS) && !product.bias)
+        return refuse(invalid_value, "an epilogue with a bias, and no pointer to it");
     product.from_a = a, product.from_b = b, product.from_c = c, product.to = d;
     product.alpha = *alpha, product.beta = *beta;
     product.workspace = workspace;
-    if (!product.addresses_hold() || !phalanx_standin_check(workspace, workspace_bytes, "cublasLtMatmul: the workspace")) return invalid_value;
+    if (!product.addresses_hold() ||
+        !phalanx_standin_check(workspace, workspace_bytes, "cublasLtMatmul: the workspace"))
+        return invalid_value;
     return standin::enqueue(stream, [product] { return product.run(); }) == 0 ? success : execution_failed;
 }

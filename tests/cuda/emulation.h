@@ -1,9 +1,9 @@
 // CUDA's execution model on the CPU, included before every kernel source by the stand-in NVRTC.
 //
-// A kernel is compiled as an ordinary function. Its threads are run by the driver (driver/engine.cpp) one after the other, each
-// until it waits at a barrier or in a warp operation, on one thread of the system. So variables in shared memory are
-// static variables and atomics are plain arithmetic. The identifiers `__global__`, `__shared__` and `__launch_bounds__` are no
-// macros here: nvrtc.cpp finds and replaces them after preprocessing.
+// A kernel is compiled as an ordinary function. Its threads are run by the driver (driver/engine.cpp) one after the
+// other, each until it waits at a barrier or in a warp operation, on one thread of the system. So variables in shared
+// memory are static variables and atomics are plain arithmetic. The identifiers `__global__`, `__shared__` and
+// `__launch_bounds__` are no macros here: nvrtc.cpp finds and replaces them after preprocessing.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -60,9 +60,13 @@ inline unsigned phalanx_lane() {
     const uint3 t = phalanx_place.thread, b = phalanx_place.block_size;
     return (t.x + b.x * (t.y + b.y * t.z)) % 32;
 }
-inline void __syncwarp(unsigned mask = phalanx_full_warp) { phalanx_hooks->warp_exchange(PhalanxWarp::sync, mask, 0, 0); }
+inline void __syncwarp(unsigned mask = phalanx_full_warp) {
+    phalanx_hooks->warp_exchange(PhalanxWarp::sync, mask, 0, 0);
+}
 inline unsigned __activemask() { return phalanx_hooks->active_mask(); }
-inline unsigned __ballot_sync(unsigned mask, int p) { return (unsigned)phalanx_hooks->warp_exchange(PhalanxWarp::ballot, mask, p != 0, 0); }
+inline unsigned __ballot_sync(unsigned mask, int p) {
+    return (unsigned)phalanx_hooks->warp_exchange(PhalanxWarp::ballot, mask, p != 0, 0);
+}
 inline int __any_sync(unsigned mask, int p) { return __ballot_sync(mask, p) != 0; }
 inline int __all_sync(unsigned mask, int p) { return __ballot_sync(mask, !p) == 0; }
 
@@ -81,7 +85,8 @@ T phalanx_from_bits(uint64_t bits) {
 }
 template <class T>
 T phalanx_shuffle(unsigned mask, T value, unsigned source) {
-    return phalanx_from_bits<T>(phalanx_hooks->warp_exchange(PhalanxWarp::shuffle, mask, phalanx_to_bits(value), source));
+    return phalanx_from_bits<T>(
+        phalanx_hooks->warp_exchange(PhalanxWarp::shuffle, mask, phalanx_to_bits(value), source));
 }
 
 // A segment of `width` lanes shuffles within itself; a lane whose source lies outside keeps its own value.
@@ -111,9 +116,9 @@ unsigned __match_any_sync(unsigned mask, T value) {
     return (unsigned)phalanx_hooks->warp_exchange(PhalanxWarp::match, mask, phalanx_to_bits(value), 0);
 }
 
-#define PHALANX_REDUCE(NAME, TYPE, WHAT)                                                                     \
-    inline TYPE NAME(unsigned mask, TYPE value) {                                                            \
-        return (TYPE)phalanx_hooks->warp_exchange(PhalanxWarp::WHAT, mask, (uint64_t)(int64_t)value, 0);     \
+#define PHALANX_REDUCE(NAME, TYPE, WHAT)                                                                 \
+    inline TYPE NAME(unsigned mask, TYPE value) {                                                        \
+        return (TYPE)phalanx_hooks->warp_exchange(PhalanxWarp::WHAT, mask, (uint64_t)(int64_t)value, 0); \
     }
 PHALANX_REDUCE(__reduce_add_sync, int, add)
 PHALANX_REDUCE(__reduce_add_sync, unsigned, add)
@@ -126,16 +131,17 @@ PHALANX_REDUCE(__reduce_or_sync, unsigned, bit_or)
 PHALANX_REDUCE(__reduce_xor_sync, unsigned, bit_xor)
 #undef PHALANX_REDUCE
 
-// Atomics; each answers with the value before. Types as CUDA has them, so that a wrong one does not compile here either.
-#define PHALANX_ATOMIC(NAME, TYPE, NEXT)          \
-    inline TYPE NAME(TYPE* at, TYPE value) {      \
-        const TYPE old = *at;                     \
-        *at = (NEXT);                             \
-        return old;                               \
+// Atomics; each answers with the value before. Types as CUDA has them, so that a wrong one does not compile here
+// either.
+#define PHALANX_ATOMIC(NAME, TYPE, NEXT)     \
+    inline TYPE NAME(TYPE* at, TYPE value) { \
+        const TYPE old = *at;                \
+        *at = (NEXT);                        \
+        return old;                          \
     }
-#define PHALANX_ATOMIC_INTEGERS(NAME, NEXT)       \
-    PHALANX_ATOMIC(NAME, int, NEXT)               \
-    PHALANX_ATOMIC(NAME, unsigned, NEXT)          \
+#define PHALANX_ATOMIC_INTEGERS(NAME, NEXT) \
+    PHALANX_ATOMIC(NAME, int, NEXT)         \
+    PHALANX_ATOMIC(NAME, unsigned, NEXT)    \
     PHALANX_ATOMIC(NAME, unsigned long long, NEXT)
 PHALANX_ATOMIC_INTEGERS(atomicAdd, old + value)
 PHALANX_ATOMIC(atomicAdd, float, old + value)
@@ -148,7 +154,7 @@ PHALANX_ATOMIC_INTEGERS(atomicMin, old < value ? old : value)
 PHALANX_ATOMIC(atomicMin, long long, old < value ? old : value)
 PHALANX_ATOMIC_INTEGERS(atomicMax, old < value ? value : old)
 PHALANX_ATOMIC(atomicMax, long long, old < value ? value : old)
-PHALANX_ATOMIC_INTEGERS(atomicAnd, old & value)
+PHALANX_ATOMIC_INTEGERS(atomicAnd, old& value)
 PHALANX_ATOMIC_INTEGERS(atomicOr, old | value)
 PHALANX_ATOMIC_INTEGERS(atomicXor, old ^ value)
 PHALANX_ATOMIC(atomicInc, unsigned, old >= value ? 0u : old + 1u)
@@ -156,11 +162,11 @@ PHALANX_ATOMIC(atomicDec, unsigned, old == 0u || old > value ? value : old - 1u)
 #undef PHALANX_ATOMIC_INTEGERS
 #undef PHALANX_ATOMIC
 
-#define PHALANX_ATOMIC_CAS(TYPE)                                    \
-    inline TYPE atomicCAS(TYPE* at, TYPE expected, TYPE value) {    \
-        const TYPE old = *at;                                       \
-        if (old == expected) *at = value;                           \
-        return old;                                                 \
+#define PHALANX_ATOMIC_CAS(TYPE)                                 \
+    inline TYPE atomicCAS(TYPE* at, TYPE expected, TYPE value) { \
+        const TYPE old = *at;                                    \
+        if (old == expected) *at = value;                        \
+        return old;                                              \
     }
 PHALANX_ATOMIC_CAS(int)
 PHALANX_ATOMIC_CAS(unsigned)
@@ -169,16 +175,46 @@ PHALANX_ATOMIC_CAS(unsigned long long)
 #undef PHALANX_ATOMIC_CAS
 
 // Loads and stores with a cache's hint.
-template <class T> T __ldg(const T* at) { return *at; }
-template <class T> T __ldca(const T* at) { return *at; }
-template <class T> T __ldcg(const T* at) { return *at; }
-template <class T> T __ldcs(const T* at) { return *at; }
-template <class T> T __ldcv(const T* at) { return *at; }
-template <class T> T __ldlu(const T* at) { return *at; }
-template <class T> void __stwb(T* at, T value) { *at = value; }
-template <class T> void __stcg(T* at, T value) { *at = value; }
-template <class T> void __stcs(T* at, T value) { *at = value; }
-template <class T> void __stwt(T* at, T value) { *at = value; }
+template <class T>
+T __ldg(const T* at) {
+    return *at;
+}
+template <class T>
+T __ldca(const T* at) {
+    return *at;
+}
+template <class T>
+T __ldcg(const T* at) {
+    return *at;
+}
+template <class T>
+T __ldcs(const T* at) {
+    return *at;
+}
+template <class T>
+T __ldcv(const T* at) {
+    return *at;
+}
+template <class T>
+T __ldlu(const T* at) {
+    return *at;
+}
+template <class T>
+void __stwb(T* at, T value) {
+    *at = value;
+}
+template <class T>
+void __stcg(T* at, T value) {
+    *at = value;
+}
+template <class T>
+void __stcs(T* at, T value) {
+    *at = value;
+}
+template <class T>
+void __stwt(T* at, T value) {
+    *at = value;
+}
 
 /// Time passes by calls: only that it grows can be relied on. (Local static variables are taken for shared memory.)
 static long long phalanx_clock = 0;
@@ -193,7 +229,8 @@ struct PhalanxDescribe;
 template <class... Parameters, void (*kernel)(Parameters...)>
 struct PhalanxDescribe<void(Parameters...), kernel> {
     // One element more than parameters: an array of none is no C++.
-    static constexpr PhalanxParameter sizes[sizeof...(Parameters) + 1] = {{sizeof(Parameters), alignof(Parameters)}..., {0, 1}};
+    static constexpr PhalanxParameter sizes[sizeof...(Parameters) + 1] = {{sizeof(Parameters), alignof(Parameters)}...,
+                                                                          {0, 1}};
 
     template <size_t... I>
     struct Indices {};

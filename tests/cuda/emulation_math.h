@@ -1,19 +1,23 @@
-// CUDA's mathematical and bit functions that the C library lacks, or has under other names. The fast ones (`__expf` …) are as
-// exact as the others here: a test that needs their error must run on a device.
+// CUDA's mathematical and bit functions that the C library lacks, or has under other names. The fast ones (`__expf` …)
+// are as exact as the others here: a test that needs their error must run on a device.
 #pragma once
 
 // `min` and `max` of mixed integers follow C's conversions, of floats they ignore a NaN, as on the device.
 template <class A, class B>
 constexpr auto min(A a, B b) {
     using T = std::common_type_t<A, B>;
-    if constexpr (std::is_floating_point<T>::value) return (T)fmin((T)a, (T)b);
-    else return (T)a < (T)b ? (T)a : (T)b;
+    if constexpr (std::is_floating_point<T>::value)
+        return (T)fmin((T)a, (T)b);
+    else
+        return (T)a < (T)b ? (T)a : (T)b;
 }
 template <class A, class B>
 constexpr auto max(A a, B b) {
     using T = std::common_type_t<A, B>;
-    if constexpr (std::is_floating_point<T>::value) return (T)fmax((T)a, (T)b);
-    else return (T)a < (T)b ? (T)b : (T)a;
+    if constexpr (std::is_floating_point<T>::value)
+        return (T)fmax((T)a, (T)b);
+    else
+        return (T)a < (T)b ? (T)b : (T)a;
 }
 
 inline float rsqrtf(float x) { return (float)(1.0 / sqrt((double)x)); }
@@ -101,7 +105,9 @@ inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
 }
 inline int __mul24(int a, int b) { return ((a << 8) >> 8) * ((b << 8) >> 8); }
 inline unsigned __umul24(unsigned a, unsigned b) { return (a & 0xffffffu) * (b & 0xffffffu); }
-inline unsigned __sad(int a, int b, unsigned c) { return (a < b ? (unsigned)b - (unsigned)a : (unsigned)a - (unsigned)b) + c; }
+inline unsigned __sad(int a, int b, unsigned c) {
+    return (a < b ? (unsigned)b - (unsigned)a : (unsigned)a - (unsigned)b) + c;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }

@@ -9,12 +9,12 @@ struct dim3 {
 };
 inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
 
-#define PHALANX_VECTOR(NAME, TYPE)                                                                              \
-    struct alignas(1 * sizeof(TYPE)) NAME##1 { TYPE x; };                                                       \
-    struct alignas(2 * sizeof(TYPE)) NAME##2 { TYPE x, y; };                                                    \
-    struct alignas(4 * sizeof(TYPE) < 16 ? 4 * sizeof(TYPE) : 16) NAME##4 { TYPE x, y, z, w; };                 \
-    inline NAME##1 make_##NAME##1(TYPE x) { return {x}; }                                                       \
-    inline NAME##2 make_##NAME##2(TYPE x, TYPE y) { return {x, y}; }                                            \
+#define PHALANX_VECTOR(NAME, TYPE)                                                              \
+    struct alignas(1 * sizeof(TYPE)) NAME##1 { TYPE x; };                                       \
+    struct alignas(2 * sizeof(TYPE)) NAME##2 { TYPE x, y; };                                    \
+    struct alignas(4 * sizeof(TYPE) < 16 ? 4 * sizeof(TYPE) : 16) NAME##4 { TYPE x, y, z, w; }; \
+    inline NAME##1 make_##NAME##1(TYPE x) { return {x}; }                                       \
+    inline NAME##2 make_##NAME##2(TYPE x, TYPE y) { return {x, y}; }                            \
     inline NAME##4 make_##NAME##4(TYPE x, TYPE y, TYPE z, TYPE w) { return {x, y, z, w}; }
 PHALANX_VECTOR(char, signed char)
 PHALANX_VECTOR(uchar, unsigned char)

@@ -1,5 +1,5 @@
-// What a compiled kernel module and the stand-in driver know of each other. Both sides include this file: the modules that
-// libnvrtc makes (through emulation.h) and driver/.
+// What a compiled kernel module and the stand-in driver know of each other. Both sides include this file: the modules
+// that libnvrtc makes (through emulation.h) and driver/.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -16,7 +16,20 @@ struct PhalanxPlace {
 
 enum class PhalanxVote : int { none, count, all, any };
 
-enum class PhalanxWarp : int { sync, shuffle, ballot, match, add, min, max, min_signed, max_signed, bit_and, bit_or, bit_xor };
+enum class PhalanxWarp : int {
+    sync,
+    shuffle,
+    ballot,
+    match,
+    add,
+    min,
+    max,
+    min_signed,
+    max_signed,
+    bit_and,
+    bit_or,
+    bit_xor
+};
 
 /// What a kernel calls in the driver.
 struct PhalanxHooks {

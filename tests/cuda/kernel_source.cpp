@@ -1,8 +1,8 @@
 // Turns preprocessed CUDA C++ into C++ that g++ compiles:
 //
-//   __shared__ T a[N];                 static T a[N];
-//   extern __shared__ T a[];           T* const a = the launch's dynamic shared memory;
-//   extern "C" __global__ void __launch_bounds__(N) f(A a)    extern "C" void f(A a), and an entry in the table of kernels
+//   __shared__ T a[N];            static T a[N];
+//   extern __shared__ T a[];      T* const a = the launch's dynamic shared memory;
+//   __global__, __launch_bounds__(N)   nothing, but each kernel gets an entry in a table at the end
 //
 // Preprocessing comes first because kernels and their bounds are often made by macros.
 #include "kernel_source.h"
@@ -84,7 +84,9 @@ public:
 private:
     bool is(size_t i, const char* what) const { return i < tokens.size() && spelled(i) == what; }
     std::string spelled(size_t i) const { return text.substr(tokens[i].begin, tokens[i].end - tokens[i].begin); }
-    void replace(size_t first, size_t last, const std::string& by) { edits.push_back({tokens[first].begin, tokens[last].end, by}); }
+    void replace(size_t first, size_t last, const std::string& by) {
+        edits.push_back({tokens[first].begin, tokens[last].end, by});
+    }
 
     /// The token after the bracket that closes the one at `open`.
     size_t after_brackets(size_t open) const {
@@ -113,7 +115,8 @@ private:
         while (is(type, "__attribute__") || is(type, "alignas")) type = after_brackets(type + 1);
         const std::string name = spelled(end - 3);
         const std::string of = text.substr(tokens[type].begin, tokens[end - 3].begin - tokens[type].begin);
-        replace(at - 1, end - 1, of + "* const " + name + " = reinterpret_cast<" + of + "*>(phalanx_place.dynamic_shared)");
+        replace(at - 1, end - 1,
+                of + "* const " + name + " = reinterpret_cast<" + of + "*>(phalanx_place.dynamic_shared)");
     }
 
     void kernel(size_t at) {
@@ -157,7 +160,8 @@ private:
         out += "static const PhalanxKernel phalanx_kernels[] = {\n";
         for (const Kernel& k : kernels) {
             const std::string limit = k.thread_limit.empty() ? "0" : k.thread_limit;
-            out += "    PhalanxDescribe<decltype(" + k.name + "), " + k.name + ">::entry(\"" + k.name + "\", (unsigned)(" + limit + ")),\n";
+            out += "    PhalanxDescribe<decltype(" + k.name + "), " + k.name + ">::entry(\"" + k.name +
+                   "\", (unsigned)(" + limit + ")),\n";
         }
         out += "    {nullptr, nullptr, 0, nullptr, 0},\n};\n";
         out += "extern \"C\" __attribute__((visibility(\"default\"))) const PhalanxModule phalanx_module;\n";

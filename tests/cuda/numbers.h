@@ -1,4 +1,5 @@
-// Elements of matrices and images in the types that the libraries are asked for: f32, bf16 and f16, computed on as floats.
+// Elements of matrices and images in the types that the libraries are asked for: f32, bf16 and f16, computed on as
+// floats.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -62,4 +63,6 @@ inline void store(Type type, void* to, size_t index, float value) {
 }
 
 /// What TF32 keeps of an operand.
-inline float as_tf32(float value) { return value != value ? value : float_of_bits(round_bits(bits_of_float(value), 13)); }
+inline float as_tf32(float value) {
+    return value != value ? value : float_of_bits(round_bits(bits_of_float(value), 13));
+}

@@ -1,4 +1,5 @@
-// The stand-in for NVRTC: compiles CUDA C++ for the CPU with g++; the "cubin" is a shared object that the stand-in driver loads.
+// The stand-in for NVRTC: compiles CUDA C++ for the CPU with g++; the "cubin" is a shared object that the stand-in
+// driver loads.
 //
 //   PHALANX_STANDIN_CXX     the compiler (g++)
 //   PHALANX_STANDIN_CACHE   folder of compiled objects, shared by processes (else phalanx-standin-UID in the folder for
@@ -100,10 +101,29 @@ bool begins(const std::string& text, const std::string& with) { return text.comp
 
 /// NVRTC's options in g++'s words. Those that only concern a GPU's code are accepted and do nothing.
 Options options_of(int count, const char* const* given) {
-    static const char* const nothing[] = {"-default-device", "--device-as-default-execution-space", "-lineinfo", "--generate-line-info",
-                                          "--std=", "-std=", "--fmad=", "-fmad=", "--ftz=", "-ftz=", "--prec-div=", "--prec-sqrt=",
-                                          "--use_fast_math", "-use_fast_math", "--maxrregcount=", "-maxrregcount=", "--restrict",
-                                          "-restrict", "--extra-device-vectorization", "-w", "--ptxas-options=", "-Xptxas", "-G"};
+    static const char* const nothing[] = {"-default-device",
+                                          "--device-as-default-execution-space",
+                                          "-lineinfo",
+                                          "--generate-line-info",
+                                          "--std=",
+                                          "-std=",
+                                          "--fmad=",
+                                          "-fmad=",
+                                          "--ftz=",
+                                          "-ftz=",
+                                          "--prec-div=",
+                                          "--prec-sqrt=",
+                                          "--use_fast_math",
+                                          "-use_fast_math",
+                                          "--maxrregcount=",
+                                          "-maxrregcount=",
+                                          "--restrict",
+                                          "-restrict",
+                                          "--extra-device-vectorization",
+                                          "-w",
+                                          "--ptxas-options=",
+                                          "-Xptxas",
+                                          "-G"};
     Options result;
     int architecture = 750;
     for (int i = 0; i < count; i++) {
@@ -144,10 +164,11 @@ private:
 
 Result compile(Program& program, const Options& options) {
     const std::string folder = own_folder(), compiler = environment("PHALANX_STANDIN_CXX", "g++");
-    // Wrong indices and misaligned pointers trap, which the driver reports with the kernel's name. Contraction stays off so
-    // that a result does not depend on the machine that the tests run on.
+    // Wrong indices and misaligned pointers trap, which the driver reports with the kernel's name. Contraction stays
+    // off so that a result does not depend on the machine that the tests run on.
     const std::string flags =
-        " -std=c++17 -O1 -g1 -fPIC -w -fno-strict-aliasing -fwrapv -fno-math-errno -ffp-contract=off -fvisibility=hidden"
+        " -std=c++17 -O1 -g1 -fPIC -w -fno-strict-aliasing -fwrapv -fno-math-errno -ffp-contract=off "
+        "-fvisibility=hidden"
         " -fno-gnu-unique -fno-exceptions -fno-asynchronous-unwind-tables -fno-stack-protector -U_FORTIFY_SOURCE"
         " -fsanitize=bounds,alignment -fsanitize-undefined-trap-on-error";
     std::string words;
@@ -167,27 +188,32 @@ Result compile(Program& program, const Options& options) {
     dladdr((void*)&own_folder, &info);
     key += hash_of(read_file(info.dli_fname ? info.dli_fname : ""));
 
-    const std::string cache = environment("PHALANX_STANDIN_CACHE", environment("TMPDIR", "/tmp") + "/phalanx-standin-" + std::to_string(getuid()));
+    const std::string cache = environment(
+        "PHALANX_STANDIN_CACHE", environment("TMPDIR", "/tmp") + "/phalanx-standin-" + std::to_string(getuid()));
     mkdir(cache.c_str(), 0700);
     const std::string stem = cache + "/" + hash_of(key), object = stem + ".so";
     const Lock lock(stem + ".lock");
     program.object = read_file(object);
     if (!program.object.empty()) return success;
 
-    const std::string own = stem + "." + std::to_string(getpid()), source = own + ".cu", expanded = own + ".ii", made = own + ".so";
+    const std::string own = stem + "." + std::to_string(getpid()), source = own + ".cu", expanded = own + ".ii",
+                      made = own + ".so";
     Result result = compilation;
     // The name in messages is the program's own, as NVRTC gives it.
-    const std::string named = "# 1 \"" + (program.name.empty() ? "default_program" : program.name) + "\"\n" + program.source;
+    const std::string named =
+        "# 1 \"" + (program.name.empty() ? "default_program" : program.name) + "\"\n" + program.source;
     if (!write_file(source, named)) {
         program.log = "cuda stand-in: cannot write " + source + "; PHALANX_STANDIN_CACHE names another folder\n";
         result = internal_error;
-    } else if (command(compiler + " -E -x c++ -include " + quoted(folder + "/emulation.h") + flags + words + " " + quoted(source) + " -o " + quoted(expanded),
+    } else if (command(compiler + " -E -x c++ -include " + quoted(folder + "/emulation.h") + flags + words + " " +
+                           quoted(source) + " -o " + quoted(expanded),
                        program.log)) {
         const Translated translated = translate_kernels(read_file(expanded));
         for (const std::string& error : translated.errors) program.log += program.name + ": error: " + error + "\n";
         write_file(expanded, translated.text);
-        if (translated.errors.empty() &&
-            command(compiler + " -x c++-cpp-output -shared" + flags + " " + quoted(expanded) + " -o " + quoted(made) + " -lm", program.log)) {
+        if (translated.errors.empty() && command(compiler + " -x c++-cpp-output -shared" + flags + " " +
+                                                     quoted(expanded) + " -o " + quoted(made) + " -lm",
+                                                 program.log)) {
             program.object = read_file(made);
             result = success;
             rename(made.c_str(), object.c_str());
@@ -218,7 +244,8 @@ API const char* nvrtcGetErrorString(Result result) {
     return "NVRTC_ERROR unknown";
 }
 
-API Result nvrtcCreateProgram(Program** program, const char* source, const char* name, int headers, const char* const*, const char* const*) {
+API Result nvrtcCreateProgram(Program** program, const char* source, const char* name, int headers, const char* const*,
+                              const char* const*) {
     if (!program || !source) return invalid_input;
     if (headers != 0) {
         fprintf(stderr, "cuda stand-in: nvrtcCreateProgram: headers are not supported\n");

@@ -1,5 +1,5 @@
-// What the self-tests of the stand-ins share: the calls that they make, declared here because no header of NVIDIA's is needed to
-// build them, and a small fixture.
+// What the self-tests of the stand-ins share: the calls that they make, declared here because no header of NVIDIA's is
+// needed to build them, and a small fixture.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -35,7 +35,8 @@ int cuEventRecord(Handle, Handle);
 int cuEventElapsedTime_v2(float*, Handle, Handle);
 int cuModuleLoadData(Handle*, const void*);
 int cuModuleGetFunction(Handle*, Handle, const char*);
-int cuLaunchKernel(Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle, void**, void**);
+int cuLaunchKernel(Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle, void**,
+                   void**);
 int cuStreamBeginCapture_v2(Handle, int);
 int cuStreamEndCapture(Handle, Handle*);
 int cuGraphInstantiateWithFlags(Handle*, Handle, unsigned long long);
@@ -50,12 +51,12 @@ int nvrtcDestroyProgram(Handle*);
 }
 
 /// Ends the test with the place unless a condition holds.
-#define REQUIRE(condition)                                                                     \
-    do {                                                                                       \
-        if (!(condition)) {                                                                    \
-            fprintf(stderr, "%s:%d: `%s` does not hold\n", __FILE__, __LINE__, #condition);    \
-            exit(1);                                                                           \
-        }                                                                                      \
+#define REQUIRE(condition)                                                                  \
+    do {                                                                                    \
+        if (!(condition)) {                                                                 \
+            fprintf(stderr, "%s:%d: `%s` does not hold\n", __FILE__, __LINE__, #condition); \
+            exit(1);                                                                        \
+        }                                                                                   \
     } while (0)
 
 /// A device with two streams.

@@ -17,8 +17,8 @@ struct Heuristic {
     int reserved[4];
 };
 int cublasLtMatmulAlgoGetHeuristic(Handle, Handle, Handle, Handle, Handle, Handle, Handle, int, Heuristic*, int*);
-int cublasLtMatmul(Handle, Handle, const void*, const void*, Handle, const void*, Handle, const void*, const void*, Handle, void*, Handle,
-                   const void*, void*, size_t, Handle);
+int cublasLtMatmul(Handle, Handle, const void*, const void*, Handle, const void*, Handle, const void*, const void*,
+                   Handle, void*, Handle, const void*, void*, size_t, Handle);
 }
 
 namespace {
@@ -33,21 +33,26 @@ struct Multiplication {
         const std::vector<float> a = numbers(batch * m * k, 1), b = numbers(batch * k * n, 2), bias = numbers(m, 3);
         const size_t stride_d = (size_t)leading_d * n;
         const std::vector<float> c = numbers(batch * stride_d, 4);
-        const Device da = f.upload(type, a), db = f.upload(type, b), dc = f.upload(Type::f32, c), dbias = f.upload(Type::f32, bias);
+        const Device da = f.upload(type, a), db = f.upload(type, b), dc = f.upload(Type::f32, c),
+                     dbias = f.upload(Type::f32, bias);
         const int number = type == Type::f32 ? 0 : type == Type::bf16 ? 14 : 2;
         Handle lt, what, la, lb, ld, preference;
         REQUIRE(cublasLtCreate(&lt) == 0 && cublasLtMatmulDescCreate(&what, 68, 0) == 0);
         const int transposed = 1, epilogue = 6, count = (int)batch;
-        REQUIRE(cublasLtMatmulDescSetAttribute(what, 3, &transposed, 4) == 0 && cublasLtMatmulDescSetAttribute(what, 7, &epilogue, 4) == 0);
+        REQUIRE(cublasLtMatmulDescSetAttribute(what, 3, &transposed, 4) == 0 &&
+                cublasLtMatmulDescSetAttribute(what, 7, &epilogue, 4) == 0);
         REQUIRE(cublasLtMatmulDescSetAttribute(what, 8, &dbias, 8) == 0);
-        REQUIRE(cublasLtMatrixLayoutCreate(&la, number, k, m, (int64_t)k) == 0 && cublasLtMatrixLayoutCreate(&lb, number, k, n, (int64_t)k) == 0);
+        REQUIRE(cublasLtMatrixLayoutCreate(&la, number, k, m, (int64_t)k) == 0 &&
+                cublasLtMatrixLayoutCreate(&lb, number, k, n, (int64_t)k) == 0);
         REQUIRE(cublasLtMatrixLayoutCreate(&ld, 0, m, n, leading_d) == 0);
         const int64_t strides[] = {(int64_t)(m * k), (int64_t)(k * n), (int64_t)stride_d};
         const Handle layouts[] = {la, lb, ld};
         for (int i = 0; i < 3; i++)
-            REQUIRE(cublasLtMatrixLayoutSetAttribute(layouts[i], 5, &count, 4) == 0 && cublasLtMatrixLayoutSetAttribute(layouts[i], 6, &strides[i], 8) == 0);
+            REQUIRE(cublasLtMatrixLayoutSetAttribute(layouts[i], 5, &count, 4) == 0 &&
+                    cublasLtMatrixLayoutSetAttribute(layouts[i], 6, &strides[i], 8) == 0);
         const size_t limit = 1 << 20;
-        REQUIRE(cublasLtMatmulPreferenceCreate(&preference) == 0 && cublasLtMatmulPreferenceSetAttribute(preference, 1, &limit, 8) == 0);
+        REQUIRE(cublasLtMatmulPreferenceCreate(&preference) == 0 &&
+                cublasLtMatmulPreferenceSetAttribute(preference, 1, &limit, 8) == 0);
         Heuristic found[3];
         int given = 0;
         const int refused = cublasLtMatmulAlgoGetHeuristic(lt, what, la, lb, ld, ld, preference, 3, found, &given);
@@ -55,8 +60,8 @@ struct Multiplication {
         REQUIRE(given == 2 && found[0].workspace > 0);
         const float alpha = 0.5f, beta = 1.0f;
         const Device workspace = f.buffer(limit);
-        const int failed = cublasLtMatmul(lt, what, &alpha, (void*)da, la, (void*)db, lb, &beta, (void*)dc, ld, (void*)dc, ld, found[0].algorithm,
-                                          (void*)workspace, limit, f.stream);
+        const int failed = cublasLtMatmul(lt, what, &alpha, (void*)da, la, (void*)db, lb, &beta, (void*)dc, ld,
+                                          (void*)dc, ld, found[0].algorithm, (void*)workspace, limit, f.stream);
         if (failed) return failed;
         result = f.download<float>(dc, batch * stride_d);
         expected = c;
@@ -64,7 +69,8 @@ struct Multiplication {
             for (size_t col = 0; col < n; col++)
                 for (size_t row = 0; row < m; row++) {
                     double sum = 0;
-                    for (size_t x = 0; x < k; x++) sum += (double)a[i * m * k + row * k + x] * b[i * k * n + col * k + x];
+                    for (size_t x = 0; x < k; x++)
+                        sum += (double)a[i * m * k + row * k + x] * b[i * k * n + col * k + x];
                     float& at = expected[i * stride_d + col * (size_t)leading_d + row];
                     at = fmaxf(0.0f, (float)(0.5 * sum) + at + bias[row]);
                 }
@@ -89,10 +95,19 @@ void leading_dimension_too_small_is_found(const Fixture& f) {
 }
 
 void halves_round_to_nearest_even(const Fixture&) {
-    const struct { Type type; float value, kept; } cases[] = {
-        {Type::bf16, 1.00390625f, 1.0f}, {Type::bf16, 1.01171875f, 1.015625f}, {Type::bf16, 3.4e38f, INFINITY},
-        {Type::f16, 65519.0f, 65504.0f}, {Type::f16, 65520.0f, INFINITY},      {Type::f16, 1.00048828125f, 1.0f},
-        {Type::f16, 6.103e-5f, 6.1035156e-5f}, {Type::f16, 2.0e-8f, 0.0f},       {Type::f16, -5.9604645e-8f, -5.9604645e-8f},
+    const struct {
+        Type type;
+        float value, kept;
+    } cases[] = {
+        {Type::bf16, 1.00390625f, 1.0f},
+        {Type::bf16, 1.01171875f, 1.015625f},
+        {Type::bf16, 3.4e38f, INFINITY},
+        {Type::f16, 65519.0f, 65504.0f},
+        {Type::f16, 65520.0f, INFINITY},
+        {Type::f16, 1.00048828125f, 1.0f},
+        {Type::f16, 6.103e-5f, 6.1035156e-5f},
+        {Type::f16, 2.0e-8f, 0.0f},
+        {Type::f16, -5.9604645e-8f, -5.9604645e-8f},
         {Type::f16, 8.940697e-8f, 1.1920929e-7f},
     };
     for (const auto& c : cases) {

@@ -16,7 +16,16 @@ namespace {
 
 using List = std::vector<int64_t>;
 
-enum : int { DATA_TYPE = 1, INT64 = 3, FLOAT = 4, POINTER = 6, MODE = 7, HEURISTICS_MODE = 8, NOTE = 11, DESCRIPTOR = 15 };
+enum : int {
+    DATA_TYPE = 1,
+    INT64 = 3,
+    FLOAT = 4,
+    POINTER = 6,
+    MODE = 7,
+    HEURISTICS_MODE = 8,
+    NOTE = 11,
+    DESCRIPTOR = 15
+};
 
 Handle descriptor(int kind) {
     Handle made = nullptr;
@@ -101,7 +110,8 @@ Handle graph_of(const Problem& p, int kind, Type type) {
     set(shape, 104, INT64, p.after);
     set(shape, 105, INT64, p.before);
     REQUIRE(cudnnBackendFinalize(shape) == 0);
-    const Handle operation = descriptor(kind), x = tensor(1, p.x, type), w = tensor(2, p.w, type), y = tensor(3, p.y, type);
+    const Handle operation = descriptor(kind), x = tensor(1, p.x, type), w = tensor(2, p.w, type),
+                 y = tensor(3, p.y, type);
     const int base = kind == 10 ? 700 : kind == 12 ? 706 : 712;
     set(operation, base, FLOAT, std::vector<float>{1.0f});
     set(operation, base + 1, FLOAT, std::vector<float>{0.0f});
@@ -147,7 +157,8 @@ std::vector<Choice> plans_of(Handle graph) {
             REQUIRE(cudnnBackendGetAttribute(engine, 1303, NOTE, 10, &got, notes) == 0 && got <= 1);
             const Handle plan = descriptor(5);
             set(plan, 401, DESCRIPTOR, std::vector<Handle>{config});
-            REQUIRE(cudnnBackendFinalize(plan) == 0 && cudnnBackendGetAttribute(plan, 402, INT64, 1, &got, &workspace) == 0);
+            REQUIRE(cudnnBackendFinalize(plan) == 0 &&
+                    cudnnBackendGetAttribute(plan, 402, INT64, 1, &got, &workspace) == 0);
             plans.push_back({plan, (size_t)workspace});
         }
     }
@@ -173,7 +184,8 @@ void check(const Fixture& f, const Problem& p, Type type) {
         REQUIRE(graph);
         for (const Choice& choice : plans_of(graph)) {
             Device operands[3];
-            for (size_t i = 0; i < 3; i++) operands[i] = i == target ? f.buffer(expected.size() * bytes_of(type)) : f.upload(type, values[i]);
+            for (size_t i = 0; i < 3; i++)
+                operands[i] = i == target ? f.buffer(expected.size() * bytes_of(type)) : f.upload(type, values[i]);
             const Handle pack = descriptor(16);
             set(pack, 1000, INT64, List{1, 2, 3});
             set(pack, 1001, POINTER, std::vector<Device>(operands, operands + 3));
@@ -192,7 +204,8 @@ void check(const Fixture& f, const Problem& p, Type type) {
 void convolutions_of_one_to_three_axes(const Fixture& f) {
     check(f, {{2, 3, 9}, {4, 3, 3}, {2, 4, 5}, {2}, {1}, {1}, {1}}, Type::f32);
     check(f, {{2, 3, 5, 7}, {4, 3, 3, 2}, {2, 4, 5, 7}, {1, 1}, {1, 1}, {1, 1}, {1, 0}}, Type::bf16);
-    check(f, {{1, 2, 4, 5, 6}, {3, 2, 2, 3, 1}, {1, 3, 3, 3, 3}, {1, 1, 2}, {1, 1, 1}, {0, 0, 0}, {0, 0, 0}}, Type::f16);
+    check(f, {{1, 2, 4, 5, 6}, {3, 2, 2, 3, 1}, {1, 3, 3, 3, 3}, {1, 1, 2}, {1, 1, 1}, {0, 0, 0}, {0, 0, 0}},
+          Type::f16);
 }
 
 void convolutions_with_groups_dilation_and_uneven_padding(const Fixture& f) {

@@ -1,5 +1,5 @@
-// Tests of the stand-ins for NVRTC and the driver. A name that ends in `_is_found` plants a fault; the script expects a report of
-// it, and the test that the call failed.
+// Tests of the stand-ins for NVRTC and the driver. A name that ends in `_is_found` plants a fault; the script expects a
+// report of it, and the test that the call failed.
 #include <chrono>
 #include <thread>
 
@@ -71,9 +71,11 @@ void warp_operations(const Fixture& f) {
     const Handle kernel = f.compile(
         R"(extern "C" __global__ void warps(int* out) {
     const int lane = threadIdx.x % 32;
-    out[threadIdx.x] = __shfl_up_sync(~0u, lane, 3) + 100 * __shfl_down_sync(~0u, lane, 1, 8) + 10000 * __shfl_sync(~0u, lane, 5);
-    if (lane < 16) out[threadIdx.x] += 1000000 * (int)(__ballot_sync(0xffffu, lane % 2) == 0xaaaau);
-    else out[threadIdx.x] += 2000000 * (int)(__activemask() == ~0u && __any_sync(0xffff0000u, lane == 31) && !__all_sync(0xffff0000u, lane == 31));
+    out[threadIdx.x] = __shfl_up_sync(~0u, lane, 3) + 100 * __shfl_down_sync(~0u, lane, 1, 8);
+    out[threadIdx.x] += 10000 * __shfl_sync(~0u, lane, 5);
+    const unsigned upper = 0xffff0000u;
+    if (lane < 16) out[threadIdx.x] += 1000000 * (__ballot_sync(0xffffu, lane % 2) == 0xaaaau);
+    else out[threadIdx.x] += 2000000 * (__activemask() == ~0u && __any_sync(upper, lane == 31) && !__all_sync(upper, lane == 31));
     __syncwarp();
     out[threadIdx.x] += 10000000 * (__reduce_add_sync(~0u, -1) == -32) + 20000000 * (__syncthreads_count(lane == 0) == 2);
 })",
@@ -95,8 +97,16 @@ void parameters_by_value(const Fixture& f) {
     };
     const Handle kernel = f.compile(
         R"(struct Shape { long long strides[3]; float scale; char axis; };
-template <class T> __device__ void fill(T* out, const Shape& s) { __shared__ T kept[4]; kept[threadIdx.x] = (T)(s.strides[threadIdx.x % 3] * s.scale) + s.axis; __syncthreads(); out[threadIdx.x] = kept[threadIdx.x]; }
-extern "C" __global__ void shape(double* out, const __grid_constant__ Shape s, char more) { fill(out, s); out[threadIdx.x] += more; })",
+template <class T> __device__ void fill(T* out, const Shape& s) {
+    __shared__ T kept[4];
+    kept[threadIdx.x] = (T)(s.strides[threadIdx.x % 3] * s.scale) + s.axis;
+    __syncthreads();
+    out[threadIdx.x] = kept[threadIdx.x];
+}
+extern "C" __global__ void shape(double* out, const __grid_constant__ Shape s, char more) {
+    fill(out, s);
+    out[threadIdx.x] += more;
+})",
         "shape");
     const Device out = f.buffer(8 * 4);
     REQUIRE(f.launch(kernel, 1, 4, 0, out, Shape{{10, 20, 30}, 0.5f, 7}, (char)1) == 0);
@@ -106,7 +116,10 @@ extern "C" __global__ void shape(double* out, const __grid_constant__ Shape s, c
 void new_memory_is_poisoned(const Fixture& f) {
     const Device at = f.buffer(100);
     for (float v : f.download<float>(at, 25)) REQUIRE(isnan(v));
-    const Handle kernel = f.compile("extern \"C\" __global__ void keep(float* out) { __shared__ float x[32]; if (threadIdx.x > 3) x[threadIdx.x] = 1; out[threadIdx.x] = x[threadIdx.x]; }", "keep");
+    const Handle kernel = f.compile(
+        "extern \"C\" __global__ void keep(float* out) { __shared__ float x[32]; if (threadIdx.x > 3) x[threadIdx.x] = "
+        "1; out[threadIdx.x] = x[threadIdx.x]; }",
+        "keep");
     const Device out = f.buffer(128);
     REQUIRE(cuMemsetD32Async(out, 0, 32, f.stream) == 0 && f.launch(kernel, 2, 32, 0, out) == 0);
     const auto kept = f.download<float>(out, 32);
@@ -115,7 +128,9 @@ void new_memory_is_poisoned(const Fixture& f) {
 
 /// y = 2 x on `stream`, as a graph, whose nodes stand on two streams.
 void graph_replays(const Fixture& f) {
-    const Handle twice = f.compile("extern \"C\" __global__ void twice(const float* x, float* y) { y[threadIdx.x] = 2 * x[threadIdx.x]; }", "twice");
+    const Handle twice = f.compile(
+        "extern \"C\" __global__ void twice(const float* x, float* y) { y[threadIdx.x] = 2 * x[threadIdx.x]; }",
+        "twice");
     const Device x = f.upload(std::vector<float>(8, 1.0f)), y = f.buffer(32), z = f.buffer(32);
     REQUIRE(cuStreamSynchronize(f.stream) == 0);
     Handle forked = nullptr, joined = nullptr, graph = nullptr, executable = nullptr;
@@ -146,18 +161,24 @@ void unjoined_capture_is_found(const Fixture& f) {
 
 /// One float behind the end lies in the slack; the pattern there tells.
 void write_behind_the_end_is_found(const Fixture& f) {
-    const Handle kernel = f.compile("extern \"C\" __global__ void fill(float* x, int n) { for (int i = threadIdx.x; i <= n; i += 32) x[i] = 1; }", "fill");
+    const Handle kernel = f.compile(
+        "extern \"C\" __global__ void fill(float* x, int n) { for (int i = threadIdx.x; i <= n; i += 32) x[i] = 1; }",
+        "fill");
     REQUIRE(f.launch(kernel, 1, 32, 0, f.buffer(4 * 100), 100) == 700);
 }
 
 /// A full buffer ends at a page without access.
 void read_behind_the_end_is_found(const Fixture& f) {
-    const Handle kernel = f.compile("extern \"C\" __global__ void look(float* x, int n) { float s = 0; for (int i = 0; i <= n; i++) s += x[i]; x[threadIdx.x] = s; }", "look");
+    const Handle kernel = f.compile(
+        "extern \"C\" __global__ void look(float* x, int n) { float s = 0; for (int i = 0; i <= n; i++) s += x[i]; "
+        "x[threadIdx.x] = s; }",
+        "look");
     REQUIRE(f.launch(kernel, 1, 32, 0, f.buffer(4 * 128), 128) == 700);
 }
 
 void write_before_the_start_is_found(const Fixture& f) {
-    const Handle kernel = f.compile("extern \"C\" __global__ void fill(float* x) { x[(int)threadIdx.x - 1] = 1; }", "fill");
+    const Handle kernel =
+        f.compile("extern \"C\" __global__ void fill(float* x) { x[(int)threadIdx.x - 1] = 1; }", "fill");
     REQUIRE(f.launch(kernel, 1, 32, 0, f.buffer(4 * 32)) == 700);
 }
 
@@ -170,29 +191,36 @@ void use_after_free_is_found(const Fixture& f) {
 
 void index_outside_shared_array_is_found(const Fixture& f) {
     const Handle kernel = f.compile(
-        "extern \"C\" __global__ void fill(float* x) { __shared__ float t[32]; t[threadIdx.x + 1] = 1; __syncthreads(); x[threadIdx.x] = t[threadIdx.x]; }", "fill");
+        "extern \"C\" __global__ void fill(float* x) { __shared__ float t[32]; t[threadIdx.x + 1] = 1; "
+        "__syncthreads(); x[threadIdx.x] = t[threadIdx.x]; }",
+        "fill");
     REQUIRE(f.launch(kernel, 1, 32, 0, f.buffer(4 * 32)) == 700);
 }
 
 void write_behind_dynamic_shared_is_found(const Fixture& f) {
     const Handle kernel = f.compile(
-        "extern \"C\" __global__ void fill(float* x) { extern __shared__ float t[]; t[threadIdx.x + 1] = 1; __syncthreads(); x[threadIdx.x] = t[threadIdx.x]; }", "fill");
+        "extern \"C\" __global__ void fill(float* x) { extern __shared__ float t[]; t[threadIdx.x + 1] = 1; "
+        "__syncthreads(); x[threadIdx.x] = t[threadIdx.x]; }",
+        "fill");
     REQUIRE(f.launch(kernel, 1, 32, 128, f.buffer(4 * 32)) == 719);
 }
 
 void misaligned_vector_is_found(const Fixture& f) {
-    const Handle kernel = f.compile("extern \"C\" __global__ void fill(float* x) { *(float2*)(x + 1) = make_float2(1, 2); }", "fill");
+    const Handle kernel =
+        f.compile("extern \"C\" __global__ void fill(float* x) { *(float2*)(x + 1) = make_float2(1, 2); }", "fill");
     REQUIRE(f.launch(kernel, 1, 1, 0, f.buffer(4 * 32)) == 700);
 }
 
 void division_by_zero_is_found(const Fixture& f) {
-    const Handle kernel = f.compile("extern \"C\" __global__ void divide(int* x, int d) { x[threadIdx.x] = 7 / d; }", "divide");
+    const Handle kernel =
+        f.compile("extern \"C\" __global__ void divide(int* x, int d) { x[threadIdx.x] = 7 / d; }", "divide");
     REQUIRE(f.launch(kernel, 1, 32, 0, f.buffer(4 * 32), 0) == 700);
 }
 
 void endless_recursion_is_found(const Fixture& f) {
     const Handle kernel = f.compile(
-        "__device__ __noinline__ int deep(int* x, int n) { volatile int a[64]; a[n % 64] = n; x[0] = a[n % 64]; return n < 0 ? 0 : deep(x, n + 1) + a[3]; }\n"
+        "__device__ __noinline__ int deep(int* x, int n) { volatile int a[64]; a[n % 64] = n; x[0] = a[n % 64]; return "
+        "n < 0 ? 0 : deep(x, n + 1) + a[3]; }\n"
         "extern \"C\" __global__ void f(int* x) { x[1] = deep(x, 0); }",
         "f");
     REQUIRE(f.launch(kernel, 1, 1, 0, f.buffer(4 * 32)) == 700);
@@ -204,7 +232,8 @@ void context_is_lost_after_a_fault_that_is_found(const Fixture& f) {
     const Device x = f.buffer(128);
     REQUIRE(f.launch(kernel, 1, 32, 0, Device(8)) == 700);
     Device more = 0;
-    REQUIRE(f.launch(kernel, 1, 32, 0, x) == 700 && cuMemAlloc_v2(&more, 8) == 700 && cuStreamSynchronize(f.stream) == 700);
+    REQUIRE(f.launch(kernel, 1, 32, 0, x) == 700 && cuMemAlloc_v2(&more, 8) == 700 &&
+            cuStreamSynchronize(f.stream) == 700);
 }
 
 void memory_ends(const Fixture& f) {
@@ -242,7 +271,9 @@ void barrier_of_half_a_block_is_found(const Fixture& f) {
 
 void shuffle_with_an_ended_lane_is_found(const Fixture& f) {
     const Handle kernel = f.compile(
-        "extern \"C\" __global__ void f(int* x) { if (threadIdx.x == 9) return; x[threadIdx.x] = __shfl_xor_sync(~0u, (int)threadIdx.x, 1); }", "f");
+        "extern \"C\" __global__ void f(int* x) { if (threadIdx.x == 9) return; x[threadIdx.x] = __shfl_xor_sync(~0u, "
+        "(int)threadIdx.x, 1); }",
+        "f");
     REQUIRE(f.launch(kernel, 1, 32, 0, f.buffer(4 * 32)) == 719);
 }
 
@@ -252,8 +283,8 @@ void too_many_threads_are_found(const Fixture& f) {
     REQUIRE(f.launch(kernel, 1, 65, 0) == 701);
 }
 
-/// A fill on one stream, a copy on the other. Lazy streams (the script sets PHALANX_STANDIN_STREAMS=1) tell whether the copy
-/// waits.
+/// A fill on one stream, a copy on the other. Lazy streams (the script sets PHALANX_STANDIN_STREAMS=1) tell whether the
+/// copy waits.
 bool copies_what_was_filled(const Fixture& f, bool wait) {
     const Device x = f.buffer(32), y = f.buffer(32);
     Handle filled = nullptr;

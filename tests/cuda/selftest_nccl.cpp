@@ -79,7 +79,8 @@ void nccl_collectives(const Fixture&) {
         REQUIRE(ncclAllReduce((void*)x, (void*)y, 6, FLOAT32, SUM, r.communicator, r.stream) == 0);
         REQUIRE(ncclReduceScatter((void*)x, (void*)part, 2, FLOAT32, MAXIMUM, r.communicator, r.stream) == 0);
         REQUIRE(ncclAllGather((void*)x, (void*)all, 6, FLOAT32, r.communicator, r.stream) == 0);
-        const auto sums = r.download<float>(y, 6), maxima = r.download<float>(part, 2), gathered = r.download<float>(all, 18);
+        const auto sums = r.download<float>(y, 6), maxima = r.download<float>(part, 2),
+                   gathered = r.download<float>(all, 18);
         for (int i = 0; i < 6; i++) REQUIRE(sums[(size_t)i] == (float)(300 + 3 * i));
         for (int i = 0; i < 2; i++) REQUIRE(maxima[(size_t)i] == (float)(200 + 2 * r.rank + i));
         for (int i = 0; i < 18; i++) REQUIRE(gathered[(size_t)i] == (float)(100 * (i / 6) + i % 6));
@@ -156,7 +157,8 @@ void nccl_mismatch_is_found(const Fixture&) {
         REQUIRE(ncclAllReduce((void*)x, (void*)x, r.rank == 0 ? 6 : 5, FLOAT32, SUM, r.communicator, r.stream) == 0);
         REQUIRE(r.error() == 5);
         // The work hangs until the communicator is aborted, and then counts as done.
-        REQUIRE(cuStreamQuery(r.stream) == NOT_READY && ncclCommAbort(r.communicator) == 0 && cuStreamSynchronize(r.stream) == 0);
+        REQUIRE(cuStreamQuery(r.stream) == NOT_READY && ncclCommAbort(r.communicator) == 0 &&
+                cuStreamSynchronize(r.stream) == 0);
     });
 }
 
@@ -165,7 +167,8 @@ void nccl_two_ranks_on_a_device_are_found(const Fixture& f) {
     REQUIRE(ncclGetUniqueId(&id) == 0 && f.context);
     Config config{sizeof(Config), 0xcafebeef, 22800, 0, {}};
     Handle first = nullptr, second = nullptr;
-    REQUIRE(ncclCommInitRankConfig(&first, 2, id, 0, &config) == IN_PROGRESS && ncclCommInitRank(&second, 2, id, 1) == 5);
+    REQUIRE(ncclCommInitRankConfig(&first, 2, id, 0, &config) == IN_PROGRESS &&
+            ncclCommInitRank(&second, 2, id, 1) == 5);
 }
 
 /// A peer that never comes: the call returns, the stream is not done, and abort ends it.

@@ -1,5 +1,5 @@
-// What the stand-ins for the other libraries ask of the stand-in driver. They link against libcuda.so.1, so that all agree on one
-// table of allocations and on the streams.
+// What the stand-ins for the other libraries ask of the stand-in driver. They link against libcuda.so.1, so that all
+// agree on one table of allocations and on the streams.
 #pragma once
 #include <stddef.h>
 
@@ -14,9 +14,9 @@ extern "C" void phalanx_standin_report(const char* text);
 /// 1 when `bytes` bytes from `at` lie within one live buffer; else 0, after a report that begins with `what`.
 extern "C" int phalanx_standin_check(const void* at, size_t bytes, const char* what);
 
-/// Appends work to a stream (a CUstream); during a capture it becomes a node, and `run` is called at each launch of the graph.
-/// `run` answers with 0 or a CUresult; `release` is called once, when nobody can run the work any more.
-/// The answer is 0 or a CUresult.
+/// Appends work to a stream (a CUstream); during a capture it becomes a node, and `run` is called at each launch of the
+/// graph. `run` answers with 0 or a CUresult; `release` is called once, when nobody can run the work any more. The
+/// answer is 0 or a CUresult.
 extern "C" int phalanx_standin_enqueue(void* stream, int (*run)(void*), void* argument, void (*release)(void*));
 
 namespace standin {
@@ -25,8 +25,8 @@ inline void report(const std::string& text) { phalanx_standin_report(text.c_str(
 
 inline int enqueue(void* stream, std::function<int()> work) {
     return phalanx_standin_enqueue(
-        stream, [](void* f) { return (*static_cast<std::function<int()>*>(f))(); }, new std::function<int()>(std::move(work)),
-        [](void* f) { delete static_cast<std::function<int()>*>(f); });
+        stream, [](void* f) { return (*static_cast<std::function<int()>*>(f))(); },
+        new std::function<int()>(std::move(work)), [](void* f) { delete static_cast<std::function<int()>*>(f); });
 }
 
 }  // namespace standin

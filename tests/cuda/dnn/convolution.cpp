@@ -1,5 +1,5 @@
-// Operands are packed into dense floats with channels last; the three directions are one walk over (output place, kernel
-// place) pairs with a different innermost product.
+// Operands are packed into dense floats with channels last; the three directions are one walk over (output place,
+// kernel place) pairs with a different innermost product.
 #include "convolution.h"
 
 #include <algorithm>
@@ -67,8 +67,8 @@ public:
         places_in = in.count(), places_kernel = kernel.count(), places_out = out.count();
     }
 
-    // Packed: images [sample, place, channel]; weights [place, group, inner, outer], or [place, group, outer, inner] for the
-    // gradient of the image, so that the innermost loop is over neighbours.
+    // Packed: images [sample, place, channel]; weights [place, group, inner, outer], or [place, group, outer, inner]
+    // for the gradient of the image, so that the innermost loop is over neighbours.
     std::vector<float> image(const Tensor& t, const void* from, int64_t places) const {
         std::vector<float> packed(t.count());
         const int64_t channels = t.sizes[1];
@@ -79,7 +79,9 @@ public:
     }
     std::vector<float> weights(const void* from) const {
         std::vector<float> packed(c.w.count());
-        each_element(c.w, [&](int64_t k, int64_t ch, int64_t place, int64_t at) { packed[weight_index(k, ch, place)] = operand(c.w, from, at); });
+        each_element(c.w, [&](int64_t k, int64_t ch, int64_t place, int64_t at) {
+            packed[weight_index(k, ch, place)] = operand(c.w, from, at);
+        });
         return packed;
     }
     size_t weight_index(int64_t k, int64_t ch, int64_t place) const {
@@ -87,7 +89,8 @@ public:
         return (size_t)(first + (c.direction == Direction::data ? k % outer * inner + ch : ch * outer + k % outer));
     }
 
-    /// Calls `with(input place, kernel place, output place)` for every pair that meets inside the image, in a fixed order.
+    /// Calls `with(input place, kernel place, output place)` for every pair that meets inside the image, in a fixed
+    /// order.
     template <class F>
     void each_pair(F with) const {
         const size_t axes = in.sizes.size();
@@ -98,7 +101,8 @@ public:
                 int64_t rest_o = o, rest_k = k, place = 0, step = 1;
                 bool inside = true;
                 for (size_t a = axes; a-- > 0 && inside;) {
-                    const int64_t at = rest_o % out.sizes[a] * c.stride[a] + rest_k % kernel.sizes[a] * c.dilation[a] - c.before[a];
+                    const int64_t at =
+                        rest_o % out.sizes[a] * c.stride[a] + rest_k % kernel.sizes[a] * c.dilation[a] - c.before[a];
                     inside = at >= 0 && at < in.sizes[a];
                     place += at * step;
                     step *= in.sizes[a];
@@ -156,7 +160,9 @@ public:
             });
             add_scaled(w.data(), part.data(), 1.0f, (int64_t)w.size());
         }
-        each_element(c.w, [&](int64_t k, int64_t ch, int64_t place, int64_t at) { write(c.w, w_at, at, w[weight_index(k, ch, place)]); });
+        each_element(c.w, [&](int64_t k, int64_t ch, int64_t place, int64_t at) {
+            write(c.w, w_at, at, w[weight_index(k, ch, place)]);
+        });
     }
 
 private:
@@ -188,9 +194,11 @@ std::string Convolution::wrong() const {
     const size_t axes = stride.size();
     if (axes < 1 || axes > 3) return std::to_string(axes) + " spatial axes";
     if (dilation.size() != axes || before.size() != axes || after.size() != axes) return "lists of different lengths";
-    if (x.sizes.size() != axes + 2 || w.sizes.size() != axes + 2 || y.sizes.size() != axes + 2) return "tensors of other axes than the convolution";
+    if (x.sizes.size() != axes + 2 || w.sizes.size() != axes + 2 || y.sizes.size() != axes + 2)
+        return "tensors of other axes than the convolution";
     const std::string shapes = "x " + list(x.sizes) + ", w " + list(w.sizes) + ", y " + list(y.sizes);
-    if (x.sizes[1] % w.sizes[1] != 0 || w.sizes[0] % (x.sizes[1] / w.sizes[1]) != 0) return "channels and groups do not match: " + shapes;
+    if (x.sizes[1] % w.sizes[1] != 0 || w.sizes[0] % (x.sizes[1] / w.sizes[1]) != 0)
+        return "channels and groups do not match: " + shapes;
     if (x.sizes[0] != y.sizes[0] || w.sizes[0] != y.sizes[1]) return "shapes do not match: " + shapes;
     for (size_t a = 0; a < axes; a++) {
         if (stride[a] < 1 || dilation[a] < 1 || before[a] < 0 || after[a] < 0) return "a negative number";
@@ -204,7 +212,10 @@ std::string Convolution::wrong() const {
 
 void Convolution::run(void* x_at, void* w_at, void* y_at, Numerics how) const {
     const Run run(*this, how);
-    if (direction == Direction::forward) run.forward(x_at, w_at, y_at);
-    else if (direction == Direction::data) run.data(x_at, w_at, y_at);
-    else run.gradient(x_at, w_at, y_at);
+    if (direction == Direction::forward)
+        run.forward(x_at, w_at, y_at);
+    else if (direction == Direction::data)
+        run.data(x_at, w_at, y_at);
+    else
+        run.gradient(x_at, w_at, y_at);
 }

@@ -1,8 +1,8 @@
-// The stand-in for cuDNN: its backend interface, for graphs of one convolution. Descriptors keep what they were given, checked
-// against the tables below, and finalizing tests whether it fits together.
+// The stand-in for cuDNN: its backend interface, for graphs of one convolution. Descriptors keep what they were given,
+// checked against the tables below, and finalizing tests whether it fits together.
 //
-// Three engines: 11 rounds operands of f32 to TF32 and needs a workspace; 7 sums in another order each time (its note says
-// so); 0 is plain and needs nothing.
+// Three engines: 11 rounds operands of f32 to TF32 and needs a workspace; 7 sums in another order each time (its note
+// says so); 0 is plain and needs nothing.
 #include <stdio.h>
 #include <string.h>
 
@@ -70,21 +70,51 @@ struct Attribute {
     bool required;
 };
 const Attribute ATTRIBUTES[] = {
-    {TENSOR, 900, INT64, true},          {TENSOR, 901, DATA_TYPE, true},      {TENSOR, 902, INT64, true},
-    {TENSOR, 903, INT64, true},          {TENSOR, 906, INT64, true},          {TENSOR, 907, BOOLEAN, false},
-    {CONVOLUTION, 100, DATA_TYPE, true}, {CONVOLUTION, 101, CONVOLUTION_MODE, true}, {CONVOLUTION, 102, INT64, true},
-    {CONVOLUTION, 103, INT64, true},     {CONVOLUTION, 104, INT64, true},     {CONVOLUTION, 105, INT64, true},
-    {CONVOLUTION, 106, INT64, true},     {FORWARD, 700, FLOAT, true},         {FORWARD, 701, FLOAT, true},
-    {FORWARD, 702, DESCRIPTOR, true},    {FORWARD, 703, DESCRIPTOR, true},    {FORWARD, 704, DESCRIPTOR, true},
-    {FORWARD, 705, DESCRIPTOR, true},    {BACKWARD_DATA, 706, FLOAT, true},   {BACKWARD_DATA, 707, FLOAT, true},
-    {BACKWARD_DATA, 708, DESCRIPTOR, true}, {BACKWARD_DATA, 709, DESCRIPTOR, true}, {BACKWARD_DATA, 710, DESCRIPTOR, true},
-    {BACKWARD_DATA, 711, DESCRIPTOR, true}, {BACKWARD_FILTER, 712, FLOAT, true}, {BACKWARD_FILTER, 713, FLOAT, true},
-    {BACKWARD_FILTER, 714, DESCRIPTOR, true}, {BACKWARD_FILTER, 715, DESCRIPTOR, true}, {BACKWARD_FILTER, 716, DESCRIPTOR, true},
-    {BACKWARD_FILTER, 717, DESCRIPTOR, true}, {GRAPH, 800, HANDLE, true},     {GRAPH, 801, DESCRIPTOR, true},
-    {HEURISTICS, 200, HEUR_MODE, true},  {HEURISTICS, 201, DESCRIPTOR, true}, {ENGINE, 1300, DESCRIPTOR, true},
-    {ENGINE, 1301, INT64, true},         {ENGINE_CONFIG, 300, DESCRIPTOR, true}, {ENGINE_CONFIG, 302, DESCRIPTOR, false},
-    {KNOB_CHOICE, 600, KNOB_TYPE, true}, {KNOB_CHOICE, 601, INT64, true},     {PLAN, 400, HANDLE, false},
-    {PLAN, 401, DESCRIPTOR, true},       {VARIANT_PACK, 1000, INT64, true},   {VARIANT_PACK, 1001, VOID_PTR, true},
+    {TENSOR, 900, INT64, true},
+    {TENSOR, 901, DATA_TYPE, true},
+    {TENSOR, 902, INT64, true},
+    {TENSOR, 903, INT64, true},
+    {TENSOR, 906, INT64, true},
+    {TENSOR, 907, BOOLEAN, false},
+    {CONVOLUTION, 100, DATA_TYPE, true},
+    {CONVOLUTION, 101, CONVOLUTION_MODE, true},
+    {CONVOLUTION, 102, INT64, true},
+    {CONVOLUTION, 103, INT64, true},
+    {CONVOLUTION, 104, INT64, true},
+    {CONVOLUTION, 105, INT64, true},
+    {CONVOLUTION, 106, INT64, true},
+    {FORWARD, 700, FLOAT, true},
+    {FORWARD, 701, FLOAT, true},
+    {FORWARD, 702, DESCRIPTOR, true},
+    {FORWARD, 703, DESCRIPTOR, true},
+    {FORWARD, 704, DESCRIPTOR, true},
+    {FORWARD, 705, DESCRIPTOR, true},
+    {BACKWARD_DATA, 706, FLOAT, true},
+    {BACKWARD_DATA, 707, FLOAT, true},
+    {BACKWARD_DATA, 708, DESCRIPTOR, true},
+    {BACKWARD_DATA, 709, DESCRIPTOR, true},
+    {BACKWARD_DATA, 710, DESCRIPTOR, true},
+    {BACKWARD_DATA, 711, DESCRIPTOR, true},
+    {BACKWARD_FILTER, 712, FLOAT, true},
+    {BACKWARD_FILTER, 713, FLOAT, true},
+    {BACKWARD_FILTER, 714, DESCRIPTOR, true},
+    {BACKWARD_FILTER, 715, DESCRIPTOR, true},
+    {BACKWARD_FILTER, 716, DESCRIPTOR, true},
+    {BACKWARD_FILTER, 717, DESCRIPTOR, true},
+    {GRAPH, 800, HANDLE, true},
+    {GRAPH, 801, DESCRIPTOR, true},
+    {HEURISTICS, 200, HEUR_MODE, true},
+    {HEURISTICS, 201, DESCRIPTOR, true},
+    {ENGINE, 1300, DESCRIPTOR, true},
+    {ENGINE, 1301, INT64, true},
+    {ENGINE_CONFIG, 300, DESCRIPTOR, true},
+    {ENGINE_CONFIG, 302, DESCRIPTOR, false},
+    {KNOB_CHOICE, 600, KNOB_TYPE, true},
+    {KNOB_CHOICE, 601, INT64, true},
+    {PLAN, 400, HANDLE, false},
+    {PLAN, 401, DESCRIPTOR, true},
+    {VARIANT_PACK, 1000, INT64, true},
+    {VARIANT_PACK, 1001, VOID_PTR, true},
     {VARIANT_PACK, 1003, VOID_PTR, false},
 };
 
@@ -188,10 +218,12 @@ Status tensor_of(const Data& d, Tensor& t) {
     t.strides = d.values.at(903).all<int64_t>();
     t.uid = d.values.at(906).one<int64_t>();
     t.alignment = d.values.at(900).one<int64_t>();
-    if (t.sizes.size() < 3 || t.sizes.size() != t.strides.size()) return refuse(bad_param, "a tensor's sizes and strides do not match");
+    if (t.sizes.size() < 3 || t.sizes.size() != t.strides.size())
+        return refuse(bad_param, "a tensor's sizes and strides do not match");
     for (size_t i = 0; i < t.sizes.size(); i++)
         if (t.sizes[i] < 1 || t.strides[i] < 1) return refuse(bad_param, "a tensor's size or stride is not positive");
-    if (t.alignment < (int64_t)bytes_of(t.type) || (t.alignment & (t.alignment - 1)) != 0) return refuse(bad_param, "a tensor's alignment is no power of two");
+    if (t.alignment < (int64_t)bytes_of(t.type) || (t.alignment & (t.alignment - 1)) != 0)
+        return refuse(bad_param, "a tensor's alignment is no power of two");
     return success;
 }
 
@@ -212,16 +244,19 @@ Status finalize_operation(Data& d) {
         c->direction = o.direction;
         c->alpha = d.values.at(o.attributes[0]).one<float>();
         c->beta = d.values.at(o.attributes[1]).one<float>();
-        const Shared parts[] = {d.values.at(o.attributes[2]).descriptors[0], d.values.at(o.attributes[3]).descriptors[0],
-                                d.values.at(o.attributes[4]).descriptors[0], d.values.at(o.attributes[5]).descriptors[0]};
-        if (parts[0]->kind != CONVOLUTION || parts[1]->kind != TENSOR || parts[2]->kind != TENSOR || parts[3]->kind != TENSOR)
+        const Shared parts[] = {
+            d.values.at(o.attributes[2]).descriptors[0], d.values.at(o.attributes[3]).descriptors[0],
+            d.values.at(o.attributes[4]).descriptors[0], d.values.at(o.attributes[5]).descriptors[0]};
+        if (parts[0]->kind != CONVOLUTION || parts[1]->kind != TENSOR || parts[2]->kind != TENSOR ||
+            parts[3]->kind != TENSOR)
             return refuse(wrong_descriptor, "an operation refers to descriptors of other kinds");
         c->stride = parts[0]->values.at(103).all<int64_t>();
         c->dilation = parts[0]->values.at(102).all<int64_t>();
         c->before = parts[0]->values.at(105).all<int64_t>();
         c->after = parts[0]->values.at(104).all<int64_t>();
         tensor_of(*parts[1], c->w), tensor_of(*parts[2], c->x), tensor_of(*parts[3], c->y);
-        if (c->x.uid == c->w.uid || c->x.uid == c->y.uid || c->w.uid == c->y.uid) return refuse(bad_param, "two tensors have one name");
+        if (c->x.uid == c->w.uid || c->x.uid == c->y.uid || c->w.uid == c->y.uid)
+            return refuse(bad_param, "two tensors have one name");
         const std::string wrong = c->wrong();
         if (!wrong.empty()) return refuse(shape_mismatch, wrong);
         d.convolution = c;
@@ -266,7 +301,8 @@ Status finalize(Data& d) {
         case CONVOLUTION: {
             const auto axes = (size_t)d.values[106].one<int64_t>();
             for (int number : {102, 103, 104, 105})
-                if (d.values[number].all<int64_t>().size() != axes) return refuse(bad_param, "a convolution's lists have different lengths");
+                if (d.values[number].all<int64_t>().size() != axes)
+                    return refuse(bad_param, "a convolution's lists have different lengths");
             if (d.values[101].one<int32_t>() != 1) return refuse(not_supported, "only cross-correlations");
             if (d.values[100].one<int32_t>() != 0) return refuse(not_supported, "only sums in f32");
             return success;
@@ -303,11 +339,13 @@ Status finalize(Data& d) {
         case PLAN:
             d.engine = first(d, 401)->engine;
             d.convolution = first(d, 401)->convolution;
-            if (!d.engine || !d.convolution) return refuse(wrong_descriptor, "a plan of something that is no configuration");
+            if (!d.engine || !d.convolution)
+                return refuse(wrong_descriptor, "a plan of something that is no configuration");
             d.set(402, INT64, std::vector<int64_t>{(int64_t)d.engine->workspace});
             return success;
         case VARIANT_PACK:
-            if (d.values[1000].all<int64_t>().size() != d.values[1001].all<void*>().size()) return refuse(bad_param, "names and pointers differ in number");
+            if (d.values[1000].all<int64_t>().size() != d.values[1001].all<void*>().size())
+                return refuse(bad_param, "names and pointers differ in number");
             return success;
         case KNOB_CHOICE: return success;
     }
@@ -358,7 +396,8 @@ API Status cudnnSetStream(Handle* handle, void* stream) {
 API Status cudnnBackendCreateDescriptor(Kind kind, Descriptor** descriptor) {
     bool known = false;
     for (const Attribute& a : ATTRIBUTES) known |= a.kind == kind;
-    if (!known) return refuse(not_supported, "descriptors of kind " + std::to_string(kind) + " are not known to the stand-in");
+    if (!known)
+        return refuse(not_supported, "descriptors of kind " + std::to_string(kind) + " are not known to the stand-in");
     *descriptor = new Descriptor{made(kind)};
     return success;
 }
@@ -374,12 +413,16 @@ API Status cudnnBackendSetAttribute(Descriptor* descriptor, int number, int type
     if (d.finalized) return refuse(bad_param, "an attribute of a finalized descriptor is set");
     for (const Attribute& a : ATTRIBUTES) {
         if (a.kind != d.kind || a.number != number) continue;
-        if (type != a.type) return refuse(wrong_type, "attribute " + std::to_string(number) + " has type " + std::to_string(a.type) + ", not " + std::to_string(type));
+        if (type != a.type)
+            return refuse(wrong_type, "attribute " + std::to_string(number) + " has type " + std::to_string(a.type) +
+                                          ", not " + std::to_string(type));
         Value value{type, {}, {}};
         if (type == DESCRIPTOR) {
             for (int64_t i = 0; i < count; i++) {
                 const Shared& other = static_cast<Descriptor* const*>(values)[i]->data;
-                if (!other->finalized) return refuse(not_finalized, "attribute " + std::to_string(number) + " names a descriptor that is not finalized");
+                if (!other->finalized)
+                    return refuse(not_finalized,
+                                  "attribute " + std::to_string(number) + " names a descriptor that is not finalized");
                 value.descriptors.push_back(other);
             }
         } else {
@@ -389,18 +432,24 @@ API Status cudnnBackendSetAttribute(Descriptor* descriptor, int number, int type
         d.values[number] = value;
         return success;
     }
-    return refuse(not_supported, "attribute " + std::to_string(number) + " of kind " + std::to_string(d.kind) + " is not known to the stand-in");
+    return refuse(not_supported, "attribute " + std::to_string(number) + " of kind " + std::to_string(d.kind) +
+                                     " is not known to the stand-in");
 }
 
 /// Descriptors that are got are ones that the caller made and did not finalize. With no room only the number is told.
-API Status cudnnBackendGetAttribute(Descriptor* descriptor, int number, int type, int64_t room, int64_t* count, void* values) {
+API Status cudnnBackendGetAttribute(Descriptor* descriptor, int number, int type, int64_t room, int64_t* count,
+                                    void* values) {
     if (!descriptor) return null_pointer;
     const Data& d = *descriptor->data;
     if (!d.finalized) return refuse(not_finalized, "an attribute of a descriptor that is not finalized is asked for");
     const auto found = d.values.find(number);
-    if (found == d.values.end()) return refuse(not_supported, "attribute " + std::to_string(number) + " of kind " + std::to_string(d.kind) + " has no value");
+    if (found == d.values.end())
+        return refuse(not_supported,
+                      "attribute " + std::to_string(number) + " of kind " + std::to_string(d.kind) + " has no value");
     const Value& value = found->second;
-    if (type != value.type) return refuse(wrong_type, "attribute " + std::to_string(number) + " has type " + std::to_string(value.type) + ", not " + std::to_string(type));
+    if (type != value.type)
+        return refuse(wrong_type, "attribute " + std::to_string(number) + " has type " + std::to_string(value.type) +
+                                      ", not " + std::to_string(type));
     const size_t size = bytes_of_value(type);
     const size_t there = type == DESCRIPTOR ? value.descriptors.size() : value.bytes.size() / size;
     if (count) *count = (int64_t)there;
@@ -412,7 +461,8 @@ API Status cudnnBackendGetAttribute(Descriptor* descriptor, int number, int type
     }
     for (size_t i = 0; i < wanted; i++) {
         Descriptor* to = static_cast<Descriptor**>(values)[i];
-        if (!to || to->data->kind != value.descriptors[i]->kind) return refuse(wrong_descriptor, "a descriptor of another kind is given to be filled");
+        if (!to || to->data->kind != value.descriptors[i]->kind)
+            return refuse(wrong_descriptor, "a descriptor of another kind is given to be filled");
         to->data = value.descriptors[i];
     }
     return success;
@@ -427,8 +477,10 @@ API Status cudnnBackendFinalize(Descriptor* descriptor) {
 
 API Status cudnnBackendExecute(Handle* handle, Descriptor* plan, Descriptor* pack) {
     if (!handle || !plan || !pack) return null_pointer;
-    if (plan->data->kind != PLAN || pack->data->kind != VARIANT_PACK) return refuse(wrong_descriptor, "no plan, or no variant pack");
-    if (!plan->data->finalized || !pack->data->finalized) return refuse(not_finalized, "a plan or a variant pack is not finalized");
+    if (plan->data->kind != PLAN || pack->data->kind != VARIANT_PACK)
+        return refuse(wrong_descriptor, "no plan, or no variant pack");
+    if (!plan->data->finalized || !pack->data->finalized)
+        return refuse(not_finalized, "a plan or a variant pack is not finalized");
     const auto convolution = plan->data->convolution;
     const Engine& engine = *plan->data->engine;
     const auto uids = pack->data->values[1000].all<int64_t>();
@@ -440,12 +492,15 @@ API Status cudnnBackendExecute(Handle* handle, Descriptor* plan, Descriptor* pac
             if (uids[u] == tensors[i]->uid) at[i] = pointers[u];
         if (!at[i]) return refuse(bad_param, "no pointer for tensor " + std::to_string(tensors[i]->uid));
         if ((uintptr_t)at[i] % (uintptr_t)tensors[i]->alignment != 0)
-            return refuse(misaligned_pointer, "tensor " + std::to_string(tensors[i]->uid) + " is not aligned to " + std::to_string(tensors[i]->alignment) + " bytes");
+            return refuse(misaligned_pointer, "tensor " + std::to_string(tensors[i]->uid) + " is not aligned to " +
+                                                  std::to_string(tensors[i]->alignment) + " bytes");
     }
     void* const workspace = pack->data->values.count(1003) ? pack->data->values[1003].one<void*>() : nullptr;
     const auto addresses_hold = [=, &engine] {
-        return phalanx_standin_check(at[0], convolution->x.bytes(), "cuDNN: x") && phalanx_standin_check(at[1], convolution->w.bytes(), "cuDNN: w") &&
-               phalanx_standin_check(at[2], convolution->y.bytes(), "cuDNN: y") && phalanx_standin_check(workspace, engine.workspace, "cuDNN: the workspace");
+        return phalanx_standin_check(at[0], convolution->x.bytes(), "cuDNN: x") &&
+               phalanx_standin_check(at[1], convolution->w.bytes(), "cuDNN: w") &&
+               phalanx_standin_check(at[2], convolution->y.bytes(), "cuDNN: y") &&
+               phalanx_standin_check(workspace, engine.workspace, "cuDNN: the workspace");
     };
     if (!addresses_hold()) return bad_param;
     const int failed = standin::enqueue(handle->stream, [=, &engine] {

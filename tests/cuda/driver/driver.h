@@ -77,7 +77,8 @@ struct Region {
 };
 /// Whether `at` lies in live memory of ours (device, or host memory that is pinned), and in which.
 bool find_region(Address at, Region& found);
-/// Reports, beginning with `what`, unless all bytes lie in one live device buffer (with `host_too`: or in pinned memory).
+/// Reports, beginning with `what`, unless all bytes lie in one live device buffer (with `host_too`: or in pinned
+/// memory).
 bool check_range(Address at, size_t bytes, const char* what, bool host_too = false);
 /// "12 bytes behind the end of a buffer of 4096 bytes", for reports. Is safe in a signal handler.
 std::string describe_address(Address at);
@@ -93,7 +94,8 @@ void restore_snapshot(const Snapshot& snapshot);
 
 // streams.cpp
 struct Stream;
-/// Work of a stream; it answers with 0, an error, or not_ready to be called again. It may run more than once, in graphs.
+/// Work of a stream; it answers with 0, an error, or not_ready to be called again. It may run more than once, in
+/// graphs.
 using Work = std::function<int()>;
 Result enqueue(Stream* handle, Work work);
 /// Runs everything that was enqueued in the context; its error.

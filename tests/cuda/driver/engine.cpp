@@ -1,9 +1,9 @@
 // Runs a kernel's blocks, one after the other, on the calling thread of the system.
 //
-// Threads of a block are started in order on one stack, as a plain loop. A thread that has to wait (at a barrier, in a warp
-// operation) leaves its stack behind, and the loop goes on on another one; once all have started, those that can go on are continued
-// in order, round after round. So a kernel without barriers never switches stacks. When nobody can go on, the barrier is
-// divergent.
+// Threads of a block are started in order on one stack, as a plain loop. A thread that has to wait (at a barrier, in a
+// warp operation) leaves its stack behind, and the loop goes on on another one; once all have started, those that can
+// go on are continued in order, round after round. So a kernel without barriers never switches stacks. When nobody can
+// go on, the barrier is divergent.
 #include "engine.h"
 
 #include <stdarg.h>
@@ -80,7 +80,9 @@ Engine& Engine::mine() {
 
 const PhalanxHooks Engine::hooks = {
     [](PhalanxVote vote, int predicate) { return mine().block_barrier(vote, predicate); },
-    [](PhalanxWarp what, unsigned mask, uint64_t value, unsigned source) { return mine().warp_exchange(what, mask, value, source); },
+    [](PhalanxWarp what, unsigned mask, uint64_t value, unsigned source) {
+        return mine().warp_exchange(what, mask, value, source);
+    },
     [] { return mine().warps[mine().current / 32].alive; },
     [](const char* why) { mine().fail("%s", why); },
 };
@@ -107,8 +109,8 @@ Result Engine::run(const Launch& what, const ModuleState& in, Order direction) {
     memset(dynamic_shared.get() + what.dynamic_shared, SHARED_RED, SHARED_RED_ZONE);
 
     const FaultGuard guard(*this);
-    // A fault in a kernel comes back here from the signal handler, with `failed` set. Nothing with a destructor lives on the
-    // stacks that are dropped then.
+    // A fault in a kernel comes back here from the signal handler, with `failed` set. Nothing with a destructor lives
+    // on the stacks that are dropped then.
     if (sigsetjmp(guard.back(), 0) == 0) {
         const uint64_t blocks = (uint64_t)what.grid[0] * what.grid[1] * what.grid[2];
         for (uint64_t i = 0; i < blocks && !failed; i++) {
@@ -164,7 +166,8 @@ void Engine::run_block() {
     if (zone[0] == SHARED_RED && memcmp(zone, zone + 1, SHARED_RED_ZONE - 1) == 0) return;
     size_t wrong = 0;
     while (zone[wrong] == SHARED_RED) wrong++;
-    fail("a thread of this block wrote %zu bytes behind the end of %u bytes of dynamic shared memory", wrong, launch->dynamic_shared);
+    fail("a thread of this block wrote %zu bytes behind the end of %u bytes of dynamic shared memory", wrong,
+         launch->dynamic_shared);
 }
 
 Stack* Engine::take_stack() {
@@ -237,7 +240,8 @@ void Engine::wait(State state) {
 
 int Engine::block_barrier(PhalanxVote vote, int predicate) {
     Thread& thread = threads[current];
-    if (at_barrier > 0 && vote != barrier_vote) fail("the threads of the block wait at different kinds of __syncthreads");
+    if (at_barrier > 0 && vote != barrier_vote)
+        fail("the threads of the block wait at different kinds of __syncthreads");
     barrier_vote = vote;
     votes += predicate != 0;
     if (++at_barrier < count) {
@@ -259,7 +263,8 @@ int Engine::block_barrier(PhalanxVote vote, int predicate) {
 uint64_t Engine::warp_exchange(PhalanxWarp what, unsigned mask, uint64_t value, unsigned source) {
     Thread& thread = threads[current];
     const unsigned lane = current % 32;
-    if (!(mask >> lane & 1)) fail("lane %u calls %s with the mask 0x%08x, which does not name it", lane, name_of(what), mask);
+    if (!(mask >> lane & 1))
+        fail("lane %u calls %s with the mask 0x%08x, which does not name it", lane, name_of(what), mask);
     thread.what = what;
     thread.mask = mask;
     thread.value = value;
@@ -283,8 +288,8 @@ void Engine::settle_lane(unsigned w, unsigned lane) {
     const PhalanxWarp what = lanes[lane].what;
     const unsigned mask = lanes[lane].mask, gone = mask & ~warps[w].alive, needed = mask & warps[w].alive;
     if (gone && what == PhalanxWarp::shuffle)
-        fail("lane %u calls a shuffle with the mask 0x%08x, which names lane %d that has ended or does not exist", lane, mask,
-             __builtin_ctz(gone));
+        fail("lane %u calls a shuffle with the mask 0x%08x, which names lane %d that has ended or does not exist", lane,
+             mask, __builtin_ctz(gone));
     if ((warps[w].waiting & needed) != needed) return;
     for (unsigned l = 0; l < 32; l++)
         if ((needed >> l & 1) && (lanes[l].what != what || lanes[l].mask != mask)) return;
@@ -298,8 +303,10 @@ void Engine::finish_exchange(Thread* lanes, unsigned needed, PhalanxWarp what) {
     for (unsigned l = 0; l < 32; l++) {
         if (!(needed >> l & 1)) continue;
         const uint64_t value = lanes[l].value;
-        if (what == PhalanxWarp::ballot) whole |= (value != 0 ? 1ull : 0ull) << l;
-        else whole = begun ? combine(what, whole, value) : value;
+        if (what == PhalanxWarp::ballot)
+            whole |= (value != 0 ? 1ull : 0ull) << l;
+        else
+            whole = begun ? combine(what, whole, value) : value;
         begun = true;
     }
     for (unsigned l = 0; l < 32; l++) {
@@ -331,19 +338,23 @@ void Engine::report_divergence() {
     }
     current = example;
     if (barrier > 0)
-        fail("divergent barrier: %u of %u threads wait at __syncthreads, %u have ended, %u wait in operations of their warp", barrier, count,
-             ended, warp);
+        fail(
+            "divergent barrier: %u of %u threads wait at __syncthreads, %u have ended, %u wait in operations of their "
+            "warp",
+            barrier, count, ended, warp);
     else
-        fail("divergent warp: %u of %u threads wait in operations of their warp (this one in %s with mask 0x%08x), %u have ended", warp, count,
-             name_of(threads[example].what), threads[example].mask, ended);
+        fail(
+            "divergent warp: %u of %u threads wait in operations of their warp (this one in %s with mask 0x%08x), %u "
+            "have ended",
+            warp, count, name_of(threads[example].what), threads[example].mask, ended);
 }
 
 std::string Engine::where() const {
     char text[256];
     const uint3 b = place->block;
     const unsigned bx = launch->block[0], by = launch->block[1];
-    snprintf(text, sizeof text, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u)", launch->kernel, b.x, b.y, b.z, current % bx,
-             current / bx % by, current / bx / by);
+    snprintf(text, sizeof text, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u)", launch->kernel, b.x, b.y, b.z,
+             current % bx, current / bx % by, current / bx / by);
     return text;
 }
 
@@ -362,4 +373,6 @@ void Engine::fail(const char* format, ...) {
     }
 }
 
-Result run_launch(const Launch& launch, const ModuleState& module, Order order) { return Engine::mine().run(launch, module, order); }
+Result run_launch(const Launch& launch, const ModuleState& module, Order order) {
+    return Engine::mine().run(launch, module, order);
+}

@@ -15,7 +15,8 @@ struct sigaction before[NSIG];
 thread_local Engine* running = nullptr;
 thread_local sigjmp_buf jump;
 
-/// Kernels use the stacks of their threads up, so the handler needs one of its own. Rust's threads have one; others get this.
+/// Kernels use the stacks of their threads up, so the handler needs one of its own. Rust's threads have one; others get
+/// this.
 struct SignalStack {
     SignalStack() {
         stack_t old{};
@@ -39,7 +40,7 @@ struct SignalStack {
 void handler(int signal, siginfo_t* information, void* context) { FaultGuard::on_fault(signal, information, context); }
 
 void install() {
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_sigaction = handler;
     // The handler leaves by a jump, so the signal must not stay blocked.
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
@@ -49,10 +50,12 @@ void install() {
 std::string reason(int signal, const siginfo_t& information, const ucontext_t& context, const Engine& engine) {
     const Address at = (Address)information.si_addr;
     if (signal == SIGFPE) return "an integer is divided by zero";
-    if (signal == SIGILL || signal == SIGTRAP) return "an index outside an array, or a pointer that is misaligned for its type";
+    if (signal == SIGILL || signal == SIGTRAP)
+        return "an index outside an array, or a pointer that is misaligned for its type";
     // A misaligned vector access, or an address that is none, comes without an address.
     if (information.si_code == SI_KERNEL) return "a misaligned access, or a wild pointer";
-    if (engine.owns_stack_guard(at)) return "a thread uses more than " + std::to_string(Stack::BYTES >> 10) + " KB of stack";
+    if (engine.owns_stack_guard(at))
+        return "a thread uses more than " + std::to_string(Stack::BYTES >> 10) + " KB of stack";
     const char* what = "touches ";
 #if defined(__x86_64__)
     what = context.uc_mcontext.gregs[REG_ERR] & 2 ? "writes " : "reads ";
@@ -77,11 +80,15 @@ sigjmp_buf& FaultGuard::back() const { return jump; }
 void FaultGuard::on_fault(int signal, void* information, void* context) {
     Engine* engine = running;
     if (!engine || !engine->current_stack) {
-        // Not a kernel's: whoever was there before decides (Rust's test for an overflow of the stack), else the default.
+        // Not a kernel's: whoever was there before decides (Rust's test for an overflow of the stack), else the
+        // default.
         const struct sigaction& old = before[signal];
-        if (old.sa_flags & SA_SIGINFO) old.sa_sigaction(signal, (siginfo_t*)information, context);
-        else if (old.sa_handler != SIG_DFL && old.sa_handler != SIG_IGN) old.sa_handler(signal);
-        else sigaction(signal, &old, nullptr);
+        if (old.sa_flags & SA_SIGINFO)
+            old.sa_sigaction(signal, (siginfo_t*)information, context);
+        else if (old.sa_handler != SIG_DFL && old.sa_handler != SIG_IGN)
+            old.sa_handler(signal);
+        else
+            sigaction(signal, &old, nullptr);
         return;
     }
     const std::string why = reason(signal, *(siginfo_t*)information, *(ucontext_t*)context, *engine);

@@ -20,11 +20,12 @@ class Stack {
 public:
     static constexpr size_t BYTES = (size_t)128 << 10;
 
-    /// Stacks of different numbers begin at different places of a page: else all would compete for the same lines of the
-    /// caches, as every thread of a block uses the same part of its stack.
+    /// Stacks of different numbers begin at different places of a page: else all would compete for the same lines of
+    /// the caches, as every thread of a block uses the same part of its stack.
     explicit Stack(size_t number) : shift(number % 61 * 64) {
         const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-        mapping = (unsigned char*)mmap(nullptr, BYTES + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        mapping = (unsigned char*)mmap(nullptr, BYTES + page, PROT_READ | PROT_WRITE,
+                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (mapping != MAP_FAILED) mprotect(mapping, page, PROT_NONE);
         mapped = BYTES + page;
     }
@@ -46,16 +47,16 @@ private:
 
 #if defined(__x86_64__)
 
-/// Saves what the ABI wants kept on the stack in use, and continues `to`. ucontext's swap does the same with two system calls
-/// more for the signal mask, which costs a kernel with shuffles a factor of ten.
+/// Saves what the ABI wants kept on the stack in use, and continues `to`. ucontext's swap does the same with two system
+/// calls more for the signal mask, which costs a kernel with shuffles a factor of ten.
 extern "C" void phalanx_switch(void** from, void* to);
 
 inline void switch_flow(Flow& from, Flow& to) { phalanx_switch(&from.stack_pointer, to.stack_pointer); }
 
 /// Makes `flow` begin with `start` on `stack`; `start` must not return.
 inline void prepare(Flow& flow, Stack& stack, void (*start)()) {
-    // A function begins with its return address (here of nobody) on top, eight bytes past a multiple of sixteen. Below lie
-    // where to continue, six registers and the floating-point control words, as phalanx_switch leaves them.
+    // A function begins with its return address (here of nobody) on top, eight bytes past a multiple of sixteen. Below
+    // lie where to continue, six registers and the floating-point control words, as phalanx_switch leaves them.
     void** at = (void**)stack.top();
     *--at = nullptr;
     *--at = (void*)start;

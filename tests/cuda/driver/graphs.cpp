@@ -1,5 +1,5 @@
-// Capturing streams, and graphs. A node knows which nodes it comes after, from the order of its stream and the events that
-// it waited for; nothing else orders nodes.
+// Capturing streams, and graphs. A node knows which nodes it comes after, from the order of its stream and the events
+// that it waited for; nothing else orders nodes.
 #include <algorithm>
 #include <map>
 
@@ -29,12 +29,13 @@ std::map<Graph*, std::shared_ptr<const Graph>>& executables() {
     return *table;
 }
 
-/// Nodes in the order in which they run: each as late as what comes after it permits, so that an order that nobody asked for
-/// is not there.
+/// Nodes in the order in which they run: each as late as what comes after it permits, so that an order that nobody
+/// asked for is not there.
 std::vector<size_t> late_order(const Graph& graph) {
     std::vector<size_t> order;
     std::vector<bool> entered(graph.nodes.size(), false);
-    // Depth first without recursion: a graph may be a chain of thousands of nodes. Second: the next of the node's `after`.
+    // Depth first without recursion: a graph may be a chain of thousands of nodes. Second: the next of the node's
+    // `after`.
     std::vector<std::pair<size_t, size_t>> path;
     const auto visit = [&](size_t start) {
         if (entered[start]) return;
@@ -147,7 +148,8 @@ API Result cuStreamEndCapture(Stream* handle, Graph** made) {
     graph->last = capture->frontier(stream.get());
     graph->nodes = std::move(capture->nodes);
     if (late_order(*graph).size() != graph->nodes.size()) {
-        report("cuStreamEndCapture: work of another stream is in the capture, and the first stream does not wait for it");
+        report(
+            "cuStreamEndCapture: work of another stream is in the capture, and the first stream does not wait for it");
         return capture_unjoined;
     }
     *made = graph.get();

@@ -2,9 +2,9 @@
 //
 //   | no access | … red zone | data | slack | no access |
 //
-// The data begins at a multiple of 512 bytes and ends as near to the page without access as that allows. The red zone and
-// the slack hold a pattern, which is checked after every kernel and when the buffer is freed. A freed buffer's addresses stay
-// without access for a while, so that late uses are found.
+// The data begins at a multiple of 512 bytes and ends as near to the page without access as that allows. The red zone
+// and the slack hold a pattern, which is checked after every kernel and when the buffer is freed. A freed buffer's
+// addresses stay without access for a while, so that late uses are found.
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -92,7 +92,8 @@ const Block* holder(const std::map<Address, Block>& blocks, Address at) {
 }
 
 std::string sized(const char* kind, const Block& block) {
-    return std::string(kind) + (block.region.host ? "pinned block of " : "buffer of ") + std::to_string(block.region.bytes) + " bytes";
+    return std::string(kind) + (block.region.host ? "pinned block of " : "buffer of ") +
+           std::to_string(block.region.bytes) + " bytes";
 }
 
 bool check_zone(const Block& block, unsigned char* at, size_t bytes, const char* who) {
@@ -108,7 +109,8 @@ bool check_zones(const Block& block, const char* who) {
     unsigned char* at = (unsigned char*)block.region.start;
     // Both are looked at, so no short circuit.
     const bool before = check_zone(block, at - RED_ZONE, RED_ZONE, who);
-    const bool behind = check_zone(block, at + block.region.bytes, block.limit() - (block.region.start + block.region.bytes), who);
+    const bool behind =
+        check_zone(block, at + block.region.bytes, block.limit() - (block.region.start + block.region.bytes), who);
     return before && behind;
 }
 
@@ -116,8 +118,8 @@ Result release(Address start, bool host, const char* call) {
     const Guard guard(mutex);
     auto found = live().find(start);
     if (found == live().end() || found->second.region.host != host) {
-        report("%s: %s is not the start of a live %s: %s", call, std::to_string(start).c_str(), host ? "pinned block" : "buffer",
-               describe_address(start).c_str());
+        report("%s: %s is not the start of a live %s: %s", call, std::to_string(start).c_str(),
+               host ? "pinned block" : "buffer", describe_address(start).c_str());
         return invalid_value;
     }
     const Block block = found->second;
@@ -172,7 +174,8 @@ bool check_range(Address at, size_t bytes, const char* what, bool host_too) {
                bytes - (size_t)(region.start + region.bytes - at));
         return false;
     }
-    report("%s: %zu bytes at 0x%zx lie in no live device memory: %s", what, bytes, (size_t)at, describe_address(at).c_str());
+    report("%s: %zu bytes at 0x%zx lie in no live device memory: %s", what, bytes, (size_t)at,
+           describe_address(at).c_str());
     return false;
 }
 
@@ -201,7 +204,8 @@ void restore_snapshot(const Snapshot& snapshot) {
         memcpy((void*)snapshot.regions[i].start, snapshot.bytes[i].data(), snapshot.bytes[i].size());
 }
 
-extern "C" __attribute__((visibility("default"))) int phalanx_standin_check(const void* at, size_t bytes, const char* what) {
+extern "C" __attribute__((visibility("default"))) int phalanx_standin_check(const void* at, size_t bytes,
+                                                                            const char* what) {
     return check_range((Address)at, bytes, what);
 }
 

@@ -1,7 +1,7 @@
 // Modules and launches. A module is a shared object of the stand-in NVRTC; each load is an instance of its own.
 //
-// With PHALANX_STANDIN_RACES=1 every launch is run twice, with threads and blocks in opposite orders, from the same memory: a
-// result that differs depends on an order that CUDA does not promise.
+// With PHALANX_STANDIN_RACES=1 every launch is run twice, with threads and blocks in opposite orders, from the same
+// memory: a result that differs depends on an order that CUDA does not promise.
 #include <dlfcn.h>
 #include <elf.h>
 #include <string.h>
@@ -55,7 +55,9 @@ std::map<Function*, Module*>& functions() {
     return *table;
 }
 
-bool is_elf(const unsigned char* image) { return image && memcmp(image, ELFMAG, SELFMAG) == 0 && image[EI_CLASS] == ELFCLASS64; }
+bool is_elf(const unsigned char* image) {
+    return image && memcmp(image, ELFMAG, SELFMAG) == 0 && image[EI_CLASS] == ELFCLASS64;
+}
 
 /// cuModuleLoadData is not told an image's length; the table of sections ends it, as in what linkers write.
 size_t length_of(const unsigned char* image) {
@@ -78,7 +80,9 @@ std::vector<Local> shared_variables(const unsigned char* image) {
         const auto* symbols = (const Elf64_Sym*)(image + sections[s].sh_offset);
         for (size_t i = 0; i < sections[s].sh_size / sizeof(Elf64_Sym); i++) {
             const Elf64_Sym& symbol = symbols[i];
-            if (ELF64_ST_TYPE(symbol.st_info) != STT_OBJECT || symbol.st_shndx == SHN_UNDEF || symbol.st_shndx >= header->e_shnum) continue;
+            if (ELF64_ST_TYPE(symbol.st_info) != STT_OBJECT || symbol.st_shndx == SHN_UNDEF ||
+                symbol.st_shndx >= header->e_shnum)
+                continue;
             const bool writable = sections[symbol.st_shndx].sh_flags & SHF_WRITE;
             const char* name = names + symbol.st_name;
             if (writable && strncmp(name, "_ZZ", 3) == 0) found.push_back({name, symbol.st_value, symbol.st_size});
@@ -87,8 +91,8 @@ std::vector<Local> shared_variables(const unsigned char* image) {
     return found;
 }
 
-/// Opens an image as an object of its own; dlopen knows files, so it gets one in memory. The file stays open as long as the
-/// module lives: dlopen compares names first, and the number must not name another module meanwhile.
+/// Opens an image as an object of its own; dlopen knows files, so it gets one in memory. The file stays open as long as
+/// the module lives: dlopen compares names first, and the number must not name another module meanwhile.
 bool open_image(const unsigned char* image, Module& module) {
     module.file = memfd_create("phalanx-module", MFD_CLOEXEC);
     const size_t length = length_of(image);
@@ -132,13 +136,16 @@ Result run_checked(const Launch& launch, Module& module) {
         if (result != success) return result;
         std::string where;
         if (!same(other, take_snapshot(module.context), where)) {
-            report("kernel %s: the result depends on the order of threads or blocks, first at %s: a barrier is missing, or two threads "
-                   "write the same place",
-                   launch.kernel, where.c_str());
+            report(
+                "kernel %s: the result depends on the order of threads or blocks, first at %s: a barrier is missing, "
+                "or two threads "
+                "write the same place",
+                launch.kernel, where.c_str());
             return launch_failed;
         }
     }
-    return check_red_zones(module.context, (std::string("kernel ") + launch.kernel).c_str()) ? success : illegal_address;
+    return check_red_zones(module.context, (std::string("kernel ") + launch.kernel).c_str()) ? success
+                                                                                             : illegal_address;
 }
 
 /// The parameters of a launch, copied: the caller's may be gone when it runs.
@@ -187,13 +194,16 @@ Result check_shape(const Function& f, const unsigned grid[3], const unsigned blo
         return invalid_value;
     }
     if (f.kernel->thread_limit && threads > f.kernel->thread_limit) {
-        report("kernel %s: blocks of %zu threads, but __launch_bounds__ promises at most %u", name, (size_t)threads, f.kernel->thread_limit);
+        report("kernel %s: blocks of %zu threads, but __launch_bounds__ promises at most %u", name, (size_t)threads,
+               f.kernel->thread_limit);
         return launch_out_of_resources;
     }
     if (dynamic_shared > (unsigned)f.dynamic_limit || dynamic_shared + f.static_shared > (size_t)SHARED_MEMORY_OPT_IN ||
         (f.dynamic_limit <= SHARED_MEMORY && dynamic_shared + f.static_shared > (size_t)SHARED_MEMORY)) {
-        report("kernel %s: %u bytes of dynamic and %zu of static shared memory are more than its limit (cuFuncSetAttribute)", name, dynamic_shared,
-               f.static_shared);
+        report(
+            "kernel %s: %u bytes of dynamic and %zu of static shared memory are more than its limit "
+            "(cuFuncSetAttribute)",
+            name, dynamic_shared, f.static_shared);
         return invalid_value;
     }
     return success;
@@ -234,7 +244,8 @@ API Result cuModuleLoadData(Module** loaded, const unsigned char* image) {
         for (const Local& l : locals)
             if (l.name.compare(0, mine.size(), mine) == 0) function->static_shared += l.bytes;
         if (function->static_shared > (size_t)SHARED_MEMORY) {
-            report("kernel %s has %zu bytes of static shared memory; %d are possible", kernel.name, function->static_shared, SHARED_MEMORY);
+            report("kernel %s has %zu bytes of static shared memory; %d are possible", kernel.name,
+                   function->static_shared, SHARED_MEMORY);
             return invalid_image;
         }
         module->functions[kernel.name] = std::move(function);
@@ -291,7 +302,9 @@ API Result cuFuncGetAttribute(int* value, FunctionAttribute attribute, Function*
     const Function* f = function_of(handle, module);
     if (!f || !value) return invalid_handle;
     switch (attribute) {
-        case max_threads_per_block: *value = f->kernel->thread_limit ? (int)f->kernel->thread_limit : THREADS_PER_BLOCK; break;
+        case max_threads_per_block:
+            *value = f->kernel->thread_limit ? (int)f->kernel->thread_limit : THREADS_PER_BLOCK;
+            break;
         case shared_size: *value = (int)f->static_shared; break;
         case const_size:
         case local_size: *value = 0; break;
@@ -311,12 +324,14 @@ API Result cuFuncSetAttribute(Function* handle, FunctionAttribute attribute, int
     Function* f = function_of(handle, module);
     if (!f) return invalid_handle;
     if (attribute == preferred_carveout) return success;
-    if (attribute != max_dynamic_shared_size || value < 0 || value + f->static_shared > (size_t)SHARED_MEMORY_OPT_IN) return invalid_value;
+    if (attribute != max_dynamic_shared_size || value < 0 || value + f->static_shared > (size_t)SHARED_MEMORY_OPT_IN)
+        return invalid_value;
     f->dynamic_limit = value;
     return success;
 }
 
-API Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function* handle, int threads, size_t dynamic_shared) {
+API Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function* handle, int threads,
+                                                       size_t dynamic_shared) {
     WITH_CONTEXT(context);
     std::shared_ptr<Module> module;
     const Function* f = function_of(handle, module);
@@ -328,8 +343,9 @@ API Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function* ha
     return success;
 }
 
-API Result cuLaunchKernel(Function* handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
-                          unsigned block_z, unsigned dynamic_shared, Stream* stream, void** parameters, void** extra) {
+API Result cuLaunchKernel(Function* handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                          unsigned block_y, unsigned block_z, unsigned dynamic_shared, Stream* stream,
+                          void** parameters, void** extra) {
     WITH_CONTEXT(context);
     std::shared_ptr<Module> module;
     const Function* f = function_of(handle, module);
@@ -342,7 +358,8 @@ API Result cuLaunchKernel(Function* handle, unsigned grid_x, unsigned grid_y, un
         report("kernel %s: parameters must be given as kernelParams", f->kernel->name);
         return invalid_value;
     }
-    Launch launch{f->kernel->name, f->kernel->run, nullptr, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, dynamic_shared};
+    Launch launch{f->kernel->name, f->kernel->run, nullptr, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z},
+                  dynamic_shared};
     if (Result wrong = check_shape(*f, launch.grid, launch.block, dynamic_shared)) return wrong;
     const auto copied = std::make_shared<Parameters>(*f->kernel, parameters);
     return enqueue(stream, [launch, copied, module] {

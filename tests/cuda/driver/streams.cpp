@@ -1,6 +1,6 @@
-// Streams are queues. Usually work runs as soon as it is enqueued, on the calling thread. With PHALANX_STANDIN_STREAMS=1 a
-// queue is only run when somebody waits for it, as late as possible: then an operation that should have waited for another
-// stream and does not finds that stream's work undone, each time.
+// Streams are queues. Usually work runs as soon as it is enqueued, on the calling thread. With
+// PHALANX_STANDIN_STREAMS=1 a queue is only run when somebody waits for it, as late as possible: then an operation that
+// should have waited for another stream and does not finds that stream's work undone, each time.
 #include "streams.h"
 
 #include <algorithm>
@@ -147,7 +147,6 @@ Result finish_all(Context* context) {
         if (Result failed = run_until(stream, place)) return failed;
     return success;
 }
-
 
 API int phalanx_standin_enqueue(void* stream, int (*run)(void*), void* argument, void (*release)(void*)) {
     struct Owner {
@@ -341,4 +340,6 @@ API Result cuEventElapsedTime_v2(float* milliseconds, Event* first, Event* secon
     return success;
 }
 
-API Result cuEventElapsedTime(float* milliseconds, Event* first, Event* second) { return cuEventElapsedTime_v2(milliseconds, first, second); }
+API Result cuEventElapsedTime(float* milliseconds, Event* first, Event* second) {
+    return cuEventElapsedTime_v2(milliseconds, first, second);
+}

@@ -74,8 +74,8 @@ std::shared_ptr<Stream> stream_of(Stream* handle, Context* context);
 Event* event_of(Event* handle);
 /// Tells that a call may not be made during a capture, and invalidates that.
 Result refuse_capture(Stream& stream, const char* call);
-/// Runs a stream's work up to a place. Work that goes on elsewhere (a collective) answers with not_ready until it is done:
-/// then this waits, or without `waiting` answers with the same.
+/// Runs a stream's work up to a place. Work that goes on elsewhere (a collective) answers with not_ready until it is
+/// done: then this waits, or without `waiting` answers with the same.
 Result run_until(const std::shared_ptr<Stream>& stream, uint64_t place, bool waiting = true);
 /// Work that is captured or queued; with eager streams it has run at return.
 Result enqueue_on(const std::shared_ptr<Stream>& stream, Operation operation);

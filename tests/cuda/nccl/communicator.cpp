@@ -42,8 +42,10 @@ void Communicator::run(const std::string& hub) {
         std::vector<unsigned char> data(answer.bytes);
         if (!receive_all(socket, data.data(), data.size())) break;
         const std::lock_guard<std::mutex> guard(mutex);
-        if (answer.call != NO_CALL) answers[answer.call] = std::move(data);
-        else if (status == success || status == in_progress) status = (Result)answer.status;
+        if (answer.call != NO_CALL)
+            answers[answer.call] = std::move(data);
+        else if (status == success || status == in_progress)
+            status = (Result)answer.status;
         changed.notify_all();
     }
     const std::lock_guard<std::mutex> guard(mutex);
@@ -124,8 +126,8 @@ void Communicator::post(Part& part) {
 bool Communicator::finish(const std::vector<Part>& parts) {
     const std::lock_guard<std::mutex> guard(mutex);
     if (aborted) return true;
-    // After an error NCCL's kernels hang until the communicator is aborted.
-    if (status != success) return false;
+    // What was answered before an error is done all the same. Else, after one, NCCL's kernels hang until the communicator
+    // is aborted, and so does this.
     for (const Part& part : parts)
         if (!answers.count(part.request.call)) return false;
     for (const Part& part : parts) {

@@ -1,6 +1,6 @@
-// All ranks of a communicator, threads or processes, connect to its hub, in the process that made the unique id. A rank sends
-// each call with its data; when the calls of all ranks are there and agree, the hub sends the results. What does not agree
-// is reported and becomes an error of the communicator on every rank.
+// All ranks of a communicator, threads or processes, connect to its hub, in the process that made the unique id. A rank
+// sends each call with its data; when the calls of all ranks are there and agree, the hub sends the results. What does
+// not agree is reported and becomes an error of the communicator on every rank.
 #include "hub.h"
 
 #include <map>
@@ -78,12 +78,16 @@ private:
     bool join(int socket, const Request& r) {
         const int rank = r.type, of = r.operation;
         std::string wrong;
-        if (size != 0 && size != of) wrong = "ranks name different sizes, " + std::to_string(size) + " and " + std::to_string(of);
-        else if (of < 1 || rank < 0 || rank >= of) wrong = "rank " + std::to_string(rank) + " of " + std::to_string(of);
-        else if (!ranks.empty() && ranks[(size_t)rank].socket >= 0) wrong = "two ranks are number " + std::to_string(rank);
+        if (size != 0 && size != of)
+            wrong = "ranks name different sizes, " + std::to_string(size) + " and " + std::to_string(of);
+        else if (of < 1 || rank < 0 || rank >= of)
+            wrong = "rank " + std::to_string(rank) + " of " + std::to_string(of);
+        else if (!ranks.empty() && ranks[(size_t)rank].socket >= 0)
+            wrong = "two ranks are number " + std::to_string(rank);
         for (size_t other = 0; other < ranks.size() && wrong.empty(); other++)
             if (ranks[other].socket >= 0 && ranks[other].device == r.peer)
-                wrong = "ranks " + std::to_string(other) + " and " + std::to_string(rank) + " use one device, number " + std::to_string(r.peer);
+                wrong = "ranks " + std::to_string(other) + " and " + std::to_string(rank) + " use one device, number " +
+                        std::to_string(r.peer);
         if (!wrong.empty()) {
             standin::report("ncclCommInitRank: " + wrong);
             const Answer header{NO_CALL, invalid_usage, 0};
@@ -125,7 +129,9 @@ private:
     static std::string spelled(const Request& r) {
         return std::string(name_of(r.kind)) + " of " + std::to_string(r.count) + " " + name_of_type(r.type) +
                (r.kind == Kind::broadcast ? " from " + std::to_string(r.peer) : "") +
-               (r.kind == Kind::all_reduce || r.kind == Kind::reduce_scatter ? ", operation " + std::to_string(r.operation) : "") +
+               (r.kind == Kind::all_reduce || r.kind == Kind::reduce_scatter
+                    ? ", operation " + std::to_string(r.operation)
+                    : "") +
                (r.place > 0 ? ", number " + std::to_string(r.place) + " of its group" : "");
     }
 
@@ -133,8 +139,11 @@ private:
         const Request& a = all[0]->request;
         for (size_t r = 1; r < all.size(); r++) {
             const Request& b = all[r]->request;
-            if (a.kind == b.kind && a.type == b.type && a.operation == b.operation && a.peer == b.peer && a.count == b.count && a.place == b.place) continue;
-            standin::report("collectives do not match: rank 0 calls " + spelled(a) + ", rank " + std::to_string(r) + " calls " + spelled(b));
+            if (a.kind == b.kind && a.type == b.type && a.operation == b.operation && a.peer == b.peer &&
+                a.count == b.count && a.place == b.place)
+                continue;
+            standin::report("collectives do not match: rank 0 calls " + spelled(a) + ", rank " + std::to_string(r) +
+                            " calls " + spelled(b));
             return false;
         }
         return true;
@@ -151,7 +160,8 @@ private:
         } else {
             result = all[0]->data;
             const size_t count = result.size() / bytes_of_type(r.type);
-            for (size_t other = 1; other < all.size(); other++) reduce(r.type, r.operation, result.data(), all[other]->data.data(), count);
+            for (size_t other = 1; other < all.size(); other++)
+                reduce(r.type, r.operation, result.data(), all[other]->data.data(), count);
             constexpr int AVERAGE = 4;
             if (r.operation == AVERAGE) divide(r.type, result.data(), count, size);
         }
@@ -174,7 +184,8 @@ private:
         sent[path].erase(sent[path].begin());
         wanted[path].erase(wanted[path].begin());
         if (s.request.type != w.request.type || s.request.count != w.request.count) {
-            standin::report("rank " + std::to_string(path.first) + " calls " + spelled(s.request) + ", rank " + std::to_string(path.second) + " calls " + spelled(w.request));
+            standin::report("rank " + std::to_string(path.first) + " calls " + spelled(s.request) + ", rank " +
+                            std::to_string(path.second) + " calls " + spelled(w.request));
             return tell_all(invalid_usage);
         }
         answer(path.first, s.request.call, success, nullptr, 0);

@@ -1,7 +1,7 @@
 // The stand-in for NCCL: ranks are threads of a process or processes of a machine, one device each.
 //
-//   PHALANX_STANDIN_NCCL_FAIL=N         the N-th call on a communicator fails: its asynchronous error is set, and the work hangs
-//   PHALANX_STANDIN_NCCL_FAIL=N@RANK    on this rank only
+//   PHALANX_STANDIN_NCCL_FAIL=N        the N-th call on a communicator fails: it has an asynchronous error and hangs
+//   PHALANX_STANDIN_NCCL_FAIL=N@RANK   on this rank only
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -70,7 +70,8 @@ std::shared_ptr<Communicator> communicator_of(Handle* handle) {
 
 bool addresses_hold(const std::vector<Part>& parts) {
     for (const Part& p : parts) {
-        if (!phalanx_standin_check(p.from, p.from_bytes, name_of(p.request.kind)) || !phalanx_standin_check(p.to, p.to_bytes, name_of(p.request.kind)))
+        if (!phalanx_standin_check(p.from, p.from_bytes, name_of(p.request.kind)) ||
+            !phalanx_standin_check(p.to, p.to_bytes, name_of(p.request.kind)))
             return false;
     }
     return true;
@@ -112,12 +113,16 @@ Result submit(Handle* handle, Part part, void* stream) {
     const auto communicator = communicator_of(handle);
     if (!communicator) return invalid_argument;
     const Result state = communicator->state();
-    if (state == in_progress) return refuse(invalid_usage, std::string(name_of(part.request.kind)) + " before all ranks have joined");
+    if (state == in_progress)
+        return refuse(invalid_usage, std::string(name_of(part.request.kind)) + " before all ranks have joined");
     if (state != success) return state;
-    if (!bytes_of_type(part.request.type)) return refuse(invalid_argument, "element type " + std::to_string(part.request.type));
-    if (!is_operation(part.request.operation)) return refuse(invalid_argument, "operation " + std::to_string(part.request.operation));
+    if (!bytes_of_type(part.request.type))
+        return refuse(invalid_argument, "element type " + std::to_string(part.request.type));
+    if (!is_operation(part.request.operation))
+        return refuse(invalid_argument, "operation " + std::to_string(part.request.operation));
     const int peer = part.request.peer;
-    if (peer < 0 || peer >= communicator->ranks) return refuse(invalid_argument, "rank " + std::to_string(peer) + " of " + std::to_string(communicator->ranks));
+    if (peer < 0 || peer >= communicator->ranks)
+        return refuse(invalid_argument, "rank " + std::to_string(peer) + " of " + std::to_string(communicator->ranks));
     if (!addresses_hold({part})) return invalid_argument;
     communicator->count_call();
     const bool pair = part.request.kind == Kind::send || part.request.kind == Kind::receive;
@@ -131,13 +136,16 @@ Result submit(Handle* handle, Part part, void* stream) {
         group.bundles.push_back({communicator, stream, {}, 0});
         bundle = &group.bundles.back();
     }
-    if (bundle->stream != stream) return refuse(invalid_usage, "a group uses one communicator on several streams, which the stand-in does not know");
+    if (bundle->stream != stream)
+        return refuse(invalid_usage,
+                      "a group uses one communicator on several streams, which the stand-in does not know");
     part.request.place = pair ? 0 : bundle->collectives++;
     bundle->parts.push_back(part);
     return success;
 }
 
-Part part_of(Kind kind, const void* from, size_t from_count, void* to, size_t to_count, size_t count, int type, int operation, int peer) {
+Part part_of(Kind kind, const void* from, size_t from_count, void* to, size_t to_count, size_t count, int type,
+             int operation, int peer) {
     Part part{};
     part.request.kind = kind;
     part.request.type = type;
@@ -150,7 +158,8 @@ Part part_of(Kind kind, const void* from, size_t from_count, void* to, size_t to
 }
 
 /// Whether two ranges share bytes, other than as the same place in the larger one that in-place calls allow.
-Result check_overlap(const char* call, const void* small, size_t bytes, const void* large, size_t large_bytes, size_t in_place_at) {
+Result check_overlap(const char* call, const void* small, size_t bytes, const void* large, size_t large_bytes,
+                     size_t in_place_at) {
     const auto s = (uintptr_t)small, l = (uintptr_t)large;
     if (s == l + in_place_at || s + bytes <= l || l + large_bytes <= s || bytes == 0) return success;
     return refuse(invalid_argument, std::string(call) + ": source and target overlap, and not as an in-place call");
@@ -195,11 +204,15 @@ API Result ncclGetUniqueId(UniqueId* id) {
 }
 
 API Result ncclCommInitRankConfig(Handle** handle, int ranks, UniqueId id, int rank, const Config* config) {
-    if (!handle || ranks < 1 || rank < 0 || rank >= ranks) return refuse(invalid_argument, "ncclCommInitRank: rank " + std::to_string(rank) + " of " + std::to_string(ranks));
-    if (config && config->magic != MAGIC) return refuse(invalid_argument, "ncclCommInitRankConfig: the configuration was not initialized");
+    if (!handle || ranks < 1 || rank < 0 || rank >= ranks)
+        return refuse(invalid_argument,
+                      "ncclCommInitRank: rank " + std::to_string(rank) + " of " + std::to_string(ranks));
+    if (config && config->magic != MAGIC)
+        return refuse(invalid_argument, "ncclCommInitRankConfig: the configuration was not initialized");
     int device = -1;
     char uuid[16];
-    if (cuCtxGetDevice(&device) != 0 || cuDeviceGetUuid_v2(uuid, device) != 0) return refuse(invalid_usage, "ncclCommInitRank: no current context");
+    if (cuCtxGetDevice(&device) != 0 || cuDeviceGetUuid_v2(uuid, device) != 0)
+        return refuse(invalid_usage, "ncclCommInitRank: no current context");
     id.bytes[sizeof id.bytes - 1] = 0;
     // The last byte of the stand-in's identifiers is the device's number, whatever the process calls it.
     auto communicator = std::make_shared<Communicator>(id.bytes, ranks, rank, (unsigned char)uuid[15]);
@@ -216,7 +229,9 @@ API Result ncclCommInitRankConfig(Handle** handle, int ranks, UniqueId id, int r
     return communicator->wait_for_all();
 }
 
-API Result ncclCommInitRank(Handle** handle, int ranks, UniqueId id, int rank) { return ncclCommInitRankConfig(handle, ranks, id, rank, nullptr); }
+API Result ncclCommInitRank(Handle** handle, int ranks, UniqueId id, int rank) {
+    return ncclCommInitRankConfig(handle, ranks, id, rank, nullptr);
+}
 
 namespace {
 
@@ -236,7 +251,8 @@ API Result ncclCommFinalize(Handle* handle) { return communicator_of(handle) ? s
 API Result ncclCommDestroy(Handle* handle) {
     const auto communicator = communicator_of(handle);
     if (!communicator) return invalid_argument;
-    if (!communicator->leave()) return refuse(invalid_usage, "ncclCommDestroy while work is not done: ncclCommAbort ends that");
+    if (!communicator->leave())
+        return refuse(invalid_usage, "ncclCommDestroy while work is not done: ncclCommAbort ends that");
     return remove(handle);
 }
 
@@ -268,25 +284,30 @@ API Result ncclCommUserRank(Handle* handle, int* rank) {
     return success;
 }
 
-API Result ncclAllReduce(const void* from, void* to, size_t count, int type, int operation, Handle* handle, void* stream) {
+API Result ncclAllReduce(const void* from, void* to, size_t count, int type, int operation, Handle* handle,
+                         void* stream) {
     const size_t bytes = count * bytes_of_type(type);
     if (Result wrong = check_overlap("ncclAllReduce", from, bytes, to, bytes, 0)) return wrong;
     return submit(handle, part_of(Kind::all_reduce, from, count, to, count, count, type, operation, 0), stream);
 }
 
-API Result ncclReduceScatter(const void* from, void* to, size_t count, int type, int operation, Handle* handle, void* stream) {
+API Result ncclReduceScatter(const void* from, void* to, size_t count, int type, int operation, Handle* handle,
+                             void* stream) {
     const auto c = communicator_of(handle);
     if (!c) return invalid_argument;
     const size_t bytes = count * bytes_of_type(type), ranks = (size_t)c->ranks;
-    if (Result wrong = check_overlap("ncclReduceScatter", to, bytes, from, ranks * bytes, (size_t)c->rank * bytes)) return wrong;
-    return submit(handle, part_of(Kind::reduce_scatter, from, ranks * count, to, count, count, type, operation, 0), stream);
+    if (Result wrong = check_overlap("ncclReduceScatter", to, bytes, from, ranks * bytes, (size_t)c->rank * bytes))
+        return wrong;
+    return submit(handle, part_of(Kind::reduce_scatter, from, ranks * count, to, count, count, type, operation, 0),
+                  stream);
 }
 
 API Result ncclAllGather(const void* from, void* to, size_t count, int type, Handle* handle, void* stream) {
     const auto c = communicator_of(handle);
     if (!c) return invalid_argument;
     const size_t bytes = count * bytes_of_type(type), ranks = (size_t)c->ranks;
-    if (Result wrong = check_overlap("ncclAllGather", from, bytes, to, ranks * bytes, (size_t)c->rank * bytes)) return wrong;
+    if (Result wrong = check_overlap("ncclAllGather", from, bytes, to, ranks * bytes, (size_t)c->rank * bytes))
+        return wrong;
     return submit(handle, part_of(Kind::all_gather, from, count, to, ranks * count, count, type, 0, 0), stream);
 }
 

@@ -60,7 +60,8 @@ void reduce(int type, int operation, void* total, const void* other, size_t coun
         }))
         return;
     const Type half = type == FLOAT16 ? Type::f16 : Type::bf16;
-    for (size_t i = 0; i < count; i++) store(half, total, i, combine(operation, load(half, total, i), load(half, other, i)));
+    for (size_t i = 0; i < count; i++)
+        store(half, total, i, combine(operation, load(half, total, i), load(half, other, i)));
 }
 
 void divide(int type, void* total, size_t count, int ranks) {

@@ -4,6 +4,7 @@
 
 mod cuda;
 mod cuda_folds;
+mod cuda_sizes;
 mod golden;
 mod naive;
 #[path = "../products/mod.rs"]

@@ -3,12 +3,13 @@
 
 mod blocks;
 mod cpu;
+mod cuda;
 
 use phalanx_host::DType;
 use phalanx_host::rng::Key;
 
 use self::blocks::{Back, Heads};
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
@@ -109,6 +110,10 @@ impl Op for Attend {
         ops::real!(self.name(), ins[0].dtype, T => {
             blocks::forward::<T>(cpu, &heads, outs[0].slice()?, saved[0].slice()?)
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(

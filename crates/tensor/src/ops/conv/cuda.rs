@@ -1,16 +1,17 @@
 //! Convolutions on a GPU, by cuDNN: activations and weights channels last, of one type; and locally connected images.
 //!
 //! cuDNN is asked for zeros of one width before and after an axis only. Other padding is put around the image by a
-//! kernel first, where no such width gives the same windows.
+//! kernel first, where no such width gives the same windows. What cuDNN cannot do is done by kernels of our own.
 
 use phalanx_gpu::{Args, Context, Conv, DevicePtr, Direction, Source};
 use phalanx_host::ConvShape;
 
 use super::local::{LocallyConnected, Sizes};
-use super::{Convolution, Part};
+use super::{Convolution, Part, direct};
 use crate::op::{CudaOp, Exec, Op, Saved};
 use crate::ops::cuda::{self, Scratch, launch, library_type, source, suffix, typed};
-use crate::ops::matmul::cuda::{add_row, column_sums, deliver};
+use crate::ops::matmul::cuda::{add_row, deliver};
+use crate::ops::reduce::cuda::column_sums;
 use crate::sink::GradSink;
 use crate::{DType, Error, Result, Shape, Tensor, View, ViewMut};
 
@@ -29,12 +30,14 @@ impl Fit {
     /// For windows with the outputs `out`.
     fn new(s: &ConvShape, out: [usize; 3]) -> Self {
         let mut fit = Fit { size: s.size, padding: [0; 3], inside: [0; 3] };
-        for a in 0..3 {
-            let reach = (s.kernel[a] - 1) * s.dilation[a] + 1;
-            let covered = (out[a] - 1) * s.stride[a] + reach;
+        for (a, &out) in out.iter().enumerate() {
+            let reach = (s.kernel[a] - 1).saturating_mul(s.dilation[a]).saturating_add(1);
+            let covered = (out - 1).saturating_mul(s.stride[a]).saturating_add(reach);
             let before = s.padding[a][0];
             // As many zeros after the image as before it: are the windows the same?
-            if before < reach && (covered..covered + s.stride[a]).contains(&(s.size[a] + 2 * before)) {
+            if before < reach
+                && (covered..covered.saturating_add(s.stride[a])).contains(&(s.size[a] + 2 * before))
+            {
                 fit.padding[a] = before;
             } else {
                 fit.size[a] = covered;
@@ -48,7 +51,9 @@ impl Fit {
     fn shape(&self, op: &'static str, s: &ConvShape) -> Result<Shape> {
         let all = [s.batch, self.size[0], self.size[1], self.size[2], s.in_c];
         let bytes = all.iter().try_fold(size_of::<f32>(), |n, &f| n.checked_mul(f));
-        let counts = self.size.iter().all(|&n| i32::try_from(n).is_ok()) && i32::try_from(s.in_c).is_ok();
+        let lists = [self.size, self.padding, s.kernel, s.stride, s.dilation, s.padding.map(|p| p[0])];
+        let counted = |n: &usize| i32::try_from(*n).is_ok();
+        let counts = lists.as_flattened().iter().chain(&[s.batch, s.in_c, s.out_c]).all(counted);
         if counts && bytes.is_some_and(|n| isize::try_from(n).is_ok()) {
             return Ok(all.into());
         }
@@ -173,7 +178,10 @@ fn compute(
         Part::Input => [made, b.ptr()?, first],
         Part::Weight => [first, made, b.ptr()?],
     };
-    call(gpu, op, s, &fit, out, part, dtype, pointers)?;
+    match call(gpu, op, s, &fit, out, part, dtype, pointers) {
+        Err(Error::Gpu(e)) if direct::serves(&e) => return direct::compute(gpu, s, part, [a, b], to, add),
+        done => done?,
+    }
     let Some(result) = result else { return Ok(()) };
     if !cropped {
         return deliver(gpu, &result.view(), to, add);
@@ -326,6 +334,49 @@ mod tests {
         let room = fit.size[2] + 2 * fit.padding[2] - kernel;
         assert_eq!(room / stride + 1, s.out_size().unwrap()[2]);
         [fit.size[2] as isize, fit.padding[2] as isize, fit.inside[2]]
+    }
+
+    /// Some numbers, the same each time.
+    fn numbers(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + 13) % 31) as f32 / 16.0 - 1.0).collect()
+    }
+
+    #[test]
+    #[ignore = "needs a GPU or its stand-in"]
+    fn the_library_and_the_definition_agree() {
+        let device = crate::Device::cuda(0).unwrap();
+        let crate::Device::Cuda(gpu) = &device else { return };
+        let images = ConvShape::new([2, 1, 9, 8, 6], 4, [1, 3, 2]);
+        let volumes = ConvShape::new([1, 4, 5, 6, 4], 6, [2, 3, 1]).with_stride([1, 2, 2]);
+        let shapes = [
+            images,
+            images.with_groups(2).with_stride([1, 2, 1]).with_padding([[0, 0], [1, 1], [1, 0]]),
+            images.with_dilation([1, 2, 3]).with_padding([[0, 0], [2, 1], [0, 3]]),
+            images.with_padding([[0, 0], [5, 4], [1, 2]]).with_outputs([1, 9, 7]),
+            volumes.with_padding([[1, 0], [1, 1], [0, 2]]).with_groups(2),
+        ];
+        for s in shapes {
+            let of = |part| super::super::shape_of(part, &s, 3).unwrap();
+            for part in [Part::Output, Part::Input, Part::Weight] {
+                let make = |p| Tensor::from_slice(&numbers(of(p).numel()), of(p), &device).unwrap();
+                let [a, b] = part.from().map(make);
+                let (a, b) = (a.read().unwrap(), b.read().unwrap());
+                let cx = Exec::new(&device);
+                let both = [false, true].map(|ours| {
+                    let to = cx.make(DType::F32, of(part), |mut to| {
+                        to.zero(&device)?;
+                        let operands = [&a.view(), &b.view()];
+                        match ours {
+                            true => direct::compute(gpu, &s, part, operands, &mut to, true),
+                            false => compute(gpu, "conv", &s, part, operands, &mut to, true),
+                        }
+                    });
+                    to.unwrap().to_vec::<f32>().unwrap()
+                });
+                let far = both[0].iter().zip(&both[1]).find(|(x, y)| (*x - *y).abs() > 1e-4);
+                assert!(far.is_none(), "{part:?} of {s:?}: {far:?}");
+            }
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! three: the output (a convolution), the input (a transposed convolution) or the weight.
 
 mod cuda;
+mod direct;
 mod local;
 mod options;
 

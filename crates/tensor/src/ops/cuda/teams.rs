@@ -34,6 +34,12 @@ impl Teams {
         Ok(Teams { k: count, size: size as i32, wide, grid })
     }
 
+    /// As [`Teams::new`] for kernels that know packs alone.
+    pub(crate) fn packs(op: &'static str, shape: Shape, rows: usize, k: usize, dtype: DType) -> Result<Self> {
+        let all = Teams::new(op, shape, rows, k.next_multiple_of(16 / dtype.size()), dtype)?;
+        Ok(Teams { k: k as i32, ..all })
+    }
+
     /// Launches the kernel `NAME_type_one` or `NAME_type_wide`.
     pub(crate) fn launch(
         &self,

@@ -46,7 +46,7 @@ impl<E: Real> Kernel<E> for Drop<'_, E> {
 }
 
 /// Words from this one on keep their element; none when all are dropped.
-fn threshold(p: f64) -> Option<u32> {
+pub(crate) fn threshold(p: f64) -> Option<u32> {
     let from = (p * 4_294_967_296.0).round();
     (from < 4_294_967_296.0).then_some(from as u32)
 }

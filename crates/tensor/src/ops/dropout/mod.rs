@@ -2,12 +2,13 @@
 //! where it is needed and never stored.
 
 mod cpu;
+mod cuda;
 mod noise;
 
-pub(crate) use cpu::drop_from;
+pub(crate) use cpu::{drop_from, threshold};
 use phalanx_host::rng::Key;
 
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{DType, Error, Result, Shape, Tensor, View, ViewMut, half_storage, ops};
@@ -71,6 +72,10 @@ impl Op for Dropout {
             cpu::drop::<T>(cpu, self, ins[0].slice()?, outs[0].slice()?, false);
             Ok(())
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(&self, cx: &Exec, _: Saved, grads: &[Option<Tensor>], sink: &mut GradSink) -> Result<()> {

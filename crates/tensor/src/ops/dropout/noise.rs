@@ -34,10 +34,12 @@ impl Tensor {
     pub fn normal(dtype: DType, shape: impl Into<Shape>, key: Key, device: &Device) -> Result<Tensor> {
         let cx = Exec::new(device);
         cx.make(dtype, shape.into(), |mut out| {
-            let cpu = cx.cpu()?;
-            ops::real!("normal", dtype, T => {
-                fill::<T>(cpu, key, out.slice()?);
-                Ok(())
+            ops::real!("normal", dtype, T => match device {
+                Device::Cpu(cpu) => {
+                    fill::<T>(cpu, key, out.slice()?);
+                    Ok(())
+                }
+                Device::Cuda(gpu) => super::cuda::normal(gpu, key, &out),
             })
         })
     }

@@ -17,22 +17,27 @@ static SOURCE: Source = source!("elementwise");
 /// A function as its kernels know it: the name of its row in `kernel.cu`, and its constants.
 pub(crate) type Name = (&'static str, [f64; 3]);
 
-/// The place of a function's row in a table of `kernel.cu`, which is the number that kernels know it by.
-fn number(table: &'static str, name: &'static str) -> Result<i32> {
+/// The number by which kernels know a function: the place of its row in one of two tables of `kernel.cu`, and whether
+/// that is the second one, of what is rare.
+fn number([often, rare]: [&'static str; 2], name: &'static str) -> Result<(i32, bool)> {
     static NUMBERS: OnceLock<HashMap<(&str, &str), i32>> = OnceLock::new();
     let numbers = NUMBERS.get_or_init(|| {
         let mut found = HashMap::new();
-        for table in ["UNARY", "BINARY"] {
+        for table in UNARY.iter().chain(&BINARY) {
             let head = format!("#define {table}(ROW)");
             let lines = SOURCE.text.lines().skip_while(|l| !l.starts_with(&head)).skip(1);
             let rows = lines.take_while(|l| l.starts_with("    "));
             let names = rows.filter_map(|l| l.trim_start().strip_prefix("ROW(")?.split(',').next());
-            found.extend(names.zip(0..).map(|(name, i)| ((table, name), i)));
+            found.extend(names.zip(0..).map(|(name, i)| ((*table, name), i)));
         }
         found
     });
-    numbers.get(&(table, name)).copied().ok_or(Error::NoCudaKernel { op: name })
+    let of = |table, is_rare| numbers.get(&(table, name)).map(|&n| (n, is_rare));
+    of(often, false).or_else(|| of(rare, true)).ok_or(Error::NoCudaKernel { op: name })
 }
+
+const UNARY: [&str; 2] = ["UNARY", "RARE"];
+const BINARY: [&str; 2] = ["BINARY", "RARE_PAIR"];
 
 /// The packs of 16 bytes that dense operands of `n` elements at these addresses are read by, and the items of work.
 fn packs(dtype: DType, n: usize, all: &[DevicePtr]) -> (usize, usize) {
@@ -47,10 +52,14 @@ fn constants([a, b, c]: [f64; 3]) -> [f32; 3] {
 
 /// `out = f(x)`, dense.
 fn map(gpu: &Context, (name, p): Name, x: &View, out: &mut ViewMut) -> Result<()> {
-    let (n, f) = (x.shape().numel(), number("UNARY", name)?);
+    let (n, (f, rare)) = (x.shape().numel(), number(UNARY, name)?);
+    let args = Args::new().i32(f).pod(constants(p)).ptr(x.ptr()?).ptr(out.ptr()?);
+    if rare {
+        suffix(name, x.dtype)?;
+        return launch(gpu, &SOURCE, "map_rare", n, args.i32(code(x.dtype)).i64(n as i64));
+    }
     let kernel = format!("map_{}", suffix(name, x.dtype)?);
     let (packs, items) = packs(x.dtype, n, &[x.ptr()?, out.ptr()?]);
-    let args = Args::new().i32(f).pod(constants(p)).ptr(x.ptr()?).ptr(out.ptr()?);
     launch(gpu, &SOURCE, &kernel, items, args.i64(n as i64).i64(packs as i64))
 }
 
@@ -64,12 +73,18 @@ pub(super) fn map_gradient(
     add: bool,
 ) -> Result<()> {
     cuda::want_type(name, g, 0, saved.dtype)?;
-    let (n, f) = (g.shape().numel(), number("UNARY", name)?);
-    let kernel = format!("map_gradient_{}", suffix(name, saved.dtype)?);
+    let (n, (f, rare)) = (g.shape().numel(), number(UNARY, name)?);
     let all = [saved.ptr()?, g.ptr()?, dx.ptr()?];
-    let (packs, items) = packs(g.dtype, n, &all);
     let args = Args::new().i32(f).pod(constants(p)).ptr(all[0]).ptr(all[1]).ptr(all[2]);
-    launch(gpu, &SOURCE, &kernel, items, args.i64(n as i64).i64(packs as i64).i32(i32::from(add)))
+    let add = i32::from(add);
+    if rare {
+        suffix(name, g.dtype)?;
+        let args = args.i32(code(g.dtype)).i64(n as i64).i32(add);
+        return launch(gpu, &SOURCE, "map_gradient_rare", n, args);
+    }
+    let kernel = format!("map_gradient_{}", suffix(name, saved.dtype)?);
+    let (packs, items) = packs(g.dtype, n, &all);
+    launch(gpu, &SOURCE, &kernel, items, args.i64(n as i64).i64(packs as i64).i32(add))
 }
 
 impl CudaOp for Unary {
@@ -113,7 +128,7 @@ impl CudaOp for Binary {
         _: &mut [ViewMut],
     ) -> Result<()> {
         let name = self.function.cuda();
-        let (f, shape, out) = (number("BINARY", name)?, outs[0].shape, &outs[0]);
+        let ((f, rare), shape, out) = (number(BINARY, name)?, outs[0].shape, &outs[0]);
         let (n, dtype) = (shape.numel(), outs[0].dtype);
         let (a, b) = (ins[0].ptr()?, ins[1].ptr()?);
         // 0 for one element, 1 for all of them; others take the way of any layout.
@@ -122,7 +137,9 @@ impl CudaOp for Binary {
             m => (m == n && v.layout.is_contiguous()).then_some(1),
         };
         let one_type = ins[0].dtype == dtype && ins[1].dtype == dtype && dtype != DType::F64;
-        if one_type && let (Some(sa), Some(sb)) = (step(&ins[0]), step(&ins[1])) {
+        if one_type
+            && !rare
+            && let (Some(sa), Some(sb)) = (step(&ins[0]), step(&ins[1])) {
             let kernel = format!("zip_{}", suffix(self.name, dtype)?);
             let out = out.ptr()?;
             let (packs, items) =
@@ -132,7 +149,8 @@ impl CudaOp for Binary {
         }
         let [x, y] = [stretch(self.name, &ins[0], shape)?, stretch(self.name, &ins[1], shape)?];
         let walk = cuda::walk([&x.layout, &y.layout]);
-        let args = Args::new().i32(f).ptr(a).i32(code(x.dtype)).ptr(b).i32(code(y.dtype));
+        let args = Args::new().i32(f).i32(i32::from(rare)).ptr(a).i32(code(x.dtype));
+        let args = args.ptr(b).i32(code(y.dtype));
         launch(gpu, &SOURCE, "zip_any", n, args.ptr(out.ptr()?).i32(code(dtype)).pod(walk))
     }
 }
@@ -184,9 +202,10 @@ mod tests {
 
     #[test]
     fn a_row_has_the_number_of_its_place() {
-        assert_eq!(number("UNARY", "Neg").unwrap(), 0);
-        assert_eq!(number("UNARY", "Abs").unwrap(), 2);
-        assert_eq!(number("BINARY", "pow").unwrap(), 7);
-        assert!(matches!(number("BINARY", "Neg"), Err(Error::NoCudaKernel { op: "Neg" })));
+        assert_eq!(number(UNARY, "Neg").unwrap(), (0, false));
+        assert_eq!(number(UNARY, "Abs").unwrap(), (2, false));
+        assert_eq!(number(UNARY, "pow").unwrap(), (number(UNARY, "threshold").unwrap().0 + 1, true));
+        assert_eq!(number(BINARY, "pow").unwrap(), (0, true));
+        assert!(matches!(number(BINARY, "Neg"), Err(Error::NoCudaKernel { op: "Neg" })));
     }
 }

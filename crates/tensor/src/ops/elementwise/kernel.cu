@@ -1,6 +1,7 @@
-// Functions of one and two numbers, element by element. A function is a row of UNARY or BINARY under the name that its rule
-// has on the host (`unary.rs`, `binary.rs`, `functions.rs`), which finds its number by the row's place. One kernel a type serves
-// all functions: the branch is taken once a pack, by all threads alike.
+// Functions of one and two numbers, element by element. A function is a row of a table under the name that its rule has on the
+// host (`unary.rs`, `binary.rs`, `functions.rs`), which finds its number by the row's place. What networks spend time in
+// (UNARY, BINARY) has a kernel for each type, which takes packs of elements and branches once a pack, by all threads alike; what is rare
+// (RARE, RARE_PAIR) one for all types, element by element: a compiler's time and a cubin's size count, too.
 
 struct Constants { float a, b, c; };
 
@@ -30,13 +31,9 @@ DEV float between(float x, float low, float high, float inside) { return x > low
     ROW(Rsqrt, 1.0f / sqrtf(x), s * s * s * -0.5f) \
     ROW(Reciprocal, 1.0f / x, -(s * s)) \
     ROW(Exp, expf(x), s) \
-    ROW(Expm1, expm1f(x), s + 1.0f) \
     ROW(Log, logf(x), 1.0f / s) \
-    ROW(Log1p, log1pf(x), 1.0f / (s + 1.0f)) \
     ROW(Sigmoid, logistic(x), s * (1.0f - s)) \
     ROW(Tanh, tanhf(x), 1.0f - s * s) \
-    ROW(Erf, erff(x), 1.128379167f * expf(-s * s)) \
-    ROW(Gaussian, expf(-x * x), -2.0f * s * expf(-s * s)) \
     ROW(Relu, at_least(0.0f, x), s > 0.0f ? 1.0f : 0.0f) \
     ROW(Step, x > 0.0f ? 1.0f : 0.0f, 0.0f) \
     ROW(Clamp, at_most(p.b, at_least(p.a, x)), between(s, p.a, p.b, 1.0f)) \
@@ -46,11 +43,16 @@ DEV float between(float x, float low, float high, float inside) { return x > low
     ROW(GeluTanh, x * logistic(gelu_inner(x)), \
         s * gelu_inner_slope(s) * (logistic(gelu_inner(s)) * (1.0f - logistic(gelu_inner(s)))) + logistic(gelu_inner(s))) \
     ROW(Silu, x * logistic(x), logistic(s) * (s * (1.0f - logistic(s)) + 1.0f)) \
-    ROW(Mish, x * tanh_softplus(x), \
-        s * logistic(s) * (1.0f - tanh_softplus(s) * tanh_softplus(s)) + tanh_softplus(s)) \
     ROW(Softplus, x * p.a > p.b ? x : softplus(x * p.a) * (1.0f / p.a), s * p.a > p.b ? 1.0f : logistic(s * p.a)) \
     ROW(HardSigmoid, hard_sigmoid(x), between(s, -3.0f, 3.0f, 1.0f / 6.0f)) \
-    ROW(HardSwish, x * hard_sigmoid(x), s > -3.0f ? (3.0f > s ? s * (1.0f / 3.0f) + 0.5f : 1.0f) : 0.0f) \
+    ROW(HardSwish, x * hard_sigmoid(x), s > -3.0f ? (3.0f > s ? s * (1.0f / 3.0f) + 0.5f : 1.0f) : 0.0f)
+#define RARE(ROW) \
+    ROW(Expm1, expm1f(x), s + 1.0f) \
+    ROW(Log1p, log1pf(x), 1.0f / (s + 1.0f)) \
+    ROW(Erf, erff(x), 1.128379167f * expf(-s * s)) \
+    ROW(Gaussian, expf(-x * x), -2.0f * s * expf(-s * s)) \
+    ROW(Mish, x * tanh_softplus(x), \
+        s * logistic(s) * (1.0f - tanh_softplus(s) * tanh_softplus(s)) + tanh_softplus(s)) \
     ROW(sign, (x > 0.0f ? 1.0f : 0.0f) - (x < 0.0f ? 1.0f : 0.0f), 0.0f) \
     ROW(floor, floorf(x), 0.0f) \
     ROW(ceil, ceilf(x), 0.0f) \
@@ -86,7 +88,8 @@ DEV float between(float x, float low, float high, float inside) { return x > low
     ROW(Div, a / b) \
     ROW(Maximum, a != a ? a : b != b || b > a ? b : a) \
     ROW(Minimum, a != a ? a : b != b || b < a ? b : a) \
-    ROW(Prelu, a > 0.0f ? a : a * b) \
+    ROW(Prelu, a > 0.0f ? a : a * b)
+#define RARE_PAIR(ROW) \
     ROW(pow, powf(a, b)) \
     ROW(remainder, remainder_of(a, b)) \
     ROW(atan2, atan2f(a, b)) \
@@ -100,15 +103,22 @@ DEV float remainder_of(float a, float b) {
 #define NUMBER(NAME, ...) NUMBER_##NAME,
 enum Unary { UNARY(NUMBER) };
 #undef NUMBER
+#define NUMBER(NAME, ...) RARE_##NAME,
+enum Rare { RARE(NUMBER) };
+#undef NUMBER
 #define NUMBER(NAME, ...) PAIR_##NAME,
 enum Binary { BINARY(NUMBER) };
+#undef NUMBER
+#define NUMBER(NAME, ...) RARE_PAIR_##NAME,
+enum RarePair { RARE_PAIR(NUMBER) };
 
 template <int N> struct Numbers { float v[N]; };
 
 template <int N> DEV Numbers<N> value(int f, Constants p, Numbers<N> in) {
     switch (f) {
 #define CASE(NAME, VALUE, SLOPE) \
-    case NUMBER_##NAME: for (int k = 0; k < N; k++) { float x = in.v[k]; in.v[k] = VALUE; } break;
+    case NUMBER_##NAME: \
+        _Pragma("unroll") for (int k = 0; k < N; k++) { float x = in.v[k]; in.v[k] = VALUE; } break;
         UNARY(CASE)
 #undef CASE
     }
@@ -117,19 +127,46 @@ template <int N> DEV Numbers<N> value(int f, Constants p, Numbers<N> in) {
 template <int N> DEV Numbers<N> slope(int f, Constants p, Numbers<N> in) {
     switch (f) {
 #define CASE(NAME, VALUE, SLOPE) \
-    case NUMBER_##NAME: for (int k = 0; k < N; k++) { float s = in.v[k]; (void)s; in.v[k] = SLOPE; } break;
+    case NUMBER_##NAME: \
+        _Pragma("unroll") for (int k = 0; k < N; k++) { float s = in.v[k]; (void)s; in.v[k] = SLOPE; } break;
         UNARY(CASE)
 #undef CASE
     }
     return in;
 }
-DEV float pair(int f, float a, float b) {
+template <int N> DEV Numbers<N> pair(int f, Numbers<N> one, Numbers<N> two) {
     switch (f) {
-#define CASE(NAME, VALUE) case PAIR_##NAME: return VALUE;
+#define CASE(NAME, VALUE) \
+    case PAIR_##NAME: \
+        _Pragma("unroll") for (int k = 0; k < N; k++) { float a = one.v[k], b = two.v[k]; one.v[k] = VALUE; } break;
         BINARY(CASE)
 #undef CASE
     }
-    return 0.0f;
+    return one;
+}
+DEV float rare_value(int f, Constants p, float x) {
+    switch (f) {
+#define CASE(NAME, VALUE, SLOPE) case RARE_##NAME: return VALUE;
+        RARE(CASE)
+#undef CASE
+    }
+    return x;
+}
+DEV float rare_slope(int f, Constants p, float s) {
+    switch (f) {
+#define CASE(NAME, VALUE, SLOPE) case RARE_##NAME: return SLOPE;
+        RARE(CASE)
+#undef CASE
+    }
+    return s;
+}
+DEV float rare_pair(int f, float a, float b) {
+    switch (f) {
+#define CASE(NAME, VALUE) case RARE_PAIR_##NAME: return VALUE;
+        RARE_PAIR(CASE)
+#undef CASE
+    }
+    return a;
 }
 
 // Dense operands are read by packs: `packs` of them, none where an address does not allow it, and the rest one by one.
@@ -171,16 +208,34 @@ DEV void map_gradient(int f, Constants p, const T* saved, const T* g, T* dx, i64
 template <class T> DEV void zip(int f, const T* a, int a_step, const T* b, int b_step, T* out, i64 n, i64 packs) {
     constexpr int N = WIDE<T>;
     for (EACH(i, packs)) {
-        Pack<T, N> x, y, z;
-        if (a_step) x = load_pack<N>(a + i * N);
-        if (b_step) y = load_pack<N>(b + i * N);
-        float one = a_step ? 0.0f : load(a, 0), two = b_step ? 0.0f : load(b, 0);
-        for (int k = 0; k < N; k++) z.set(k, pair(f, a_step ? x.at(k) : one, b_step ? y.at(k) : two));
+        Numbers<N> x, y;
+        if (a_step) {
+            auto in = load_pack<N>(a + i * N);
+#pragma unroll
+            for (int k = 0; k < N; k++) x.v[k] = in.at(k);
+        } else {
+            float one = load(a, 0);
+#pragma unroll
+            for (int k = 0; k < N; k++) x.v[k] = one;
+        }
+        if (b_step) {
+            auto in = load_pack<N>(b + i * N);
+#pragma unroll
+            for (int k = 0; k < N; k++) y.v[k] = in.at(k);
+        } else {
+            float one = load(b, 0);
+#pragma unroll
+            for (int k = 0; k < N; k++) y.v[k] = one;
+        }
+        x = pair(f, x, y);
+        Pack<T, N> z;
+#pragma unroll
+        for (int k = 0; k < N; k++) z.set(k, x.v[k]);
         store_pack(out + i * N, z);
     }
     for (EACH(i, n - packs * N)) {
         i64 at = n - 1 - i;
-        store(out, at, pair(f, load(a, a_step * at), load(b, b_step * at)));
+        store(out, at, pair(f, Numbers<1>{{load(a, a_step * at)}}, Numbers<1>{{load(b, b_step * at)}}).v[0]);
     }
 }
 #define MAPS(NAME, T) \
@@ -193,12 +248,24 @@ template <class T> DEV void zip(int f, const T* a, int a_step, const T* b, int b
     }
 FOR_FLOATS(MAPS)
 
+// The rare functions, dense, of any float type.
+KERNEL map_rare(int f, Constants p, const void* x, void* y, int type, i64 n) {
+    for (EACH(i, n)) store_any(y, type, i, rare_value(f, p, load_any(x, type, i)));
+}
+KERNEL map_gradient_rare(int f, Constants p, const void* saved, const void* g, void* dx, int type, i64 n, int add) {
+    for (EACH(i, n)) {
+        float d = load_any(g, type, i) * rare_slope(f, p, load_any(saved, type, i));
+        store_any(dx, type, i, add ? d + load_any(dx, type, i) : d);
+    }
+}
+
 // out = f(a, b) of any float types, read through any layout; `out` is dense.
-KERNEL zip_any(int f, const void* a, int a_type, const void* b, int b_type, void* out, int type, Walk walk) {
+KERNEL zip_any(int f, int rare, const void* a, int a_type, const void* b, int b_type, void* out, int type, Walk walk) {
     for (EACH(i, walk.total())) {
         i64 at[2];
         walk.places(i, at);
-        store_any(out, type, i, pair(f, load_any(a, a_type, at[0]), load_any(b, b_type, at[1])));
+        float x = load_any(a, a_type, at[0]), y = load_any(b, b_type, at[1]);
+        store_any(out, type, i, rare ? rare_pair(f, x, y) : pair(f, Numbers<1>{{x}}, Numbers<1>{{y}}).v[0]);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Ops that pick elements by index or add to indexed places, and ops that put tensors side by side.
 
 mod cpu;
+mod cuda;
 mod join;
 mod one_hot;
 mod scatter;
@@ -9,7 +10,7 @@ pub use join::{concat, stack};
 use phalanx_host::DType;
 use phalanx_host::simd::Real;
 
-use crate::op::{Exec, Meta, Narrow, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Narrow, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
@@ -103,6 +104,10 @@ impl Op for Pick {
             }
             Ok(())
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(

@@ -3,15 +3,15 @@
 use phalanx_host::DType;
 
 use super::cpu;
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
 
 /// 1 at the index of each row, else 0.
 #[derive(Debug, Clone, Copy)]
-struct OneHot {
-    classes: usize,
+pub(super) struct OneHot {
+    pub(super) classes: usize,
     dtype: DType,
 }
 
@@ -37,6 +37,10 @@ impl Op for OneHot {
             cpu::one_hot::<T>(cpu, list, self.classes, outs[0].slice()?);
             Ok(())
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(&self, _: &Exec, _: Saved, _: &[Option<Tensor>], _: &mut GradSink) -> Result<()> {

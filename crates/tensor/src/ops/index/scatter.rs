@@ -1,14 +1,14 @@
 //! Adding to indexed places: the way back of picking.
 
 use super::{Pick, Places, Unit, cpu};
-use crate::op::{Exec, Meta, Op, Plan, Saved};
+use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;
 use crate::tape::apply_one;
 use crate::{Result, Tensor, View, ViewMut, ops};
 
 /// A tensor with units added to it at their places. Inputs: the tensor, the indices, the units.
 #[derive(Debug, Clone, Copy)]
-struct ScatterAdd(Places);
+pub(super) struct ScatterAdd(pub(super) Places);
 
 impl ScatterAdd {
     /// The gradient of the units.
@@ -44,6 +44,10 @@ impl Op for ScatterAdd {
             out.copy_from_slice(ins[0].slice()?);
             self.0.add(cx, shape, ins[2].slice()?, &ins[1], out)
         })
+    }
+
+    fn cuda(&self) -> Option<&dyn CudaOp> {
+        Some(self)
     }
 
     fn backward(

@@ -1,4 +1,4 @@
-//! Matrix products on a GPU, by cublasLt, and the sums and additions that go with them.
+//! Matrix products on a GPU, by cublasLt, and the additions that go with them.
 
 use phalanx_gpu::{Args, Context, DevicePtr, Gemm, Source};
 
@@ -7,7 +7,7 @@ use super::linear::Linear;
 use super::{Matmul, stretch, stretched, turn};
 use crate::op::{CudaOp, Exec, Saved};
 use crate::ops::cuda::{self, Operand, Scratch, launch, library_type, source, suffix, typed};
-pub(crate) use crate::ops::reduce::cuda::column_sums;
+use crate::ops::reduce::cuda::column_sums;
 use crate::sink::GradSink;
 use crate::{DType, Layout, Result, Shape, Tensor, View, ViewMut, ops};
 

@@ -1,4 +1,4 @@
-// What stands beside the library's matrix products: numbers added to rows, results added in another type.
+// What stands beside the library's matrix products: a row added to all rows, results added in another type.
 
 // Each row of `y` plus the row `bias`.
 template <class T, int N> DEV void add_row(T* y, const void* bias, int type, u64 packs, u32 columns) {

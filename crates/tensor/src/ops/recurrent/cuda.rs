@@ -5,7 +5,8 @@ use phalanx_gpu::{Args, Context, DevicePtr, Gemm, Source, Type};
 use super::{Cell, Sequence};
 use crate::op::{CudaOp, Exec, Op, Saved};
 use crate::ops::cuda::{self, Operand, Scratch, dense, launch, library_type, source, suffix, typed};
-use crate::ops::matmul::cuda::{column_sums, deliver, multiply};
+use crate::ops::matmul::cuda::{deliver, multiply};
+use crate::ops::reduce::cuda::column_sums;
 use crate::sink::GradSink;
 use crate::tensor::Read;
 use crate::{DType, Error, Layout, Result, Shape, Tensor, View, ViewMut};
@@ -118,11 +119,6 @@ fn weight<'a>(gpu: &Context, view: &'a Operand<'_>) -> Result<Operand<'a>> {
 /// The place of the `t`-th of `width` numbers each of type `dtype`; null stays null.
 fn at(base: DevicePtr, t: usize, width: usize, dtype: DType) -> DevicePtr {
     if base == NONE { NONE } else { base.offset(t * width * dtype.size()) }
-}
-
-/// Where an operand lies that may be missing.
-fn place(read: Option<&Operand>) -> Result<DevicePtr> {
-    read.map_or(Ok(NONE), Operand::ptr)
 }
 
 impl CudaOp for Sequence {

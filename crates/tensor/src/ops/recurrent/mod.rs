@@ -20,7 +20,7 @@ use crate::ops::matmul::mat;
 use crate::sink::{GradSink, Slot};
 use crate::tape::apply;
 use crate::tensor::Read;
-use crate::{Error, Result, Shape, Tensor, View, ViewMut, ops};
+use crate::{DType, Error, Result, Shape, Tensor, View, ViewMut, half_storage, ops};
 
 /// The function of a recurrent layer's step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -341,7 +341,11 @@ impl Recurrence<'_> {
     /// Checks what the product with the input reads; the rest is checked where the steps are taken.
     fn check(&self, x: &Tensor) -> Result<()> {
         let op = self.cell.name();
-        let meta = |t: &Tensor| Meta { dtype: t.dtype(), layout: *t.layout() }.gradient(t.device());
+        // Halves are computed with as single.
+        let meta = |t: &Tensor| Meta {
+            dtype: if half_storage::is_half(t.dtype()) { DType::F32 } else { t.dtype() },
+            layout: *t.layout(),
+        };
         let mut metas = vec![meta(x), meta(self.weight_ih)];
         metas.extend(self.bias.map(|b| meta(b[0])));
         ops::want_real(op, &metas, 0)?;
