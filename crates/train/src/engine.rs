@@ -174,6 +174,14 @@ impl Engine {
         &self.params
     }
 
+    /// The GPU, where that is the device.
+    pub(crate) fn gpu(&self) -> Option<&phalanx_gpu::Context> {
+        match &self.device {
+            Device::Cuda(gpu) => Some(gpu),
+            Device::Cpu(_) => None,
+        }
+    }
+
     /// The task.
     pub fn task(&self) -> &dyn Task {
         &*self.task
