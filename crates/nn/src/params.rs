@@ -96,7 +96,8 @@ impl Params {
     /// The same parameters with the same values in the memory of `device`. This is the one place that decides where
     /// parameters live: optimizers, averages and gradients follow them.
     pub fn on(self, device: &Device) -> Result<Self> {
-        if let Device::Cpu(_) = device {
+        let there = self.home.as_ref().is_some_and(|home| home.same(device));
+        if there || matches!(device, Device::Cpu(_)) {
             return Ok(self);
         }
         let all = 0..self.elements * size_of::<f32>();

@@ -112,7 +112,11 @@ pub fn download(tensors: &[&Tensor]) -> Result<Vec<Vec<f64>>> {
         let Memory::Device(..) = held.memory() else { return Err(elsewhere()) };
         places.push((t.view(held).ptr()?, t.shape().numel() * t.dtype().size()));
     }
-    let all = gpu.download_all(&places)?;
+    let gathered = crate::ops::shape::cuda::gather(gpu, &places)?;
+    let all = match &gathered {
+        Some(block) => gpu.download_all(&[(block.ptr(), block.len())])?,
+        None => gpu.download_all(&places)?,
+    };
     crate::ops::cuda::faults::check(gpu)?;
     let mut rest = &all[..];
     let each = dense.iter().zip(&places).map(|(t, (_, len))| {

@@ -305,7 +305,7 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
     let layers = phalanx_nn::build(&model, [h, w, c], classes, &mut builder)?;
     let multiply_adds =
         if request.train { builder.training_multiply_adds() } else { builder.multiply_adds() };
-    let (params, norms) = setup::parameters(builder, 1, comm)?;
+    let (params, norms) = setup::parameters_on(builder, 1, comm, &machine)?;
     let optimizer = OptimizerConfig::sgd(0.01, 0.9, 1e-4);
     let criterion = Criterion::new(&LossConfig::default(), classes)?;
     let task = Classification::new(layers, criterion, &params, optimizer, ["image", "label"]);

@@ -174,6 +174,14 @@ impl Engine {
         &self.params
     }
 
+    /// The GPU, where that is the device.
+    pub(crate) fn gpu(&self) -> Option<&phalanx_gpu::Context> {
+        match &self.device {
+            Device::Cuda(gpu) => Some(gpu),
+            Device::Cpu(_) => None,
+        }
+    }
+
     /// The task.
     pub fn task(&self) -> &dyn Task {
         &*self.task
@@ -400,7 +408,7 @@ impl Engine {
 fn corrupt_gradient(device: &Device, gradients: &Arena, elements: &Range<usize>) -> Result<()> {
     let place = elements.start * size_of::<f32>()..elements.end * size_of::<f32>();
     let mut values: Vec<f32> =
-        bytemuck::pod_collect_to_vec(&*device.read_arena(&gradients.read(place.clone())?)?);
+        bytemuck::pod_collect_to_vec(&device.read_arena(&gradients.read(place.clone())?)?);
     let largest = values.iter_mut().max_by(|a, b| a.abs().total_cmp(&b.abs()));
     if let Some(x) = largest {
         *x = f32::from_bits(x.to_bits() ^ 1 << 22);

@@ -172,7 +172,7 @@ fn on_rank(
         memory::check_evaluation(config, &samples, input, [eval.len(), shards.into()], here, have.as_ref())
     };
     fits(samples.input)?;
-    let model = setup::classification(config, &**train, &comm)?;
+    let model = setup::classification(config, &**train, &comm, &machine)?;
     let task: Box<dyn Task> = if views.is_plain() {
         model.task
     } else {

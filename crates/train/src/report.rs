@@ -174,6 +174,9 @@ pub struct Summary {
     pub ema_hash: Option<String>,
     /// The most memory that the process had at once.
     pub peak_rss_bytes: u64,
+    /// The most memory of rank 0's GPU that was in use at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_device_bytes: Option<u64>,
     /// What the ranks have spent their time on in this start.
     #[serde(default)]
     pub time: Times,

@@ -26,7 +26,7 @@ const SMALLEST: f64 = 1.0 / 16_777_216.0;
 impl LossScale {
     /// For losses that are summed over `samples` samples: the sum's gradients are larger than a mean's.
     pub fn new(samples: u64) -> Self {
-        let samples = samples.max(1).min(1 << 32).next_power_of_two();
+        let samples = samples.clamp(1, 1 << 32).next_power_of_two();
         LossScale { scale: (FIRST / samples as f64).max(SMALLEST), good: 0, skipped: 0 }
     }
 

@@ -74,13 +74,18 @@ pub(crate) fn samples(source: &dyn Source) -> Result<Samples<'_>> {
     Ok(Samples { input: [h, w, c], classes, image: &image.name, label: &label.name })
 }
 
-/// Builds the configured model for the samples of `source`. Parameters live in memory of `comm`.
-pub fn classification(config: &Config, source: &dyn Source, comm: &Arc<dyn Communicator>) -> Result<Model> {
+/// Builds the configured model for the samples of `source`, its parameters in the memory of `machine`'s device.
+pub(crate) fn classification(
+    config: &Config,
+    source: &dyn Source,
+    comm: &Arc<dyn Communicator>,
+    machine: &Machine,
+) -> Result<Model> {
     let Samples { input, classes, image, label } = samples(source)?;
     let mut builder = Builder::new();
     let criterion = Criterion::new(&config.loss, classes)?;
     let layers = phalanx_nn::build(&config.model, input, classes, &mut builder)?;
-    let (params, norms) = parameters(builder, config.seed, comm)?;
+    let (params, norms) = parameters_on(builder, config.seed, comm, machine)?;
     let task = Classification::new(layers, criterion, &params, config.optimizer.clone(), [image, label]);
     Ok(Model { task: Box::new(task), params, norms })
 }
@@ -112,6 +117,22 @@ pub fn layers_for(
             Err(Error::config("the model", problem))
         }
     }
+}
+
+/// The parameters that a builder has registered, initialised from `seed`, in the memory of `machine`'s device.
+pub(crate) fn parameters_on(
+    builder: Builder,
+    seed: u64,
+    comm: &Arc<dyn Communicator>,
+    machine: &Machine,
+) -> Result<(Params, Norms)> {
+    if machine.gpu().is_none() {
+        return parameters(builder, seed, comm);
+    }
+    // First values are made by the processor, so that they do not depend on where training goes on.
+    let (params, norms) = builder.finish(&mut Arena::zeroed)?;
+    params.initialise(seed)?;
+    Ok((params.on(&machine.device)?, norms))
 }
 
 /// The parameters that a builder has registered, in memory of `comm`, initialised from `seed`.

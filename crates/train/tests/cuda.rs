@@ -146,7 +146,7 @@ fn checkpoints_are_evaluated_and_predicted_from() {
     let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/pictures/rgb.png");
     let tell = |p: Predictor| {
         let mut told = Vec::new();
-        p.run(&[image.clone()], |_, outcome| told.extend(outcome.unwrap())).unwrap();
+        p.run(std::slice::from_ref(&image), |_, outcome| told.extend(outcome.unwrap())).unwrap();
         told
     };
     let (a, b) = (tell(predictor(gpu())), tell(predictor("cpu".into())));

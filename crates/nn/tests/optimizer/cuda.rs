@@ -9,7 +9,7 @@ use super::common::cpu;
 use super::{all, configs, gradients, params};
 
 fn gpu() -> Device {
-    Device::cuda(0).unwrap_or_else(|e| panic!("{e}"))
+    Device::cuda(0).unwrap()
 }
 
 /// A copy of a host arena on the device.
@@ -115,7 +115,7 @@ fn how_an_update_is_cut_changes_no_bits_and_no_parameter_may_be() {
 #[ignore = "needs a GPU, or the stand-ins"]
 fn norms_averages_sums_and_rounding_are_the_cpus() {
     let device = gpu();
-    let Device::Cuda(context) = &device else { panic!("it is a GPU") };
+    let Device::Cuda(context) = &device else { unreachable!("it is a GPU") };
     let (here, there) = (params(), params().on(&device).unwrap());
     let sums = gradients(&here, 3);
     let sent_sums = sent(&sums, &device);

@@ -108,7 +108,7 @@ pub(super) fn open<'a>(
     if !sets.eval.is_empty() {
         memory::check_evaluation(config, &samples, samples.input, set, ranks, have.as_ref())?;
     }
-    let model = setup::classification(config, &*sets.train, &comm)?;
+    let model = setup::classification(config, &*sets.train, &comm, &machine)?;
     let (bucket_bytes, warning) = tuning::bucket_bytes(config.distributed.bucket_mb, &*comm)?;
     warnings.extend(warning);
     let options = EngineOptions {

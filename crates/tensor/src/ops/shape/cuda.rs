@@ -1,6 +1,6 @@
 //! Strided copies and sums, and conversions, on a GPU.
 
-use phalanx_gpu::{Args, Context, Grid, Source};
+use phalanx_gpu::{Args, Buffer, Context, DevicePtr, Grid, Source};
 
 use super::{Contiguous, Scatter};
 use crate::op::CudaOp;
@@ -59,6 +59,38 @@ pub(crate) fn place(gpu: &Context, from: &View, target: &Layout, to: &mut ViewMu
     };
     let places = cuda::walk([target, &from.layout]);
     launch(gpu, &SOURCE, &kernel, n, Args::new().ptr(source).ptr(start).pod(places))
+}
+
+/// The most tensors that one launch gathers.
+const PARTS: usize = 96;
+
+/// Gathers ranges (address, bytes) into one block, one after the other. None where that is not worth a launch or not all
+/// of them are few whole words.
+pub(crate) fn gather(gpu: &Context, parts: &[(DevicePtr, usize)]) -> Result<Option<Buffer>> {
+    const WORD: usize = size_of::<u32>();
+    let total: usize = parts.iter().map(|p| p.1).sum();
+    let words = parts.iter().all(|(at, len)| len.is_multiple_of(WORD) && at.0.is_multiple_of(WORD as u64));
+    if parts.len() < 4 || !words || total > 1 << 24 {
+        return Ok(None);
+    }
+    let (block, mut at) = (gpu.alloc(total)?, 0);
+    for parts in parts.chunks(PARTS) {
+        let (mut from, mut start, mut len) = ([0u64; PARTS], [0u32; PARTS + 1], 0);
+        for (i, (address, bytes)) in parts.iter().enumerate() {
+            from[i] = address.0;
+            len += bytes / WORD;
+            start[i + 1] = len as u32;
+        }
+        let mut args = Vec::with_capacity(2 * size_of_val(&from));
+        args.extend(from.iter().flat_map(|p| p.to_ne_bytes()));
+        args.extend(start.iter().flat_map(|s| s.to_ne_bytes()));
+        // As the struct is padded.
+        args.resize(args.len().next_multiple_of(size_of::<u64>()), 0);
+        let grid = Grid { blocks: [parts.len() as u32, 1, 1], threads: 256, shared: 0 };
+        gpu.launch(&SOURCE, "gather_words", grid, Args::new().bytes(&args).ptr(block.ptr().offset(at)))?;
+        at += len * WORD;
+    }
+    Ok(Some(block))
 }
 
 /// The sizes of a copy that is [batch, rows, columns] dense, read from [batch, columns, rows] dense.

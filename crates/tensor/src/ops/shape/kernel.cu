@@ -50,6 +50,17 @@ template <class T> DEV void add_dense(const T* from, T* to, i64 n) {
     KERNEL add_dense_##NAME(const TYPE* from, TYPE* to, i64 n) { add_dense(from, to, n); }
 FOR_FLOATS(ADD) ADD(f64, double)
 
+// Small tensors of whole words gathered into one, a block a tensor: so that one copy takes them all to the host.
+struct Parts {
+    const u32* from[96];
+    u32 start[97];
+};
+KERNEL gather_words(Parts parts, u32* to) {
+    u32 start = parts.start[blockIdx.x], len = parts.start[blockIdx.x + 1] - start;
+    const u32* from = parts.from[blockIdx.x];
+    for (u32 i = threadIdx.x; i < len; i += blockDim.x) to[start + i] = from[i];
+}
+
 // Between float types, dense.
 template <class A, class B> DEV void convert(const A* from, B* to, i64 n) {
     constexpr int N = WIDE<A> > WIDE<B> ? WIDE<B> : WIDE<A>;
