@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::device::Primary;
@@ -42,6 +42,24 @@ impl Context {
     /// Compiles the source for this device, or takes it from the cache of compiled kernels, and loads it.
     pub fn load(&self, source: &'static Source) -> Result<()> {
         self.module(source).map(|_| ())
+    }
+
+    /// As [`Context::load`] for many sources, on as many threads as there are cores: what a first start on a machine
+    /// waits for is the compiler.
+    pub fn load_all(&self, sources: &[&'static Source]) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.load(source)?;
+            }
+            Ok(())
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(sources.len());
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            // A thread that panicked has left nothing undone that a launch would not do.
+            all.into_iter().try_for_each(|t| t.join().unwrap_or(Ok(())))
+        })
     }
 
     /// Launches a kernel on the compute stream, loading its module if needed. Without blocks nothing happens.
@@ -102,11 +120,12 @@ impl Context {
         if let Some(m) = modules.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Ok(m.clone());
         }
+        // Outside the lock: several sources are compiled at once. Two that ask for one compile it twice.
+        let cubin = compile::compile_cached(source, &self.info().arch())?;
         let mut modules = modules.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(m) = modules.get(&key) {
             return Ok(m.clone());
         }
-        let cubin = compile::compile_cached(source, &self.info().arch())?;
         let d = self.primary().enter()?;
         let mut raw: Handle = 0;
         // SAFETY: an image in memory that carries its own size; writes one handle, unloaded on drop.

@@ -23,6 +23,7 @@ mod view;
 pub use device::Device;
 pub use error::{Error, Result};
 pub use op::{CudaOp, Exec, Meta, Narrow, Op, Plan, Saved, Spec};
+pub use ops::cuda::sources as kernel_sources;
 pub use ops::{
     Attention, BatchNorm, Cell, Conv, CrossEntropy, FractionalPool, Fuse, GroupNorm, Interpolation, PadMode,
     PointLoss, Pool, Recurred, Recurrence, Resample, Triplet, concat, fold, stack, top_k_errors,

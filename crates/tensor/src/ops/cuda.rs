@@ -22,6 +22,31 @@ macro_rules! source {
 }
 pub(crate) use source;
 
+/// All sources of the op table's kernels.
+pub fn sources() -> [&'static Source; 19] {
+    [
+        &super::attention::cuda::SOURCE,
+        &super::boxes::cuda::SOURCE,
+        &super::conv::cuda::SOURCE,
+        &super::conv::direct::SOURCE,
+        &super::dropout::cuda::SOURCE,
+        &super::elementwise::cuda::SOURCE,
+        &super::index::cuda::SOURCE,
+        &super::loss::cuda::SOURCE,
+        &super::loss::point_cuda::SOURCE,
+        &super::matmul::cuda::SOURCE,
+        &super::norm::row_cuda::SOURCE,
+        &super::norm::sweeps::SOURCE,
+        &super::pool::cuda::FRACTIONAL,
+        &super::pool::cuda::SOURCE,
+        &super::recurrent::cuda::SOURCE,
+        &super::reduce::along_cuda::SOURCE,
+        &super::reduce::cuda::SOURCE,
+        &super::response::cuda::SOURCE,
+        &super::shape::cuda::SOURCE,
+    ]
+}
+
 /// The number by which kernels know a type (`prelude.cuh`).
 pub(crate) fn code(dtype: DType) -> i32 {
     match dtype {
@@ -203,5 +228,25 @@ mod tests {
                 assert_eq!(quotient, n / d as u64, "{n} / {d}");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_kernels_is_among_the_sources() {
+        let ops = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops");
+        let mut files = Vec::new();
+        for family in std::fs::read_dir(ops).unwrap().flatten().filter(|f| f.path().is_dir()) {
+            let names = std::fs::read_dir(family.path()).unwrap().flatten().map(|f| f.path());
+            files.extend(names.filter(|f| f.extension().is_some_and(|e| e == "cu")));
+        }
+        for file in &files {
+            let text = std::fs::read_to_string(file).unwrap();
+            assert!(sources().iter().any(|s| s.text == text), "{}", file.display());
+        }
+        assert_eq!(files.len(), sources().len());
     }
 }

@@ -13,7 +13,7 @@ use crate::ops::dropout::threshold;
 use crate::sink::GradSink;
 use crate::{Layout, Result, Shape, Tensor, View, ViewMut};
 
-static SOURCE: Source = source!("attention");
+pub(crate) static SOURCE: Source = source!("attention");
 
 /// Bytes of products that are there at a time, about.
 const AT_A_TIME: usize = 256 << 20;

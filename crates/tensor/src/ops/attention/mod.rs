@@ -3,7 +3,7 @@
 
 mod blocks;
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 
 use phalanx_host::DType;
 use phalanx_host::rng::Key;

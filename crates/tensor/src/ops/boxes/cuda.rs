@@ -10,7 +10,7 @@ use crate::ops::reduce::cuda::{Spread, middle_sums, spread};
 use crate::sink::GradSink;
 use crate::{DType, Error, Result, Shape, Tensor, View, ViewMut};
 
-static SOURCE: Source = source!("boxes");
+pub(crate) static SOURCE: Source = source!("boxes");
 
 /// An axis that is not summed over.
 fn single() -> Taps {

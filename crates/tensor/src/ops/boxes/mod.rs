@@ -2,7 +2,7 @@
 //! pooling, interpolation, padding, and the gradients of all three, which are such sums themselves.
 
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 
 use std::fmt::Debug;
 

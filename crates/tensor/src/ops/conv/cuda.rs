@@ -15,7 +15,7 @@ use crate::ops::reduce::cuda::column_sums;
 use crate::sink::GradSink;
 use crate::{DType, Error, Result, Shape, Tensor, View, ViewMut};
 
-static SOURCE: Source = source!("conv");
+pub(crate) static SOURCE: Source = source!("conv");
 
 /// How an image is handed to cuDNN: its sizes, zeros on each side that cuDNN puts there, and how far inside of this
 /// image the given one lies (or outside, where it is cropped).

@@ -7,7 +7,7 @@ use super::Part;
 use crate::ops::cuda::{THREADS, code, launch, source};
 use crate::{Result, View, ViewMut};
 
-static SOURCE: Source = source!("conv direct", "direct.cu");
+pub(crate) static SOURCE: Source = source!("conv direct", "direct.cu");
 
 /// The most blocks along a grid's first axis.
 const MOST: usize = i32::MAX as usize;

@@ -4,8 +4,8 @@
 //! products of the other two, and so is each one's gradient. So there is one op, which computes any of the
 //! three: the output (a convolution), the input (a transposed convolution) or the weight.
 
-mod cuda;
-mod direct;
+pub(super) mod cuda;
+pub(super) mod direct;
 mod local;
 mod options;
 

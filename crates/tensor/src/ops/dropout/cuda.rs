@@ -10,7 +10,7 @@ use crate::ops::cuda::{code, launch, source, suffix};
 use crate::sink::GradSink;
 use crate::{Result, Tensor, View, ViewMut};
 
-static SOURCE: Source = source!("dropout");
+pub(crate) static SOURCE: Source = source!("dropout");
 
 /// `y (+)=` what becomes of the elements of `x`, of one type.
 fn drop(gpu: &Context, op: &Dropout, x: &View, y: &ViewMut, add: bool) -> Result<()> {

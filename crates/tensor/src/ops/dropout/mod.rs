@@ -2,7 +2,7 @@
 //! where it is needed and never stored.
 
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 mod noise;
 
 pub(crate) use cpu::{drop_from, threshold};

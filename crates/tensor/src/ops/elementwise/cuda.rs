@@ -12,7 +12,7 @@ use crate::ops::cuda::{self, code, launch, source, suffix};
 use crate::sink::GradSink;
 use crate::{DType, Error, Result, Tensor, View, ViewMut};
 
-static SOURCE: Source = source!("elementwise");
+pub(crate) static SOURCE: Source = source!("elementwise");
 
 /// A function as its kernels know it: the name of its row in `kernel.cu`, and its constants.
 pub(crate) type Name = (&'static str, [f64; 3]);

@@ -7,7 +7,7 @@
 
 mod binary;
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 mod functions;
 pub(crate) mod math;
 mod select;

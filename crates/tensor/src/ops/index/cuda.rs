@@ -10,7 +10,7 @@ use crate::ops::cuda::{code, faults, launch, source, suffix, walk};
 use crate::sink::GradSink;
 use crate::{Error, Layout, Result, Shape, Tensor, View, ViewMut};
 
-static SOURCE: Source = source!("index");
+pub(crate) static SOURCE: Source = source!("index");
 
 /// Keys that a block sorts in its shared memory.
 const CHUNK: usize = 4096;

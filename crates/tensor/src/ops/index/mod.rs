@@ -1,7 +1,7 @@
 //! Ops that pick elements by index or add to indexed places, and ops that put tensors side by side.
 
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 mod join;
 mod one_hot;
 mod scatter;

@@ -10,7 +10,7 @@ use crate::ops::cuda::{NONE, Teams, blank, faults, launch, optional, source, suf
 use crate::sink::GradSink;
 use crate::{Error, Result, Shape, Tensor, View, ViewMut};
 
-static SOURCE: Source = source!("loss");
+pub(crate) static SOURCE: Source = source!("loss");
 
 impl CudaOp for Softmax {
     fn forward_cuda(

@@ -3,12 +3,12 @@
 
 pub(crate) mod cpu;
 mod cross_entropy;
-mod cuda;
+pub(super) mod cuda;
 mod margin;
 mod metric;
 mod point;
 mod point_cpu;
-mod point_cuda;
+pub(super) mod point_cuda;
 
 pub use cross_entropy::CrossEntropy;
 pub use margin::Triplet;

@@ -10,7 +10,7 @@ use crate::ops::cuda::{launch, optional, source, suffix};
 use crate::sink::GradSink;
 use crate::{Error, Result, Tensor, View, ViewMut};
 
-static SOURCE: Source = source!("point_loss", "point.cu");
+pub(crate) static SOURCE: Source = source!("point_loss", "point.cu");
 
 /// Elements that a block adds up.
 const EACH: usize = 16 * 1024;

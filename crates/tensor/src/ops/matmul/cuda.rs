@@ -11,7 +11,7 @@ use crate::ops::reduce::cuda::column_sums;
 use crate::sink::GradSink;
 use crate::{DType, Layout, Result, Shape, Tensor, View, ViewMut, ops};
 
-static SOURCE: Source = source!("matmul");
+pub(crate) static SOURCE: Source = source!("matmul");
 
 /// One operand of a batch of products as the library takes it: rows `pitch` apart, or columns when it is turned, and
 /// matrices `step` apart.

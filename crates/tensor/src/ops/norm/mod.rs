@@ -6,9 +6,9 @@ mod cuda;
 mod group;
 mod group_cuda;
 mod row_cpu;
-mod row_cuda;
+pub(super) mod row_cuda;
 mod sample;
-mod sweeps;
+pub(super) mod sweeps;
 
 pub use group::GroupNorm;
 use phalanx_host::simd::Real;

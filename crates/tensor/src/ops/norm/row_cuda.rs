@@ -9,7 +9,7 @@ use crate::ops::cuda::{THREADS, source, suffix};
 use crate::sink::GradSink;
 use crate::{DType, Result, Tensor, View, ViewMut};
 
-static SOURCE: Source = source!("norm_rows", "rows.cu");
+pub(crate) static SOURCE: Source = source!("norm_rows", "rows.cu");
 
 /// Numbers that a warp's row has at most (`SHORT` of `rows.cu`).
 const SHORT: usize = 1024;

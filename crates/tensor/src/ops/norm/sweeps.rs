@@ -7,7 +7,7 @@ use crate::ops::shape::cuda::convert;
 use crate::sink::GradSink;
 use crate::{DType, MemoryMut, Result, Shape, View, ViewMut};
 
-static SOURCE: Source = source!("norm");
+pub(crate) static SOURCE: Source = source!("norm");
 
 /// Threads of a block at most (`THREADS`).
 const THREADS: usize = 256;

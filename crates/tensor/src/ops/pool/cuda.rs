@@ -11,8 +11,8 @@ use crate::ops::cuda::{self, code, divisor, faults, launch, runs, source, suffix
 use crate::sink::GradSink;
 use crate::{DType, Error, Result, Shape, Tensor, View, ViewMut};
 
-static SOURCE: Source = source!("pool");
-static FRACTIONAL: Source = source!("fractional", "fractional.cu");
+pub(crate) static SOURCE: Source = source!("pool");
+pub(crate) static FRACTIONAL: Source = source!("fractional", "fractional.cu");
 
 /// The windows along one axis, as kernels know them.
 #[derive(Debug, Clone, Copy)]

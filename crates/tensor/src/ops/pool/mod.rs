@@ -1,7 +1,7 @@
 //! Pooling over channels-last sequences, images and volumes.
 
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 mod fractional;
 mod windows;
 

@@ -11,7 +11,7 @@ use crate::sink::GradSink;
 use crate::tensor::Read;
 use crate::{DType, Error, Layout, Result, Shape, Tensor, View, ViewMut};
 
-static SOURCE: Source = source!("recurrent");
+pub(crate) static SOURCE: Source = source!("recurrent");
 
 const NONE: DevicePtr = DevicePtr(0);
 

@@ -7,7 +7,7 @@
 //! Inside, time is the first axis, so that a step is one block of memory.
 
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 mod steps;
 
 use phalanx_host::{Buffer, Mat, MatMut, gemm};

@@ -9,7 +9,7 @@ use crate::ops::index::around;
 use crate::sink::GradSink;
 use crate::{DType, Result, Tensor, View, ViewMut};
 
-static SOURCE: Source = source!("along", "along.cu");
+pub(crate) static SOURCE: Source = source!("along", "along.cu");
 
 /// The parameters that tell a kernel the lines along an axis.
 fn lines([outer, length, inner]: [usize; 3]) -> Args {

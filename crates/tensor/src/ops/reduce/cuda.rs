@@ -13,7 +13,7 @@ use crate::ops::walk::Walk;
 use crate::sink::GradSink;
 use crate::{DType, Error, Result, Shape, Tensor, View, ViewMut};
 
-static SOURCE: Source = source!("reduce");
+pub(crate) static SOURCE: Source = source!("reduce");
 
 /// What a total adds up of an element: `kernel.cu` knows them by their numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]

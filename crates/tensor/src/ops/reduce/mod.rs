@@ -1,7 +1,7 @@
 //! Reductions over axes.
 
 mod along;
-mod along_cuda;
+pub(super) mod along_cuda;
 mod cpu;
 pub(crate) mod cuda;
 mod extremes;

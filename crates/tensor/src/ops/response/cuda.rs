@@ -8,7 +8,7 @@ use crate::ops::cuda::{THREADS, launch, source, suffix};
 use crate::sink::GradSink;
 use crate::{DType, Result, Shape, Tensor, View, ViewMut};
 
-static SOURCE: Source = source!("response");
+pub(crate) static SOURCE: Source = source!("response");
 
 /// Elements that a block takes at once, about.
 const PIECE: usize = 2048;

@@ -1,7 +1,7 @@
 //! Local response normalisation (Krizhevsky, Sutskever and Hinton, 2012).
 
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 
 use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::GradSink;

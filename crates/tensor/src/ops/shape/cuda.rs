@@ -7,7 +7,7 @@ use crate::op::CudaOp;
 use crate::ops::cuda::{self, launch, source, suffix};
 use crate::{DType, Error, Layout, Result, View, ViewMut};
 
-static SOURCE: Source = source!("shape");
+pub(crate) static SOURCE: Source = source!("shape");
 
 /// Writes `from` row-major to `to`, of its type and shape, or adds it.
 pub(crate) fn copy(gpu: &Context, from: &View, to: &mut ViewMut, add: bool) -> Result<()> {
