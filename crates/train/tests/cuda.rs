@@ -173,9 +173,11 @@ fn steps_are_measured() {
             wire: WireType::F32,
             seconds: 0.01,
             train,
+            profile: train,
         })
         .unwrap();
         assert!(report.samples_per_second > 0.0 && report.peak_device_bytes.is_some_and(|b| b > 100_000));
         assert!(report.peak_fraction.is_none() && report.device != "cpu");
+        assert_eq!(train, report.profile.iter().any(|k| k.name == "optim/momentum" && k.runs == 1.0));
     }
 }

@@ -188,15 +188,21 @@ impl Dnn {
         let most = if first_only { 1 } else { TIMED };
         let mut plans = Vec::new();
         let mut failed = None;
+        let mut large: Option<Plan> = None;
         for candidate in candidates {
             match problem.plan(candidate) {
                 Ok(plan) if plan.workspace <= WORKSPACE_LIMIT => plans.push(plan),
+                Ok(plan) if large.as_ref().is_none_or(|l| plan.workspace < l.workspace) => large = Some(plan),
                 Ok(_) => {}
                 Err(e) => failed = Some(e),
             }
             if plans.len() == most {
                 break;
             }
+        }
+        // Much memory is better than none of the library's algorithms.
+        if plans.is_empty() {
+            plans.extend(large);
         }
         let mut best: Option<(f32, Plan)> = None;
         let alone = plans.len() == 1;
