@@ -382,9 +382,14 @@ pub fn round_f16(gpu: &Context, values: &mut ArenaMut, down: f32, up: f32) -> Re
     flat(gpu, "round_f16", n, args.i64(n as i64))
 }
 
-/// Compiles or loads all kernels, those of the op table too, so that what is missing is missed before the first step.
-pub fn load(gpu: &Context) -> phalanx_gpu::Result<()> {
+/// The sources of all kernels: those of the op table and of the optimizers.
+pub fn kernel_sources() -> Vec<&'static Source> {
     let mut all = phalanx_tensor::kernel_sources().to_vec();
     all.push(&SOURCE);
-    gpu.load_all(&all)
+    all
+}
+
+/// Compiles or loads all kernels, so that what is missing is missed before the first step.
+pub fn load(gpu: &Context) -> phalanx_gpu::Result<()> {
+    gpu.load_all(&kernel_sources())
 }
