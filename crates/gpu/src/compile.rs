@@ -1,7 +1,8 @@
 //! Kernel sources and their compiler, NVRTC. Works without a device.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::error::call_error;
 use crate::ffi::Handle;
@@ -171,7 +172,13 @@ pub(crate) fn compile_cached(source: &Source, arch: &str) -> Result<Vec<u8>> {
     let compiler = Compiler::get()?;
     let mut key: Vec<&str> = vec![PRELUDE, source.name, source.text, arch, &compiler.identity];
     key.extend(OPTIONS);
-    let file = cache::folder(&|name| std::env::var_os(name)).map(|f| f.join(cache::file_name(&key)));
+    let name = cache::file_name(&key);
+    // Ranks as threads want the same kernels at once: the first compiles, the others read what it wrote.
+    static AT_WORK: Mutex<BTreeMap<String, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    let mine =
+        AT_WORK.lock().unwrap_or_else(PoisonError::into_inner).entry(name.clone()).or_default().clone();
+    let _turn = mine.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = cache::folder(&|name| std::env::var_os(name)).map(|f| f.join(&name));
     if let Some(cubin) = file.as_deref().and_then(cache::read) {
         return Ok(cubin);
     }

@@ -18,7 +18,7 @@ const HOT: [&str; 14] = [
     "shape/add_",
     "shape/move_",
     "elementwise/map_bf16",
-    "elementwise/map_gradient_",
+    "elementwise/map_gradient_bf16",
     "elementwise/zip_",
     "pool/max_",
     "loss/entropy_",

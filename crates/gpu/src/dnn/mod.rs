@@ -133,9 +133,9 @@ impl Dnn {
             return self.core.profiled(name, || self.execute(plan, xwy));
         }
         let plan = self.choose(&state, c, aligned, xwy)?;
-        let done = self.core.profiled(name, || self.execute(&plan, xwy));
+        self.core.profiled(name, || self.execute(&plan, xwy))?;
         state.plans.entry(c.clone()).or_default().push((aligned, plan));
-        done
+        Ok(())
     }
 
     /// What was chosen so far, as `convolution = engine and settings`, sorted. Engines' numbers are the library's.

@@ -130,7 +130,12 @@ fn transposed(from: &View, target: &Layout) -> Option<[usize; 3]> {
         _ => return None,
     };
     let at = rank as usize - 2;
-    let fits = strides[at] == 1 && strides[at + 1] == rows && batch <= 65_535 && rows.div_euclid(32) < 65_535;
+    // Columns are told to the kernel as 32 bits.
+    let fits = columns < 1 << 31
+        && strides[at] == 1
+        && strides[at + 1] == rows
+        && batch <= 65_535
+        && rows.div_euclid(32) < 65_535;
     (fits && rows >= 8 && columns >= 8 && n == batch * rows * columns).then_some([
         batch as usize,
         rows as usize,
