@@ -130,8 +130,13 @@ impl CudaOp for Binary {
         let name = self.function.cuda();
         let ((f, rare), shape, out) = (number(BINARY, name)?, outs[0].shape, &outs[0]);
         let (n, dtype) = (shape.numel(), outs[0].dtype);
-        let end = suffix(self.name, dtype)?;
         let (a, b) = (ins[0].ptr()?, ins[1].ptr()?);
+        let [x, y] = [stretch(self.name, &ins[0], shape)?, stretch(self.name, &ins[1], shape)?];
+        if dtype == DType::F64 && matches!(name, "Add" | "Sub" | "Mul" | "Div") {
+            let args = Args::new().i32(f).ptr(a).ptr(b).ptr(out.ptr()?);
+            return launch(gpu, &SOURCE, "zip_f64", n, args.pod(cuda::walk([&x.layout, &y.layout])));
+        }
+        let end = suffix(self.name, dtype)?;
         // 0 for one element, 1 for all of them; others take the way of any layout.
         let step = |v: &View| match v.shape().numel() {
             1 => Some(0),
@@ -149,7 +154,6 @@ impl CudaOp for Binary {
             let args = Args::new().i32(f).ptr(a).i32(sa).ptr(b).i32(sb).ptr(out);
             return launch(gpu, &SOURCE, &kernel, items, args.i64(n as i64).i64(packs as i64));
         }
-        let [x, y] = [stretch(self.name, &ins[0], shape)?, stretch(self.name, &ins[1], shape)?];
         let walk = cuda::walk([&x.layout, &y.layout]);
         let args = Args::new().i32(f).i32(i32::from(rare)).ptr(a).i32(code(x.dtype));
         let args = args.ptr(b).i32(code(y.dtype));
