@@ -167,7 +167,12 @@ pub fn compile(source: &Source, arch: &str) -> Result<Vec<u8>> {
     Compiler::get()?.compile(source, arch)
 }
 
-/// The same, from the user's cache of compiled kernels when it is there, and into it when not.
+/// Looks for NVRTC, which all kernels need, without compiling any.
+pub fn check_compiler() -> Result<()> {
+    Compiler::get().map(|_| ())
+}
+
+/// As [`compile`], from the user's cache of compiled kernels when it is there, and into it when not.
 pub(crate) fn compile_cached(source: &Source, arch: &str) -> Result<Vec<u8>> {
     let compiler = Compiler::get()?;
     let mut key: Vec<&str> = vec![PRELUDE, source.name, source.text, arch, &compiler.identity];
