@@ -174,11 +174,6 @@ impl Engine {
         &self.params
     }
 
-    /// The GPU, where that is the device.
-    pub(crate) fn gpu(&self) -> Option<&phalanx_gpu::Context> {
-        self.device.gpu()
-    }
-
     /// The task.
     pub fn task(&self) -> &dyn Task {
         &*self.task

@@ -120,8 +120,11 @@ impl Need {
     /// Fails when it is more than there is; `advice` says what to do when so many samples fit.
     fn check(&self, what: &str, have: Option<&Have>, advice: impl Fn(u64) -> String) -> Result<()> {
         let Some(have) = have.filter(|have| self.of(self.samples) > have.bytes) else { return Ok(()) };
-        let who =
-            if self.times > 1 { format!(", for {} ranks that share it", self.times) } else { String::new() };
+        let who = if self.times > 1 {
+            format!(", for {} ranks that share the memory", self.times)
+        } else {
+            String::new()
+        };
         let need = format!(
             "it needs {}: {} for the parameters and what goes with them, {} for the activations of {} at once{who}",
             words(self.of(self.samples)),
@@ -260,7 +263,7 @@ mod tests {
         assert_eq!(
             e.to_string(),
             "resnet50 does not fit into memory: it needs 27.6 GB: 2.0 GB for the parameters and what goes with \
-             them, 25.6 GB for the activations of 64 samples at once, for 2 ranks that share it; the machine has \
+             them, 25.6 GB for the activations of 64 samples at once, for 2 ranks that share the memory; the machine has \
              10.0 GB left. At most 20 fit"
         );
         assert_eq!(e.exit_code(), 2);

@@ -325,7 +325,7 @@ impl<'a> Session<'a> {
             buffers_hash: hash.buffers,
             ema_hash: hash.ema,
             peak_rss_bytes: peak_rss_bytes(),
-            peak_device_bytes: self.engine.gpu().map(|gpu| gpu.memory().peak_live),
+            peak_device_bytes: self.engine.device.gpu().map(|gpu| gpu.memory().peak_live),
             time: spent,
             wall_s: self.wall_before + self.started.elapsed().as_secs_f64(),
         };
