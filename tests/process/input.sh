@@ -27,7 +27,8 @@ wrong 2 'unknown value `adem`.*did you mean `adam`' --set optimizer.name=adem
 wrong 2 'unknown value `cosin`.*did you mean `cosine`' --set schedule.name=cosin
 wrong 2 'unknown transform "flop"; did you mean "flip"' --set 'loader.transforms=[{name="flop"}]'
 wrong 2 'loader.threads is 100000' --set loader.threads=100000
-wrong 2 'expected `f32`' --set train.precision=bf16
+wrong 2 'bf16 is for GPUs; on the CPU it must be f32' --set train.precision=bf16
+wrong 2 'unknown value `f8`' --set train.precision=f8
 wrong 2 'virtual_shards is 0' --set distributed.virtual_shards=0
 wrong 2 'checkpoint.keep is 0' --set checkpoint.keep=0
 wrong 2 'form table.key=value' --set nonsense
