@@ -109,7 +109,7 @@ fn run_train(args: Train) -> Result<u8> {
         Ok(TrainRequest {
             config,
             ranks,
-            device: (&args.device).into(),
+            device: DeviceChoice { sums: args.world.comm.into(), ..(&args.device).into() },
             out: out.clone(),
             resume: args.resume.parse().unwrap_or_default(),
             max_steps: args.max_steps,
@@ -333,7 +333,11 @@ fn run_bench_step(args: &BenchStep) -> Result<u8> {
         batch: args.batch,
         ranks,
         virtual_shards: args.virtual_shards,
-        device: DeviceChoice { name: args.device.name().to_owned(), share_gpu: args.share_gpu },
+        device: DeviceChoice {
+            name: args.device.name().to_owned(),
+            share_gpu: args.share_gpu,
+            sums: args.world.comm.into(),
+        },
         precision: args.precision.into(),
         threads: args.common.threads,
         isa: args.common.isa.clone(),

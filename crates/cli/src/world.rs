@@ -34,7 +34,7 @@ pub(crate) fn find(args: &WorldArgs, default: u32) -> Result<World> {
         CommName::Threads => false,
         CommName::Mpi => true,
         // Many processes that each train by themselves are not what anybody meant.
-        CommName::Auto => {
+        CommName::Auto | CommName::Nccl => {
             if let Err(e) = place.check_before(built) {
                 // All processes find the same; one says it, and the others give it the time to.
                 if !place.speaks() {

@@ -287,7 +287,7 @@ fn enough(steps: usize, took: f64, asked: f64) -> bool {
 }
 
 fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Communicator>) -> Result<Measured> {
-    let machine = Machine::open(&Wanted {
+    let mut machine = Machine::open(&Wanted {
         choice: &request.device,
         isa,
         threads: request.threads,
@@ -296,6 +296,7 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
         exact: false,
     })?;
     machine.check_apart(&**comm, request.device.share_gpu)?;
+    machine.join(comm, request.device.sums, false)?;
     let device = machine.device.clone();
     let mut builder = phalanx_nn::Builder::new();
     let mut model = ModelConfig::named(&request.model);

@@ -8,6 +8,7 @@ use phalanx_host::{Cpu, Isa};
 use phalanx_tensor::Device;
 
 use crate::config::Precision;
+use crate::sums::{DeviceSums, SumsOver};
 use crate::{Error, Result};
 
 /// Which device is wanted.
@@ -17,11 +18,13 @@ pub struct DeviceChoice {
     pub name: String,
     /// Whether ranks of one machine may share a GPU.
     pub share_gpu: bool,
+    /// Which way sums go between GPUs.
+    pub sums: SumsOver,
 }
 
 impl From<&str> for DeviceChoice {
     fn from(name: &str) -> Self {
-        DeviceChoice { name: name.to_owned(), share_gpu: false }
+        DeviceChoice { name: name.to_owned(), share_gpu: false, sums: SumsOver::default() }
     }
 }
 
@@ -34,6 +37,10 @@ pub struct Machine {
     pub cpu: Arc<Cpu>,
     /// Why no GPU was taken, where that was left open.
     pub no_gpu: Option<String>,
+    /// Where gradients are summed between GPUs, unless that goes by way of the host.
+    pub sums: Option<Arc<DeviceSums>>,
+    /// Why they are not summed there, where that was left open.
+    pub no_nccl: Option<String>,
 }
 
 /// What a rank asks for.
@@ -54,18 +61,17 @@ impl Machine {
     /// Nothing but the processor.
     pub fn cpu(cpu: Cpu) -> Self {
         let cpu = Arc::new(cpu);
-        Machine { device: Device::Cpu(cpu.clone()), cpu, no_gpu: None }
+        Machine { device: Device::Cpu(cpu.clone()), cpu, no_gpu: None, sums: None, no_nccl: None }
     }
 
     /// Takes the GPU of the rank's number among those that are visible, or the processor.
     pub(crate) fn open(wanted: &Wanted) -> Result<Self> {
         let cpu = Arc::new(Cpu::new(wanted.isa, wanted.threads)?);
-        let on_cpu = |no_gpu| Machine { device: Device::Cpu(cpu.clone()), cpu: cpu.clone(), no_gpu };
+        let on = |device, no_gpu| Machine { device, cpu: cpu.clone(), no_gpu, sums: None, no_nccl: None };
+        let on_cpu = |no_gpu| on(Device::Cpu(cpu.clone()), no_gpu);
         let machine = match (&*wanted.choice.name, gpu_for(wanted)) {
             ("cpu", _) => on_cpu(None),
-            ("auto" | "cuda", Some(Ok(gpu))) => {
-                Machine { device: Device::Cuda(gpu), cpu: cpu.clone(), no_gpu: None }
-            }
+            ("auto" | "cuda", Some(Ok(gpu))) => on(Device::Cuda(gpu), None),
             ("auto", Some(Err(e))) => on_cpu(Some(e.to_string())),
             ("cuda", Some(Err(e))) => return Err(unavailable(&e)),
             (other, _) => {
@@ -90,6 +96,15 @@ impl Machine {
             Device::Cuda(gpu) => Some(gpu),
             Device::Cpu(_) => None,
         }
+    }
+
+    /// Joins the ranks' GPUs for sums of gradients, where that is wanted and possible. A meeting of all ranks.
+    pub(crate) fn join(&mut self, comm: &Arc<dyn Communicator>, over: SumsOver, exact: bool) -> Result<()> {
+        match DeviceSums::join(comm, self, over, exact)? {
+            Ok(sums) => self.sums = Some(sums),
+            Err(why) => self.no_nccl = why,
+        }
+        Ok(())
     }
 
     /// What the device is called.

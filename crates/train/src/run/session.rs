@@ -309,7 +309,7 @@ impl<'a> Session<'a> {
             status: status.into(),
             world_size: self.comm.world(),
             virtual_shards: p.virtual_shards,
-            comm: self.comm.name().into(),
+            comm: self.engine.sums_over().into(),
             device: self.engine.device.name().into(),
             epochs: p.epoch,
             steps: p.step,

@@ -47,7 +47,7 @@ pub(super) fn open<'a>(
     let config = &request.config;
     let allowed = Duration::from_secs_f64(config.distributed.deadline_s);
     let threads = setup::threads_per_rank(config.compute.threads, comm.locality().local_world);
-    let machine = setup::machine(config, &request.device, isa, threads, &*comm)?;
+    let mut machine = setup::machine(config, &request.device, isa, threads, &*comm)?;
     let here = fingerprint::of(&machine, isa);
     check_same_table(&*comm, "the fingerprint", || Ok(fingerprint::table(&here)))?;
     check_same_table(&*comm, "the configuration", || config.identity())?;
@@ -108,6 +108,7 @@ pub(super) fn open<'a>(
     if !sets.eval.is_empty() {
         memory::check_evaluation(config, &samples, samples.input, set, ranks, have.as_ref())?;
     }
+    machine.join(&comm, request.device.sums, config.distributed.exact)?;
     let model = setup::classification(config, &*sets.train, &comm, &machine)?;
     let (bucket_bytes, warning) = tuning::bucket_bytes(config.distributed.bucket_mb, &*comm)?;
     warnings.extend(warning);
@@ -255,7 +256,8 @@ fn environment(
         "os": std::env::consts::OS,
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
         "world_size": comm.world(),
-        "comm": comm.name(),
+        "comm": engine.sums_over(),
+        "no_nccl": machine.no_nccl,
         "hosts": hosts,
         "threads_per_rank": threads,
         "device": machine.name(),
