@@ -2,6 +2,7 @@
 //! `PHALANX_TEST_GPU=1`. Without a C++ compiler and without `PHALANX_CUDA_PATH` these tests pass without a check.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod collectives;
 mod common;
 mod convolution;
 mod kernels;
