@@ -278,7 +278,7 @@ fn run_bench(args: Bench) -> Result<u8> {
         Bench::Step(args) => run_bench_step(&args),
         Bench::Allreduce { world, isa, json, tune: true, .. } => run_tune(&world, &isa, json),
         Bench::Allreduce { bytes, world, rounds, isa, json, tune: false } => {
-            let r = match world::find(&world, 2)? {
+            let r = match world::find_on_host(&world, 2)? {
                 World::Threads(ranks) => Some(bench::all_reduce(bytes, ranks, rounds, &isa)?),
                 #[cfg(feature = "mpi")]
                 World::Mpi(place) => world::run(&place, None, &say, |comm| {
@@ -304,7 +304,7 @@ fn run_bench(args: Bench) -> Result<u8> {
 }
 
 fn run_tune(world: &WorldArgs, isa: &str, json: bool) -> Result<u8> {
-    let r = match world::find(world, 2)? {
+    let r = match world::find_on_host(world, 2)? {
         World::Threads(ranks) => Some(bench::tune(ranks, isa)?),
         #[cfg(feature = "mpi")]
         World::Mpi(place) => world::run(&place, None, &say, |comm| {

@@ -26,6 +26,14 @@ pub(crate) fn library() -> Result<Option<String>> {
     Ok(None)
 }
 
+/// The same for what is about memory of the host alone.
+pub(crate) fn find_on_host(args: &WorldArgs, default: u32) -> Result<World> {
+    if matches!(args.comm, CommName::Nccl) {
+        bail!("--comm nccl is for GPUs, and this is about memory of the host: see bench step --device cuda");
+    }
+    find(args, default)
+}
+
 /// Finds out which ranks are meant; `default` is the number of threads when nothing says otherwise.
 pub(crate) fn find(args: &WorldArgs, default: u32) -> Result<World> {
     let built = cfg!(feature = "mpi");

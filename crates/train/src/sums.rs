@@ -73,9 +73,9 @@ fn obstacle(comm: &dyn Communicator, gpu: Option<&Context>) -> Result<Option<Str
         return Ok(Some(String::from_utf8_lossy(problem).into_owned()));
     }
     let same = |i: usize| all[..i].iter().position(|a| a == &all[i]).map(|first| (first, i));
-    Ok((0..all.len()).find_map(same).map(|(a, b)| {
-        format!("ranks {a} and {b} share one GPU, and NCCL wants one for each rank; --comm auto goes by way of the host")
-    }))
+    Ok((0..all.len())
+        .find_map(same)
+        .map(|(a, b)| format!("ranks {a} and {b} share one GPU, and NCCL wants one for each rank")))
 }
 
 impl DeviceSums {
@@ -89,10 +89,13 @@ impl DeviceSums {
     ) -> Result<std::result::Result<Arc<Self>, Option<String>>> {
         let gpu = machine.gpu();
         let demanded = over == SumsOver::Nccl;
-        let refused = |why: String| Err(Error::config("--comm nccl", why));
+        let refused = |why| {
+            let problem = format!("{why}; with --comm auto sums go by way of the host's memory then");
+            Err(Error::config("--comm nccl", problem))
+        };
         if over == SumsOver::Host || comm.world() == 1 {
             return match gpu {
-                None if demanded => refused("there is no GPU".into()),
+                None if demanded => refused("rank 0 has no GPU".into()),
                 _ => Ok(Err(None)),
             };
         }

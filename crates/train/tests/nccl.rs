@@ -138,7 +138,7 @@ fn ranks_of_one_gpu_are_refused_or_go_by_way_of_the_host() {
     let mut asked = over(SumsOver::Nccl, &tmp.path().join("refused"), 2, &[]);
     asked.device.share_gpu = true;
     let e = run(&asked).unwrap_err();
-    let say = "--comm nccl: ranks 0 and 1 share one GPU, and NCCL wants one for each rank";
+    let say = "--comm nccl: ranks 0 and 1 share one GPU, and NCCL wants one for each rank; with --comm auto";
     assert!(e.to_string().contains(say) && e.exit_code() == 2, "{e}");
     let out = tmp.path().join("open");
     assert_eq!(run(&over(SumsOver::Auto, &out, 2, &[])).unwrap().comm, "threads");

@@ -109,6 +109,8 @@ pub(super) fn open<'a>(
         memory::check_evaluation(config, &samples, samples.input, set, ranks, have.as_ref())?;
     }
     machine.join(&comm, request.device.sums, config.distributed.exact)?;
+    let by_host = |why| format!("gradients go by way of the host's memory and not over NCCL: {why}");
+    warnings.extend(machine.no_nccl.as_ref().map(by_host));
     let model = setup::classification(config, &*sets.train, &comm, &machine)?;
     let (bucket_bytes, warning) = tuning::bucket_bytes(config.distributed.bucket_mb, &*comm)?;
     warnings.extend(warning);
