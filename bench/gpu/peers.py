@@ -11,6 +11,7 @@ that stay on the device; `cudnn.benchmark` is on. Ways: eager; captured (the who
 
 import argparse
 import json
+import sys
 import time
 
 import torch
@@ -85,6 +86,7 @@ def measure(name, batch, way):
 
 
 torch.backends.cudnn.benchmark = True
+measured = 0
 for spec in ARGS.networks:
     name, batch = spec.split(":")
     for way in ARGS.ways.split(","):
@@ -92,8 +94,10 @@ for spec in ARGS.networks:
         row = {"peer": "pytorch", "network": name, "batch": int(batch), "way": way, "precision": ARGS.precision}
         try:
             row |= measure(name, int(batch), way)
+            measured += 1
         except Exception as e:  # a way that a network cannot go is a result too
             row["why"] = repr(e)[:300]
         row["wall_s"] = time.time() - began
         print(json.dumps(row), flush=True)
         torch.cuda.empty_cache()
+sys.exit(0 if measured else 1)

@@ -45,7 +45,7 @@ wrong 2 'no rank 3 of 2' --ranks 2 --inject rank=3,step=1,kind=nan
 wrong 2 'neither a checkpoint nor a run directory' --resume /nope
 wrong 2 'neither a checkpoint nor a run directory' --resume /etc
 if ! ls /dev/nvidia* >/dev/null 2>&1; then
-    wrong 2 'cuda:0 is unavailable: .*tried libcuda.so.1.*--device cpu' --device cuda
+    wrong 2 'device cuda is unavailable: .*tried libcuda.so.1.*--device cpu' --device cuda
 fi
 
 # Files.

@@ -60,7 +60,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum DeviceName {
-    /// A GPU where there is one, else the CPU
+    /// A GPU where each rank can have one, else the CPU
     Auto,
     /// The CPU
     Cpu,
@@ -183,6 +183,9 @@ pub(crate) struct Evaluate {
     pub world: WorldArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
+    /// The type of activations [default: the checkpoint's on a GPU, f32 on the CPU]
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionName>,
     /// Views of an image whose shares are averaged: 1, or 10 (corners and middle, and mirrored)
     #[arg(long, value_name = "1|10", default_value_t = 1)]
     pub crops: usize,
@@ -450,13 +453,13 @@ pub(crate) struct BenchStep {
     /// What sums of gradients are rounded to
     #[arg(long, value_enum, default_value = "f32")]
     pub wire: WireName,
-    /// Seconds to measure
+    /// Seconds to measure; on a GPU 20 steps at least, after 5 that do not count
     #[arg(long, default_value_t = 2.0)]
     pub seconds: f64,
     /// Forward and backward, or forward alone
     #[arg(long, value_enum, default_value = "train")]
     pub mode: BenchMode,
-    /// Tell what each kernel of a step takes on a GPU, the most costly first
+    /// Tell what each kernel of a step takes, the most costly first; on a GPU only
     #[arg(long)]
     pub profile: bool,
     /// Where to compute

@@ -6,6 +6,9 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use phalanx_launch::{Facts, Line, On};
 use phalanx_train::config::Config;
+#[cfg(feature = "mpi")]
+use phalanx_train::evaluate::evaluate_rank;
+use phalanx_train::evaluate::{EvaluateRequest, evaluate_checkpoint};
 use phalanx_train::faults::Faults;
 use phalanx_train::predict::{PredictRequest, Predictor, Preparation};
 use phalanx_train::report::Style;
@@ -13,7 +16,7 @@ use phalanx_train::run::{TrainRequest, train_or};
 #[cfg(feature = "mpi")]
 use phalanx_train::rundir::keep_failure;
 use phalanx_train::task::Views;
-use phalanx_train::{DeviceChoice, bench, evaluate, ledger};
+use phalanx_train::{DeviceChoice, bench, ledger};
 
 use crate::args::{
     Args, Bench, BenchCommon, BenchMode, BenchStep, Command, ConfigCommand, Data, Evaluate, Launch,
@@ -149,19 +152,22 @@ fn run_train(args: Train) -> Result<u8> {
 }
 
 fn run_evaluate(args: &Evaluate) -> Result<u8> {
-    let device = DeviceChoice::from(&args.device);
     let config = Config::load(&args.config, &args.settings);
-    let views = Views { scales: args.scales.clone(), crops: args.crops, crop: args.crop };
+    let request = |config: Config| EvaluateRequest {
+        config,
+        checkpoint: args.checkpoint.clone(),
+        views: Views { scales: args.scales.clone(), crops: args.crops, crop: args.crop },
+        device: (&args.device).into(),
+        precision: args.precision.map(Into::into),
+    };
     let eval = match world::find(&args.world, 1)? {
-        World::Threads(ranks) => {
-            Some(evaluate::evaluate_checkpoint(&config?, &args.checkpoint, &views, ranks, &device)?)
-        }
+        World::Threads(ranks) => Some(evaluate_checkpoint(&request(config?), ranks)?),
         #[cfg(feature = "mpi")]
         World::Mpi(place) => {
             let known = config.as_ref().ok().cloned();
             world::run(&place, known.as_ref(), &say, |comm| {
                 let speaks = comm.rank() == 0;
-                let eval = evaluate::evaluate_rank(&config?, &args.checkpoint, &views, &device, comm)?;
+                let eval = evaluate_rank(&request(config?), comm)?;
                 Ok(speaks.then_some(eval))
             })?
         }

@@ -2,11 +2,13 @@
 //! nothing can be written the compiler runs again in every process.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What a cached file begins with; then the length (8 bytes, little endian), the BLAKE3 hash and the bytes.
-const MAGIC: &[u8; 8] = b"PHXCUB01";
+/// What a cached file begins with; then the length (8 bytes, little endian), the BLAKE3 hash of the file's name and the
+/// bytes, and the bytes.
+const MAGIC: &[u8; 8] = b"PHXCUB02";
 const HEADER: usize = 8 + 8 + blake3::OUT_LEN;
 
 /// The folder: `PHALANX_CACHE`, else `phalanx/cubin` in the user's cache. `None` without a home.
@@ -30,6 +32,14 @@ pub(crate) fn file_name(key: &[&str]) -> String {
     format!("{}.cubin", hash.finalize().to_hex())
 }
 
+/// The hash that says that these bytes belong to a file of this name.
+fn seal(file: &Path, body: &[u8]) -> blake3::Hash {
+    let mut hash = blake3::Hasher::new();
+    hash.update(file.file_name().map_or(&[], |n| n.as_encoded_bytes()));
+    hash.update(body);
+    hash.finalize()
+}
+
 /// The cached bytes, if the file is whole.
 pub(crate) fn read(file: &Path) -> Option<Vec<u8>> {
     let mut bytes = std::fs::read(file).ok()?;
@@ -38,7 +48,7 @@ pub(crate) fn read(file: &Path) -> Option<Vec<u8>> {
     let body = &bytes[HEADER..];
     let whole = &header[..8] == MAGIC
         && body.len() as u64 == length
-        && blake3::hash(body).as_bytes() == &header[16..HEADER];
+        && seal(file, body).as_bytes() == &header[16..HEADER];
     if !whole {
         return None;
     }
@@ -56,11 +66,15 @@ pub(crate) fn write(file: &Path, body: &[u8]) {
     let mut bytes = Vec::with_capacity(HEADER + body.len());
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(blake3::hash(body).as_bytes());
+    bytes.extend_from_slice(seal(file, body).as_bytes());
     bytes.extend_from_slice(body);
+    // Machines and containers that share the folder may share process numbers, too: the name tells the file, and a
+    // file that somebody else is writing is left to them.
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let temporary = folder.join(format!(".{}-{count}.tmp", std::process::id()));
-    if std::fs::write(&temporary, &bytes).and_then(|()| std::fs::rename(&temporary, file)).is_err() {
+    let name = file.file_stem().map_or_else(Default::default, |n| n.to_string_lossy());
+    let temporary = folder.join(format!(".{name}-{}-{count}.tmp", std::process::id()));
+    let Ok(mut out) = std::fs::File::create_new(&temporary) else { return };
+    if out.write_all(&bytes).and_then(|()| std::fs::rename(&temporary, file)).is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
 }

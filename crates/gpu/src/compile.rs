@@ -1,7 +1,8 @@
 //! Kernel sources and their compiler, NVRTC. Works without a device.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::error::call_error;
 use crate::ffi::Handle;
@@ -166,12 +167,23 @@ pub fn compile(source: &Source, arch: &str) -> Result<Vec<u8>> {
     Compiler::get()?.compile(source, arch)
 }
 
-/// The same, from the user's cache of compiled kernels when it is there, and into it when not.
+/// Looks for NVRTC, which all kernels need, without compiling any.
+pub fn check_compiler() -> Result<()> {
+    Compiler::get().map(|_| ())
+}
+
+/// As [`compile`], from the user's cache of compiled kernels when it is there, and into it when not.
 pub(crate) fn compile_cached(source: &Source, arch: &str) -> Result<Vec<u8>> {
     let compiler = Compiler::get()?;
     let mut key: Vec<&str> = vec![PRELUDE, source.name, source.text, arch, &compiler.identity];
     key.extend(OPTIONS);
-    let file = cache::folder(&|name| std::env::var_os(name)).map(|f| f.join(cache::file_name(&key)));
+    let name = cache::file_name(&key);
+    // Ranks as threads want the same kernels at once: the first compiles, the others read what it wrote.
+    static AT_WORK: Mutex<BTreeMap<String, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    let mine =
+        AT_WORK.lock().unwrap_or_else(PoisonError::into_inner).entry(name.clone()).or_default().clone();
+    let _turn = mine.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = cache::folder(&|name| std::env::var_os(name)).map(|f| f.join(&name));
     if let Some(cubin) = file.as_deref().and_then(cache::read) {
         return Ok(cubin);
     }

@@ -146,10 +146,14 @@ impl Context {
         Event::new(self.primary(), false)
     }
 
+    /// An event for [`Event::elapsed`].
+    pub fn timed_event(&self) -> Result<Event> {
+        Event::new(self.primary(), true)
+    }
+
     /// Two events that measure work on the compute stream.
     pub fn timer(&self) -> Result<Timer> {
-        let event = || Event::new(self.primary(), true);
-        Ok(Timer { context: self.clone(), start: event()?, stop: event()? })
+        Ok(Timer { context: self.clone(), start: self.timed_event()?, stop: self.timed_event()? })
     }
 
     /// How ops are to multiply f32 numbers; in f32 until [`Context::set_math`] says otherwise.

@@ -1,7 +1,7 @@
 use std::ffi::{c_char, c_int};
 use std::sync::{Arc, OnceLock};
 
-use crate::error::call_error;
+use crate::error::{DRIVER, call_error};
 use crate::ffi::Handle;
 use crate::ffi::driver::{self, Driver, Status};
 use crate::library::{self, Wanted};
@@ -48,7 +48,7 @@ impl Driver {
 
     fn load() -> Result<&'static Driver> {
         let mut loaded = library::open(&Wanted {
-            library: "CUDA driver",
+            library: DRIVER,
             names: &["libcuda.so.1"],
             parts: None,
             packaged: false,

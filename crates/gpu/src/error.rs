@@ -154,6 +154,24 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The same in few words: without everything that was tried.
+    pub fn brief(&self) -> String {
+        match self {
+            Error::NoLibrary { library, hint, .. } => format!("no {library}; {hint}"),
+            other => other.to_string(),
+        }
+    }
+
+    /// Whether there is no driver, as on every machine without a GPU.
+    pub fn is_no_driver(&self) -> bool {
+        matches!(self, Error::NoLibrary { library: DRIVER, .. })
+    }
+}
+
+/// What the driver is called in messages.
+pub(crate) const DRIVER: &str = "CUDA driver";
+
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 

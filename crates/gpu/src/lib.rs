@@ -30,7 +30,7 @@ mod versions;
 
 pub use args::Args;
 pub use blas::Blas;
-pub use compile::{PRELUDE, Source, compile};
+pub use compile::{PRELUDE, Source, check_compiler, compile};
 pub use context::{Context, Timer};
 pub use cubin::{KernelResources, resources};
 pub use device::DeviceInfo;

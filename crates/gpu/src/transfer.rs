@@ -8,8 +8,9 @@ use crate::{Buffer, Context, DevicePtr, Error, Event, Pinned, Result, Stream};
 /// Bytes of one piece of a large copy.
 const PIECE: usize = 8 << 20;
 
-/// Pieces that may be on their way.
-const MOST_FLYING: usize = 8;
+/// What may be on its way: so many bytes, and so many copies, of which a step of a small network makes dozens.
+const MOST_BYTES: usize = 64 << 20;
+const MOST_FLYING: usize = 1024;
 
 /// Pinned blocks whose copy to the device may not be done.
 #[derive(Default)]
@@ -30,7 +31,8 @@ impl Staging {
     /// Gives back what has landed; waits when too much is on its way.
     fn land(&mut self) -> Result<()> {
         while let Some((_, event)) = self.flying.front() {
-            if self.flying.len() >= MOST_FLYING {
+            let bytes: usize = self.flying.iter().map(|(pinned, _)| pinned.len()).sum();
+            if self.flying.len() >= MOST_FLYING || bytes >= MOST_BYTES {
                 event.synchronize()?;
             } else if !event.query()? {
                 break;
@@ -60,9 +62,13 @@ impl Context {
                 continue;
             }
             staging.land()?;
-            self.copy_in(self.compute(), to, &pinned)?;
+            // Before the copy: without a mark nobody would know when the block is free again.
             let event = staging.events.pop().map_or_else(|| self.event(), Ok)?;
-            event.record(self.compute())?;
+            self.copy_in(self.compute(), to, &pinned)?;
+            if let Err(e) = event.record(self.compute()) {
+                let _ = self.compute().synchronize();
+                return Err(e);
+            }
             staging.flying.push_back((pinned, event));
             to = to.offset(piece.len());
         }

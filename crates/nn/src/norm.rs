@@ -109,7 +109,7 @@ impl Norms {
 
     /// The running mean and variance of a norm, as tensors.
     pub fn running(&self, id: NormId, device: &Device) -> Result<(Tensor, Tensor)> {
-        let kept = matches!(device, Device::Cuda(_));
+        let kept = device.gpu().is_some();
         let mut copies = self.copies.table();
         if let Some(copy) = copies.get(&id).filter(|copy| kept && copy.0.device().same(device)) {
             return Ok(copy.clone());

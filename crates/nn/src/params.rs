@@ -96,14 +96,20 @@ impl Params {
     /// The same parameters with the same values in the memory of `device`. This is the one place that decides where
     /// parameters live: optimizers, averages and gradients follow them.
     pub fn on(self, device: &Device) -> Result<Self> {
-        let there = self.home.as_ref().is_some_and(|home| home.same(device));
-        if there || matches!(device, Device::Cpu(_)) {
+        let there = match &self.home {
+            Some(home) => home.same(device),
+            None => device.gpu().is_none(),
+        };
+        if there {
             return Ok(self);
         }
         let all = 0..self.elements * size_of::<f32>();
         let arena = device.arena(all.len())?;
-        device.copy_arena(&self.arena.read(all.clone())?, &mut arena.write(all)?)?;
-        Ok(Params { arena, home: Some(device.clone()), ..self })
+        {
+            let (from, mut to) = (self.arena.read(all.clone())?, arena.write(all)?);
+            device.write_arena(&mut to, &self.home.as_ref().unwrap_or(device).read_arena(&from)?)?;
+        }
+        Ok(Params { arena, home: device.gpu().is_some().then(|| device.clone()), ..self })
     }
 
     /// The device in whose memory they are, where that is not the host's.
@@ -116,7 +122,7 @@ impl Params {
         let held = self.arena.read(bytes(&elements))?;
         match &self.home {
             None => Ok(f(held.as_slice()?)),
-            Some(device) => Ok(f(&floats(&device.read_arena(&held)?))),
+            Some(device) => Ok(f(&bytemuck::pod_collect_to_vec::<u8, f32>(&device.read_arena(&held)?))),
         }
     }
 
@@ -125,10 +131,7 @@ impl Params {
         let mut place = self.arena.write(bytes(&(start..start + values.len())))?;
         match &self.home {
             None => place.as_mut_slice()?.copy_from_slice(values),
-            Some(device) => {
-                let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
-                device.write_arena(&mut place, &bytes)?;
-            }
+            Some(device) => device.write_arena(&mut place, bytemuck::cast_slice(values))?,
         }
         Ok(())
     }
@@ -298,11 +301,6 @@ impl Params {
 /// Where elements are in an arena.
 pub(crate) fn bytes(elements: &Range<usize>) -> Range<usize> {
     elements.start * size_of::<f32>()..elements.end * size_of::<f32>()
-}
-
-/// Bytes as the numbers that they are.
-pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks().0.iter().map(|&b| f32::from_ne_bytes(b)).collect()
 }
 
 /// Swaps the two inner axes of [n, a, b].

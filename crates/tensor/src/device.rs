@@ -38,6 +38,14 @@ impl Device {
         }
     }
 
+    /// The GPU, where it is one.
+    pub fn gpu(&self) -> Option<&phalanx_gpu::Context> {
+        match self {
+            Device::Cpu(_) => None,
+            Device::Cuda(gpu) => Some(gpu),
+        }
+    }
+
     /// `"cpu"` or `"cuda"`.
     pub fn name(&self) -> &'static str {
         match self {

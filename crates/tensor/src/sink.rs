@@ -168,6 +168,16 @@ impl Slot<'_> {
     }
 }
 
+/// Checks that a leaf's memory is as large as its gradient.
+fn check_place(range: &ArenaMut, dtype: DType, shape: Shape) -> Result<()> {
+    let want = shape.numel() * dtype.size();
+    if range.len() == want {
+        return Ok(());
+    }
+    let why = format!("its gradient's place has {} bytes, {want} are needed", range.len());
+    Err(Error::Invalid { op: "backward", shape, why })
+}
+
 impl GradSink<'_> {
     /// Whether input `i` needs a gradient.
     pub fn wants(&self, i: usize) -> bool {
@@ -193,11 +203,7 @@ impl GradSink<'_> {
         if let Some(Some(Edge::Leaf(id))) = self.edges.get(i)
             && let Some(LeafMemory { range, accumulate }) = self.leaves.memory(*id)?
         {
-            let want = shape.numel() * dtype.size();
-            if range.len() != want {
-                let why = format!("its gradient's place has {} bytes, {want} are needed", range.len());
-                return Err(Error::Invalid { op: "backward", shape, why });
-            }
+            check_place(&range, dtype, shape)?;
             return Ok(Some(Slot { memory: SlotMemory::Arena(range), dtype, shape, accumulate }));
         }
         let device = self.device;
@@ -243,6 +249,7 @@ impl GradSink<'_> {
             _ => None,
         };
         if let Some(LeafMemory { mut range, accumulate }) = in_memory {
+            check_place(&range, dtype, shape)?;
             let cx = Exec::new(device);
             let mut to = ViewMut::of(dtype, shape, MemoryMut::of_arena(&mut range));
             return match accumulate {

@@ -103,7 +103,7 @@ fn doubles(bytes: &[u8], dtype: DType) -> Result<Vec<f64>> {
 pub fn download(tensors: &[&Tensor]) -> Result<Vec<Vec<f64>>> {
     let dense = tensors.iter().map(|t| t.detach().contiguous()).collect::<Result<Vec<_>>>()?;
     let held = dense.iter().map(Tensor::hold).collect::<Result<Vec<Held>>>()?;
-    let Some(Device::Cuda(gpu)) = tensors.first().map(|t| t.device()) else {
+    let Some(gpu) = tensors.first().and_then(|t| t.device().gpu()) else {
         let each = dense.iter().zip(&held).map(|(t, held)| doubles(part(t, held.bytes()?), t.dtype()));
         return each.collect();
     };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use phalanx_comm::Communicator;
+use phalanx_gpu::{Context, Event};
 use phalanx_host::rng::{Key, Stream};
 use phalanx_host::{Cpu, Isa};
 use phalanx_host::{Mat, MatMut, gemm as product};
@@ -145,7 +146,7 @@ pub struct StepRequest {
     pub bucket_mb: Option<f64>,
     /// What sums of gradients are rounded to.
     pub wire: WireType,
-    /// How long to measure on the CPU; a GPU takes a number of steps.
+    /// Seconds to measure; a GPU makes 20 steps at least.
     pub seconds: f64,
     /// A whole step, or the forward pass alone.
     pub train: bool,
@@ -170,7 +171,7 @@ pub struct StepReport {
     pub isa: String,
     /// Over all ranks, from the median step.
     pub samples_per_second: f64,
-    /// Median time of a step; on a GPU, which is waited for at the ends alone, the mean.
+    /// Median time of a step; on a GPU by its own clock.
     pub step_ms_p50: f64,
     /// CPU time of rank 0's process in a step, of all its threads, in milliseconds.
     pub cpu_ms: f64,
@@ -178,8 +179,10 @@ pub struct StepReport {
     pub gradient_bytes: u64,
     /// The most memory that the process had at once.
     pub peak_rss_bytes: u64,
-    /// What it is computed on.
+    /// What it is computed on: `cpu` or `cuda`.
     pub device: String,
+    /// What that is called.
+    pub device_name: String,
     /// The type of activations.
     pub precision: Precision,
     /// The most memory of rank 0's GPU that was in use at once.
@@ -187,8 +190,7 @@ pub struct StepReport {
     pub peak_device_bytes: Option<u64>,
     /// Multiply-adds of linear and convolution layers, twice, by time, in 10⁹ a second over all ranks.
     pub gflops: f64,
-    /// `gflops` as a fraction of what matrix products of 512³ reach on as many threads; on the CPU alone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// `gflops` as a fraction of what matrix products of 512³ reach on as many threads; not known of a GPU.
     pub peak_fraction: Option<f64>,
     /// What each kernel of a step takes on a GPU, the most costly first, when it was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -235,7 +237,8 @@ pub fn step_rank(request: &StepRequest, comm: Arc<dyn Communicator>) -> Result<S
         cpu_ms: cpu * 1e3,
         gradient_bytes,
         peak_rss_bytes: peak_rss_bytes(),
-        device: machine.name(),
+        device: machine.device.name().into(),
+        device_name: machine.name(),
         precision: request.precision,
         peak_device_bytes: machine.gpu().map(|gpu| gpu.memory().peak_live),
         gflops,
@@ -251,7 +254,7 @@ pub fn step_rank(request: &StepRequest, comm: Arc<dyn Communicator>) -> Result<S
     })
 }
 
-/// Steps that a GPU makes before any are timed, and those that are.
+/// Steps that a GPU makes before any are timed, and the fewest that are.
 const WARM_UP: u64 = 5;
 const TIMED: u64 = 20;
 /// Steps whose kernels are timed one by one.
@@ -287,15 +290,16 @@ fn enough(steps: usize, took: f64, asked: f64) -> bool {
 }
 
 fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Communicator>) -> Result<Measured> {
-    let mut machine = Machine::open(&Wanted {
-        choice: &request.device,
-        isa,
-        threads: request.threads,
-        local_rank: comm.locality().local_rank,
-        precision: request.precision,
-        exact: false,
-    })?;
-    machine.check_apart(&**comm, request.device.share_gpu)?;
+    let (choice, threads) = (&request.device, request.threads);
+    let mut machine = Machine::open_among(&Wanted { choice, isa, threads, exact: false }, &**comm)?;
+    machine.set_precision(request.precision)?;
+    if request.profile && machine.gpu().is_none() {
+        let problem = format!("it tells of a GPU's kernels; use --device cuda{}", machine.in_brackets());
+        return Err(Error::config("--profile", problem));
+    }
+    if comm.rank() == 0 {
+        machine.tell_no_gpu();
+    }
     machine.join(comm, request.device.sums, false)?;
     let device = machine.device.clone();
     let mut builder = phalanx_nn::Builder::new();
@@ -344,38 +348,20 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
     let mut number = 0;
     if let Some(gpu) = machine.gpu() {
         let layers = setup::layers_for(&model, [h, w, c], classes, engine.params())?;
-        let mut steps = |count: u64, engine: &mut Engine| -> Result<()> {
-            for _ in 0..count {
-                if request.train {
-                    engine.step(number, batches.clone(), 1.0, false)?;
-                } else {
-                    // The forward pass alone: nobody waits for what comes out.
-                    let cx = engine.inference();
-                    for batch in &batches {
-                        layers.forward(&cx, &cx.enter(batch.field("image")?)?)?;
-                    }
+        let mut step = || -> Result<()> {
+            if request.train {
+                engine.step(number, batches.clone(), 1.0, false)?;
+            } else {
+                // The forward pass alone: nobody waits for what comes out.
+                let cx = engine.inference();
+                for batch in &batches {
+                    layers.forward(&cx, &cx.enter(batch.field("image")?)?)?;
                 }
-                number += 1;
             }
-            Ok(gpu.synchronize()?)
+            number += 1;
+            Ok(())
         };
-        steps(WARM_UP, &mut engine)?;
-        comm.barrier(comm.deadline())?;
-        let (begun, cpu) = (Instant::now(), cpu_seconds());
-        steps(TIMED, &mut engine)?;
-        times.push(begun.elapsed().as_secs_f64() / TIMED as f64);
-        let cpu = (cpu_seconds() - cpu) / TIMED as f64;
-        let mut profile = Vec::new();
-        if request.profile {
-            gpu.begin_profile();
-            steps(PROFILED, &mut engine)?;
-            let mean = |s: phalanx_gpu::Spent| KernelTime {
-                name: s.name,
-                runs: s.runs as f64 / PROFILED as f64,
-                ms: s.milliseconds / PROFILED as f64,
-            };
-            profile = gpu.end_profile()?.into_iter().map(mean).collect();
-        }
+        let (times, cpu, profile) = time_on_gpu(gpu, &**comm, request, &mut step)?;
         drop(engine);
         return Ok(Measured { times, cpu, flop, gradient_bytes, machine, profile });
     }
@@ -401,6 +387,53 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
     // The first steps fill the pool and the caches.
     let times = times.split_off((times.len() / 3).min(3));
     Ok(Measured { times, cpu, flop, gradient_bytes, machine, profile: Vec::new() })
+}
+
+/// Times steps by a GPU's own clock: the seconds of each, the mean seconds of CPU time, and what kernels took where that
+/// is asked for. All ranks make as many steps.
+fn time_on_gpu(
+    gpu: &Context,
+    comm: &dyn Communicator,
+    request: &StepRequest,
+    step: &mut dyn FnMut() -> Result<()>,
+) -> Result<(Vec<f64>, f64, Vec<KernelTime>)> {
+    let mark = || -> Result<Event> {
+        let event = gpu.timed_event()?;
+        event.record(gpu.compute())?;
+        Ok(event)
+    };
+    let mut steps = |count: u64| -> Result<Vec<f64>> {
+        let mut marks = vec![mark()?];
+        for _ in 0..count {
+            step()?;
+            marks.push(mark()?);
+        }
+        gpu.synchronize()?;
+        marks.windows(2).map(|m| Ok(f64::from(m[0].elapsed(&m[1])?) / 1e3)).collect()
+    };
+    steps(WARM_UP)?;
+    comm.barrier(comm.deadline())?;
+    let (begun, before) = (Instant::now(), cpu_seconds());
+    let mut times = steps(TIMED)?;
+    // As many more as fill the time that is asked for.
+    let more = from_rank_0(comm, comm.deadline(), || {
+        let took = begun.elapsed().as_secs_f64();
+        Ok(((request.seconds / took - 1.0).max(0.0) * TIMED as f64).ceil() as u64)
+    })?;
+    times.extend(steps(more)?);
+    let cpu = (cpu_seconds() - before) / times.len() as f64;
+    let mut profile = Vec::new();
+    if request.profile {
+        gpu.begin_profile();
+        steps(PROFILED)?;
+        let mean = |s: phalanx_gpu::Spent| KernelTime {
+            name: s.name,
+            runs: s.runs as f64 / PROFILED as f64,
+            ms: s.milliseconds / PROFILED as f64,
+        };
+        profile = gpu.end_profile()?.into_iter().map(mean).collect();
+    }
+    Ok((times, cpu, profile))
 }
 
 #[cfg(test)]

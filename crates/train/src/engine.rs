@@ -179,10 +179,7 @@ impl Engine {
 
     /// The GPU, where that is the device.
     pub(crate) fn gpu(&self) -> Option<&phalanx_gpu::Context> {
-        match &self.device {
-            Device::Cuda(gpu) => Some(gpu),
-            Device::Cpu(_) => None,
-        }
+        self.device.gpu()
     }
 
     /// What gradients are summed over, `nccl` or the communicator's name.
@@ -268,7 +265,9 @@ impl Engine {
                 skipped,
             });
         }
-        if let Some(ema) = &mut self.ema {
+        // A step that was skipped is none: weights that have stayed are not counted twice.
+        let moved = report.phases.iter().any(|phase| !phase.skipped);
+        if let Some(ema) = self.ema.as_mut().filter(|_| moved) {
             ema.update(&self.cpu, &self.params, step + 1)?;
         }
         self.timeline.rest();

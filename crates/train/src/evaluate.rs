@@ -1,6 +1,6 @@
 //! Evaluation: every sample of the set once, spread over the shards, exact sums.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use phalanx_host::Isa;
 
 use crate::checkpoint::{self, Progress};
-use crate::config::{Config, first_difference};
+use crate::config::{Config, Precision, first_difference};
 use crate::engine::{Clip, Engine, EngineOptions};
 use crate::faults::Faults;
 use crate::machine::DeviceChoice;
@@ -117,57 +117,67 @@ pub fn evaluate(
     }))
 }
 
-/// Evaluates a checkpoint (or the newest one of a run directory) on the configured evaluation set, over
-/// thread ranks.
-pub fn evaluate_checkpoint(
-    config: &Config,
-    path: &Path,
-    views: &Views,
-    world: u32,
-    device: &DeviceChoice,
-) -> Result<Evaluation> {
+/// What `phalanx evaluate` is asked to do.
+#[derive(Debug, Clone)]
+pub struct EvaluateRequest {
+    /// The configuration, whose evaluation set it is.
+    pub config: Config,
+    /// A checkpoint, or a run directory for its newest one.
+    pub checkpoint: PathBuf,
+    /// The views of each image.
+    pub views: Views,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// The type of activations: the checkpoint's on a GPU, f32 on the CPU when left out.
+    pub precision: Option<Precision>,
+}
+
+/// Evaluates over thread ranks.
+pub fn evaluate_checkpoint(request: &EvaluateRequest, world: u32) -> Result<Evaluation> {
+    let config = &request.config;
     let isa = Isa::choose(&config.compute.isa)?;
     let sets = config.data.open(config.seed)?;
     let deadline = Duration::from_secs_f64(config.distributed.deadline_s);
-    let body = |comm| on_rank(config, path, views, device, isa, &sets, comm);
+    let body = |comm| on_rank(request, isa, &sets, comm);
     let results = ranks::run_threads(world, deadline, isa, body)?;
     let none = || Error::config("--ranks", "there must be at least one rank");
     results.into_iter().next().ok_or_else(none)
 }
 
 /// As [`evaluate_checkpoint`], as one rank of `comm`'s world. Rank 0 alone must see the checkpoint.
-pub fn evaluate_rank(
-    config: &Config,
-    path: &Path,
-    views: &Views,
-    device: &DeviceChoice,
-    comm: Arc<dyn Communicator>,
-) -> Result<Evaluation> {
+pub fn evaluate_rank(request: &EvaluateRequest, comm: Arc<dyn Communicator>) -> Result<Evaluation> {
+    let config = &request.config;
     let isa = Isa::choose(&config.compute.isa)?;
-    on_rank(config, path, views, device, isa, &config.data.open(config.seed)?, comm)
+    on_rank(request, isa, &config.data.open(config.seed)?, comm)
 }
 
 fn on_rank(
-    config: &Config,
-    path: &Path,
-    views: &Views,
-    device: &DeviceChoice,
+    request: &EvaluateRequest,
     isa: Isa,
     (train, eval): &(Arc<dyn Source>, Arc<dyn Source>),
     comm: Arc<dyn Communicator>,
 ) -> Result<Evaluation> {
+    let EvaluateRequest { config, views, .. } = request;
     let deadline = Duration::from_secs_f64(config.distributed.deadline_s);
     check_same_table(&*comm, "the configuration", || config.identity())?;
-    let saved = if comm.rank() == 0 { Some(read_for(config, path)?) } else { None };
+    let saved = if comm.rank() == 0 { Some(read_for(config, &request.checkpoint)?) } else { None };
     let (snapshot, progress) = checkpoint::from_rank_0(&*comm, saved)?;
-    let threads = setup::threads_per_rank(config.compute.threads, comm.locality().local_world);
-    let machine = setup::machine(config, device, isa, threads, &*comm)?;
+    let have = memory::available();
+    let machine = setup::machine(config, &request.device, isa, &*comm)?;
+    if comm.rank() == 0 {
+        machine.tell_no_gpu();
+    }
+    let mut config = config.clone();
+    config.train.precision = match request.precision {
+        Some(precision) => precision,
+        None if machine.gpu().is_some() => precision_of(&progress.identity),
+        None => Precision::F32,
+    };
+    machine.set_precision(config.train.precision)?;
+    let config = &config;
     let samples = setup::samples(&**train)?;
     let shards = progress.virtual_shards.max(comm.world());
-    let (here, have) = match memory::of_gpu(&machine) {
-        Some(of_gpu) => (1, Some(of_gpu)),
-        None => (comm.locality().local_world, memory::available()),
-    };
+    let (here, have) = (machine.sharing, memory::of_gpu(&machine).or(have));
     let fits = |input| {
         memory::check_evaluation(config, &samples, input, [eval.len(), shards.into()], here, have.as_ref())
     };
@@ -213,6 +223,12 @@ fn on_rank(
     let result = evaluate(&engine, eval, &config.loader, config.eval.batch, &|| false)?;
     let result = result.ok_or_else(|| Error::config("evaluation", "it was stopped"))?;
     Ok(Evaluation { views: Some(views.clone()).filter(|v| !v.is_plain()), ..result })
+}
+
+/// The type of activations that a run had.
+fn precision_of(identity: &toml::Table) -> Precision {
+    let of_run = identity.get("train").and_then(|train| train.get("precision"));
+    of_run.and_then(|p| p.clone().try_into().ok()).unwrap_or_default()
 }
 
 /// The checkpoint at `path`, which must be of the configured model.

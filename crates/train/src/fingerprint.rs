@@ -82,17 +82,29 @@ pub(crate) fn of_set(set: &dyn Source) -> Result<toml::Table> {
     Ok(facts.map(|(k, v): (&str, toml::Value)| (k.to_owned(), v)).into_iter().collect())
 }
 
-/// Fails, naming the first fact that differs, when a checkpoint was written under another fingerprint.
-pub fn check_resume(here: &Fingerprint, saved: &Fingerprint, allow: bool) -> Result<Option<String>> {
+/// Fails, naming the first fact that differs, when a checkpoint was written under another fingerprint. `no_gpu` ends
+/// the remark that it is the CPU here.
+pub fn check_resume(
+    here: &Fingerprint,
+    saved: &Fingerprint,
+    no_gpu: &str,
+    allow: bool,
+) -> Result<Option<String>> {
     let keys: std::collections::BTreeSet<_> = here.keys().chain(saved.keys()).collect();
     let get = |f: &Fingerprint, k: &str| f.get(k).cloned().unwrap_or_else(|| "unknown".into());
     let Some(key) = keys.into_iter().find(|k| here.get(*k) != saved.get(*k)) else { return Ok(None) };
-    let text = format!(
-        "the fingerprint differs from the checkpoint's: {key} is {:?} here and was {:?} there; the run would \
-         go on with other bits",
-        get(here, key),
-        get(saved, key)
-    );
+    // A GPU on one side alone is the difference, and not the first of the facts that come with it.
+    let devices = [saved, here].map(|f| get(f, "device"));
+    let text = match devices.each_ref().map(|d| &**d) {
+        ["cpu", gpu] if gpu != "cpu" => format!("the checkpoint is of the CPU; here it is {gpu}"),
+        [gpu, "cpu"] if gpu != "cpu" => format!("the checkpoint is of {gpu}; here it is the CPU{no_gpu}"),
+        _ => format!(
+            "the fingerprint differs from the checkpoint's: {key} is {:?} here and was {:?} there",
+            get(here, key),
+            get(saved, key)
+        ),
+    };
+    let text = format!("{text}; the run would go on with other bits");
     match allow {
         true => Ok(Some(text)),
         false => {
@@ -119,10 +131,15 @@ mod tests {
     #[test]
     fn another_instruction_set_is_named_and_can_be_allowed() {
         let (a, b) = (cpu(Isa::Portable), cpu(Isa::Avx2));
-        assert_eq!(check_resume(&a, &a, false).unwrap(), None);
-        let e = check_resume(&a, &b, false).unwrap_err();
+        assert_eq!(check_resume(&a, &a, "", false).unwrap(), None);
+        let e = check_resume(&a, &b, "", false).unwrap_err();
         assert!(e.to_string().contains("isa is \"portable\" here and was \"avx2\""), "{e}");
         assert_eq!(e.exit_code(), 2);
-        assert!(check_resume(&a, &b, true).unwrap().unwrap().contains("other bits"));
+        assert!(check_resume(&a, &b, "", true).unwrap().unwrap().contains("other bits"));
+        let mut gpu = a.clone();
+        gpu.extend([("compute_capability", "9.0"), ("device", "H200")].map(|(k, v)| (k.into(), v.into())));
+        let said = |here, saved| check_resume(here, saved, " (why)", false).unwrap_err().to_string();
+        assert!(said(&a, &gpu).contains("the checkpoint is of H200; here it is the CPU (why); "));
+        assert!(said(&gpu, &a).contains("the checkpoint is of the CPU; here it is H200; "));
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use phalanx_nn::{ModelConfig, Summary, summarise};
+use phalanx_tensor::Device;
 
 use crate::config::Config;
 use crate::machine::Machine;
@@ -20,9 +21,17 @@ pub(crate) struct Have {
     by: &'static str,
 }
 
-/// What a rank can have of its GPU, where that is what it computes on.
+/// What the ranks that compute on a rank's GPU could have of it before any had taken memory, where it has one.
 pub(crate) fn of_gpu(machine: &Machine) -> Option<Have> {
-    machine.gpu().map(|gpu| Have { bytes: gpu.info().memory, by: "the GPU" })
+    machine.free.map(|bytes| Have { bytes, by: "the GPU" })
+}
+
+/// What can still be had of the memory that is computed in.
+pub(crate) fn now(device: &Device) -> Result<Option<Have>> {
+    match device.gpu() {
+        None => Ok(available()),
+        Some(gpu) => Ok(Some(Have { bytes: gpu.free_memory()?, by: "the GPU" })),
+    }
 }
 
 /// What this process can still have: of the machine, and of the control groups that it is in. None where the system
@@ -94,7 +103,7 @@ struct Need {
     sample: u64,
     /// Samples at once.
     samples: u64,
-    /// Processes or threads of this machine that each need it.
+    /// Processes or threads that each need it, of the same memory.
     times: u64,
 }
 
@@ -111,11 +120,8 @@ impl Need {
     /// Fails when it is more than there is; `advice` says what to do when so many samples fit.
     fn check(&self, what: &str, have: Option<&Have>, advice: impl Fn(u64) -> String) -> Result<()> {
         let Some(have) = have.filter(|have| self.of(self.samples) > have.bytes) else { return Ok(()) };
-        let who = if self.times > 1 {
-            format!(", for {} ranks on this machine", self.times)
-        } else {
-            String::new()
-        };
+        let who =
+            if self.times > 1 { format!(", for {} ranks that share it", self.times) } else { String::new() };
         let need = format!(
             "it needs {}: {} for the parameters and what goes with them, {} for the activations of {} at once{who}",
             words(self.of(self.samples)),
@@ -199,11 +205,11 @@ pub(crate) fn samples_at_once(
     input: [usize; 3],
     classes: usize,
     wanted: u64,
+    have: Option<&Have>,
 ) -> Result<u64> {
     let (fixed, sample) = of_inference(&summarise(model, Some(input), Some(classes), 1)?);
-    let have = available();
     let need = Need { fixed, sample, samples: 1, times: 1 };
-    need.check(name(model), have.as_ref(), |_| String::new())?;
+    need.check(name(model), have, |_| String::new())?;
     // Half is left for what is not counted.
     let most = have.map_or(wanted, |have| need.most(have.bytes) / 2);
     Ok(wanted.min(most).max(1))
@@ -254,7 +260,7 @@ mod tests {
         assert_eq!(
             e.to_string(),
             "resnet50 does not fit into memory: it needs 27.6 GB: 2.0 GB for the parameters and what goes with \
-             them, 25.6 GB for the activations of 64 samples at once, for 2 ranks on this machine; the machine has \
+             them, 25.6 GB for the activations of 64 samples at once, for 2 ranks that share it; the machine has \
              10.0 GB left. At most 20 fit"
         );
         assert_eq!(e.exit_code(), 2);
@@ -287,9 +293,9 @@ mod tests {
         evaluation(1 << 40, 1 << 30).unwrap();
         evaluation(0, 8).unwrap();
         let resnet = ModelConfig::named("resnet18");
-        let at_once = samples_at_once(&resnet, [224, 224, 3], 1000, 16).unwrap();
+        let at_once = samples_at_once(&resnet, [224, 224, 3], 1000, 16, Some(&have)).unwrap();
         assert!((1..=16).contains(&at_once));
-        let e = samples_at_once(&resnet, [3_000_000, 3_000_000, 3], 1000, 16).unwrap_err();
+        let e = samples_at_once(&resnet, [3_000_000, 3_000_000, 3], 1000, 16, Some(&have)).unwrap_err();
         assert!(e.to_string().contains("not one sample fits"), "{e}");
     }
 

@@ -13,7 +13,7 @@ use phalanx_tensor::{Device, Tensor};
 use serde::Serialize;
 
 use crate::checkpoint::Progress;
-use crate::config::{Precision, apply, explain};
+use crate::config::{apply, explain};
 use crate::machine::{DeviceChoice, Machine, Wanted};
 use crate::weights::{self, Weights};
 use crate::{Error, Result, memory, setup};
@@ -158,14 +158,11 @@ impl Predictor {
         let (params, norms) = load(&mut config, input, classes, &weights)?;
 
         let threads = setup::threads_per_rank(request.threads, 1);
-        let Machine { device, cpu, .. } = Machine::open(&Wanted {
-            choice: &request.device,
-            isa: Isa::choose("auto")?,
-            threads,
-            local_rank: 0,
-            precision: Precision::F32,
-            exact: true,
-        })?;
+        let isa = Isa::choose("auto")?;
+        let machine = Machine::open(&Wanted { choice: &request.device, isa, threads, exact: true })?;
+        machine.tell_no_gpu();
+        machine.load_kernels()?;
+        let Machine { device, cpu, .. } = machine;
         let params = params.on(&device)?;
         let of_set = set.map_or_else(Vec::new, |s| s.classes.clone());
         let names = names(request.labels.as_deref(), of_set, classes)?;
@@ -187,8 +184,8 @@ impl Predictor {
     /// model itself cannot be computed.
     pub fn run(&self, images: &[PathBuf], mut tell: impl FnMut(&Path, Outcome)) -> Result<()> {
         let mut kept: Option<Fitted> = None;
-        let batch = memory::samples_at_once(&self.config, self.input, self.names.len(), BATCH)?;
-        for group in images.chunks(batch as usize) {
+        let batch = self.most(self.input)?;
+        for group in images.chunks(batch) {
             let mut samples: Vec<Option<Result<Sample>>> = group.iter().map(|_| None).collect();
             self.cpu.workers.chunks(&mut samples, 1, |i, place| {
                 place.iter_mut().for_each(|p| *p = Some(self.prepare(&group[i])));
@@ -229,9 +226,16 @@ impl Predictor {
         Ok(())
     }
 
+    /// Samples of a shape that may be computed at once. Fails when not one fits into memory.
+    fn most(&self, shape: [usize; 3]) -> Result<usize> {
+        let have = memory::now(&self.device)?;
+        let most = memory::samples_at_once(&self.config, shape, self.names.len(), BATCH, have.as_ref())?;
+        Ok(most as usize)
+    }
+
     /// The model for samples of that shape. Fails when it takes none of it, or not one fits into memory.
     fn layers(&self, shape: [usize; 3]) -> Result<Fitted> {
-        let most = memory::samples_at_once(&self.config, shape, self.names.len(), BATCH)? as usize;
+        let most = self.most(shape)?;
         let layers = setup::layers_for(&self.config, shape, self.names.len(), &self.params)?;
         Ok(Fitted { shape, most, layers })
     }
@@ -275,10 +279,9 @@ impl Predictor {
         }
         // In the units of the set that the model was trained on.
         let spec = FieldSpec { dtype: DType::F32, ..FieldSpec::image(shape, self.max) };
-        let stored: Vec<u8> =
-            pixels.iter().flat_map(|&x| (f32::from(x) * (self.max / 255.0)).to_ne_bytes()).collect();
+        let stored: Vec<f32> = pixels.iter().map(|&x| f32::from(x) * (self.max / 255.0)).collect();
         let mut out = vec![0.0; pixels.len()];
-        Pipeline::new(&self.transforms, &spec, false)?.run(&stored, None, &mut out);
+        Pipeline::new(&self.transforms, &spec, false)?.run(bytemuck::cast_slice(&stored), None, &mut out);
         Ok(Sample { shape, pixels: out })
     }
 

@@ -67,10 +67,7 @@ impl Slots {
     }
 
     fn gpu(&self) -> Option<&Context> {
-        match &self.home {
-            Some(Device::Cuda(gpu)) => Some(gpu),
-            _ => None,
-        }
+        self.home.as_ref().and_then(Device::gpu)
     }
 
     /// Where elements of a slot are in the arena.

@@ -35,10 +35,13 @@ pub enum Event {
         /// The weights that the run began with, where they were not random.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         init: Option<Begun>,
-        /// What it computes on.
+        /// What it computes on: `cpu` or `cuda`.
         #[serde(default)]
         device: String,
-        /// Why no GPU was taken, where that was left open.
+        /// What that is called.
+        #[serde(default)]
+        device_name: String,
+        /// Why no GPU was taken, where that was left open, in few words.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         no_gpu: Option<String>,
     },
@@ -148,8 +151,11 @@ pub struct Summary {
     pub virtual_shards: u32,
     /// The transport.
     pub comm: String,
-    /// The device.
+    /// What it was computed on: `cpu` or `cuda`.
     pub device: String,
+    /// What that is called.
+    #[serde(default)]
+    pub device_name: String,
     /// Whole epochs done.
     pub epochs: u64,
     /// Steps done.
@@ -300,6 +306,7 @@ impl Reporter {
                 resumed_from,
                 init,
                 device,
+                device_name,
                 no_gpu,
             } => {
                 let from = match (resumed_from, init) {
@@ -309,10 +316,8 @@ impl Reporter {
                 };
                 let on = match (&**device, no_gpu) {
                     ("cpu" | "", None) => String::new(),
-                    ("cpu", Some(why)) => {
-                        format!(", on the CPU (no GPU is used: {})", why.split(": ").next().unwrap_or(why))
-                    }
-                    (gpu, _) => format!(", on {gpu}"),
+                    ("cpu", Some(why)) => format!(", on the CPU (no GPU is used: {why})"),
+                    _ => format!(", on {device_name}"),
                 };
                 format!(
                     "{}, {}, {}{on}{from}",
@@ -422,6 +427,11 @@ pub(crate) fn show_summary(dir: &RunDir, style: Style, summary: &Summary) {
 /// Prints a line; a reader that has gone away is no reason to end a run.
 pub(crate) fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Says something beside a command's results, on standard error.
+pub(crate) fn remark(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 #[cfg(test)]

@@ -34,19 +34,10 @@ pub(crate) fn machine(
     config: &Config,
     choice: &DeviceChoice,
     isa: Isa,
-    threads: usize,
     comm: &dyn Communicator,
 ) -> Result<Machine> {
-    let machine = Machine::open(&Wanted {
-        choice,
-        isa,
-        threads,
-        local_rank: comm.locality().local_rank,
-        precision: config.train.precision,
-        exact: config.distributed.exact,
-    })?;
-    machine.check_apart(comm, choice.share_gpu)?;
-    Ok(machine)
+    let threads = threads_per_rank(config.compute.threads, comm.locality().local_world);
+    Machine::open_among(&Wanted { choice, isa, threads, exact: config.distributed.exact }, comm)
 }
 
 /// What a classification needs to know of a set.
@@ -129,6 +120,7 @@ pub(crate) fn parameters_on(
     if machine.gpu().is_none() {
         return parameters(builder, seed, comm);
     }
+    machine.load_kernels()?;
     // First values are made by the processor, so that they do not depend on where training goes on.
     let (params, norms) = builder.finish(&mut Arena::zeroed)?;
     params.initialise(seed)?;

@@ -11,7 +11,7 @@ use std::path::Path;
 use common::{hashes, request, run};
 use phalanx_train::bench::{StepRequest, step};
 use phalanx_train::config::{Precision, WireType};
-use phalanx_train::evaluate::evaluate_checkpoint;
+use phalanx_train::evaluate::{EvaluateRequest, evaluate_checkpoint};
 use phalanx_train::predict::{PredictRequest, Predictor, Preparation};
 use phalanx_train::report::Summary;
 use phalanx_train::run::TrainRequest;
@@ -106,10 +106,89 @@ fn narrow_activations_learn_too() {
 #[ignore = "needs a GPU, or the stand-ins"]
 fn ranks_share_a_gpu_only_when_they_may() {
     let tmp = tempfile::tempdir().unwrap();
-    let mut alone = on_gpu(&tmp.path().join("run"), 2, &[]);
-    alone.device.share_gpu = false;
-    let e = run(&alone).unwrap_err();
-    assert!(e.to_string().contains("ranks 0 and 1 would share one GPU") && e.exit_code() == 2, "{e}");
+    let alone = |name: &str, out: &str| TrainRequest {
+        device: name.into(),
+        max_steps: Some(2),
+        ..on_gpu(&tmp.path().join(out), 2, &[])
+    };
+    let e = run(&alone("cuda", "none")).unwrap_err();
+    let said = e.to_string();
+    assert!(said.contains("2 ranks, 1 GPU: ") && e.exit_code() == 2, "{e}");
+    assert!(said.contains("--share-gpu") && said.contains("--device cpu"), "{e}");
+    // Where it is left open, no rank has one.
+    let open = run(&alone("auto", "auto")).unwrap();
+    assert_eq!((open.device.as_str(), open.device_name.as_str()), ("cpu", "cpu"));
+    assert_eq!(hashes(&open), hashes(&run(&alone("cpu", "cpu")).unwrap()));
+    let env = std::fs::read_to_string(tmp.path().join("auto/env.json")).unwrap();
+    assert!(env.contains("2 ranks, 1 GPU: they would share; --share-gpu or fewer ranks"), "{env}");
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn sums_on_a_narrow_wire_are_the_same_for_any_world() {
+    let tmp = tempfile::tempdir().unwrap();
+    let of = |world: u32, wire: &str| {
+        let out = tmp.path().join(format!("{wire}-{world}"));
+        let wire = format!("distributed.wire=\"{wire}\"");
+        hashes(&run(&TrainRequest { max_steps: Some(3), ..on_gpu(&out, world, &[&wire]) }).unwrap())
+    };
+    let one = of(1, "bf16");
+    assert_eq!([of(2, "bf16"), of(3, "bf16")], [one.clone(), one.clone()]);
+    assert_ne!(of(1, "f32"), one);
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn steps_that_half_precision_cannot_hold_are_skipped_by_all_ranks_and_over_restarts() {
+    let tmp = tempfile::tempdir().unwrap();
+    // Gradients of the first loss scales are past the largest half.
+    let weights = format!("loss={{ kind = \"cross_entropy\", class_weights = {:?} }}", [500.0; 10]);
+    let of = |name: &str, world: u32, steps: u64| {
+        let settings = ["train.precision=\"fp16\"", &weights, "ema.decay=0.9", "log.every_steps=1"];
+        let asked = on_gpu(&tmp.path().join(name), world, &settings);
+        let summary = run(&TrainRequest { max_steps: Some(steps), ..asked }).unwrap();
+        (summary.params_hash, summary.ema_hash.unwrap(), summary.buffers_hash)
+    };
+    let skipped = |name: &str| {
+        let metrics = std::fs::read_to_string(tmp.path().join(name).join("metrics.jsonl")).unwrap();
+        let line = |l| serde_json::from_str::<serde_json::Value>(l).unwrap();
+        metrics.lines().map(line).filter_map(|l| l["skipped_steps"].as_u64()).collect::<Vec<_>>()
+    };
+    let begun = of("cut", 2, 0);
+    let after = of("cut", 2, 2);
+    assert_eq!((&after.0, &after.1, skipped("cut")), (&begun.0, &begun.1, vec![1, 2]));
+    let whole = of("whole", 1, 6);
+    assert!(whole.0 != begun.0 && whole.1 != begun.1);
+    assert_eq!([of("cut", 1, 6), of("two", 2, 6), of("three", 3, 6)], [(); 3].map(|()| whole.clone()));
+    assert_eq!(skipped("cut"), skipped("whole"));
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn a_run_goes_on_where_it_began_unless_more_is_allowed() {
+    let tmp = tempfile::tempdir().unwrap();
+    for (n, (first, then, words)) in [
+        (gpu(), "cpu".into(), "; here it is the CPU; the run would go on with other bits"),
+        ("cpu".into(), gpu(), "the checkpoint is of the CPU; here it is "),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let on = |device: DeviceChoice, steps| TrainRequest {
+            device,
+            max_steps: Some(steps),
+            ..on_gpu(&tmp.path().join(n.to_string()), 1, &[])
+        };
+        run(&on(first, 2)).unwrap();
+        let mut next = on(then, 4);
+        let e = run(&next).unwrap_err();
+        let said = e.to_string();
+        assert!(said.contains(words) && said.contains("--allow-fingerprint-change"), "{e}");
+        assert_eq!(e.exit_code(), 2);
+        next.allow_fingerprint_change = true;
+        let summary = run(&next).unwrap();
+        assert_eq!((summary.steps, &*summary.device), (4, &*next.device.name));
+    }
 }
 
 #[test]
@@ -117,18 +196,24 @@ fn ranks_share_a_gpu_only_when_they_may() {
 fn checkpoints_are_evaluated_and_predicted_from() {
     let tmp = tempfile::tempdir().unwrap();
     let out = tmp.path().join("run");
-    let asked = on_gpu(&out, 1, &[]);
+    let asked = TrainRequest { max_steps: None, ..on_gpu(&out, 1, &["train.precision=\"bf16\""]) };
     let summary = run(&asked).unwrap();
-    let plain = Views::default();
-    let of = |views: &Views, world, device: &DeviceChoice| {
-        evaluate_checkpoint(&asked.config, &out, views, world, device).unwrap()
+    let of = |views: &Views, world, device: DeviceChoice, precision| {
+        let (config, checkpoint, views) = (asked.config.clone(), out.clone(), views.clone());
+        evaluate_checkpoint(&EvaluateRequest { config, checkpoint, views, device, precision }, world)
     };
-    let there = of(&plain, 2, &gpu());
-    assert!((there.loss - of(&plain, 1, &"cpu".into()).loss).abs() < 1e-4);
-    assert!(summary.eval.is_none_or(|e| (e.loss - there.loss).abs() < 1e-9));
-    let views = Views { crops: 10, crop: None, scales: vec![8] };
-    let (a, b) = (of(&views, 1, &gpu()).loss, of(&views, 1, &"cpu".into()).loss);
-    assert!((a - b).abs() < 1e-4, "{a} {b}");
+    let plain = Views::default();
+    // As it was trained where a GPU computes it, else in single precision, unless something else is asked.
+    let there = of(&plain, 2, gpu(), None).unwrap();
+    assert_eq!(Some(&there), summary.eval.as_ref());
+    let e = of(&plain, 1, "cpu".into(), Some(Precision::Bf16)).unwrap_err();
+    assert!(e.to_string().contains("bf16 is for GPUs") && e.exit_code() == 2, "{e}");
+    for views in [plain, Views { crops: 10, crop: None, scales: vec![8] }] {
+        let here = of(&views, 1, "cpu".into(), None).unwrap().loss;
+        let single = of(&views, 1, gpu(), Some(Precision::F32)).unwrap().loss;
+        assert!((single - here).abs() < 1e-4, "{single} {here}");
+    }
+    assert!((there.loss - of(&Views::default(), 1, "cpu".into(), None).unwrap().loss).abs() < 0.05);
     let predictor = |device: DeviceChoice| {
         Predictor::new(&PredictRequest {
             model: None,
@@ -173,10 +258,11 @@ fn steps_are_measured() {
             wire: WireType::F32,
             seconds: 0.01,
             train,
-            profile: false,
+            profile: train,
         })
         .unwrap();
         assert!(report.samples_per_second > 0.0 && report.peak_device_bytes.is_some_and(|b| b > 100_000));
-        assert!(report.peak_fraction.is_none() && report.device != "cpu");
+        assert!(report.peak_fraction.is_none() && report.device == "cuda" && report.device_name != "cuda");
+        assert_eq!(train, report.profile.iter().any(|k| k.name == "optim/momentum" && k.runs == 1.0));
     }
 }

@@ -9,7 +9,7 @@ mod common;
 use common::{hashes, request, run};
 use phalanx_host::rng::Key;
 use phalanx_train::config::Config;
-use phalanx_train::evaluate::evaluate_checkpoint;
+use phalanx_train::evaluate::{EvaluateRequest, evaluate_checkpoint};
 use phalanx_train::faults::Faults;
 use phalanx_train::report::Summary;
 use phalanx_train::run::TrainRequest;
@@ -313,7 +313,11 @@ fn weights_to_begin_with_and_views_to_evaluate_keep_it() {
 
     let config = request(&first, 1, &[]).config;
     let plain = Views::default();
-    let of = |views: &Views, world: u32| evaluate_checkpoint(&config, &first, views, world, &"cpu".into());
+    let of = |views: &Views, world: u32| {
+        let (config, checkpoint, views) = (config.clone(), first.clone(), views.clone());
+        let device = "cpu".into();
+        evaluate_checkpoint(&EvaluateRequest { config, checkpoint, views, device, precision: None }, world)
+    };
     for views in [
         Views { scales: vec![10], crops: 10, crop: None },
         Views { scales: vec![8, 11], crop: Some(8), ..plain.clone() },

@@ -133,9 +133,9 @@ impl Dnn {
             return self.core.profiled(name, || self.execute(plan, xwy));
         }
         let plan = self.choose(&state, c, aligned, xwy)?;
-        let done = self.core.profiled(name, || self.execute(&plan, xwy));
+        self.core.profiled(name, || self.execute(&plan, xwy))?;
         state.plans.entry(c.clone()).or_default().push((aligned, plan));
-        done
+        Ok(())
     }
 
     /// What was chosen so far, as `convolution = engine and settings`, sorted. Engines' numbers are the library's.
@@ -188,15 +188,21 @@ impl Dnn {
         let most = if first_only { 1 } else { TIMED };
         let mut plans = Vec::new();
         let mut failed = None;
+        let mut large: Option<Plan> = None;
         for candidate in candidates {
             match problem.plan(candidate) {
                 Ok(plan) if plan.workspace <= WORKSPACE_LIMIT => plans.push(plan),
+                Ok(plan) if large.as_ref().is_none_or(|l| plan.workspace < l.workspace) => large = Some(plan),
                 Ok(_) => {}
                 Err(e) => failed = Some(e),
             }
             if plans.len() == most {
                 break;
             }
+        }
+        // Much memory is better than none of the library's algorithms.
+        if plans.is_empty() {
+            plans.extend(large);
         }
         let mut best: Option<(f32, Plan)> = None;
         let alone = plans.len() == 1;

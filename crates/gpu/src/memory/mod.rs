@@ -99,6 +99,11 @@ impl Context {
         self.core().memory.stats()
     }
 
+    /// Bytes that this context can still have: what the device has left, and what is cached.
+    pub fn free_memory(&self) -> Result<u64> {
+        self.core().memory.free()
+    }
+
     /// Gives cached memory back to the device; first waits for the compute stream.
     pub fn trim(&self) -> Result<()> {
         self.synchronize()?;

@@ -120,6 +120,15 @@ impl Memory {
         MemoryStats { cached: state.planner.held() - state.stats.live, ..state.stats }
     }
 
+    /// What the device has left, and what is held from it without a use.
+    pub(crate) fn free(&self) -> Result<u64> {
+        let d = self.primary.enter()?;
+        let (mut free, mut total) = (0usize, 0usize);
+        // SAFETY: writes two sizes.
+        d.check(unsafe { (d.cuMemGetInfo_v2)(&mut free, &mut total) }, "cuMemGetInfo_v2")?;
+        Ok(free as u64 + self.stats().cached)
+    }
+
     /// Gives cached segments back to the device.
     pub(crate) fn trim(&self) -> Result<()> {
         let d = self.primary.enter()?;

@@ -1,4 +1,4 @@
-use phalanx_gpu::{Context, Conv, Direction, Error, Math, Type};
+use phalanx_gpu::{Context, Conv, Direction, Math, Type};
 
 use crate::common::{buffer, context, decode, encode, numbers};
 
@@ -61,17 +61,8 @@ fn products(c: &Conv, mut each: impl FnMut(usize, usize, usize)) {
     }
 }
 
-/// cuDNN, unless the stand-ins have none.
-fn ready(c: &Context) -> bool {
-    match c.dnn() {
-        Ok(_) => true,
-        Err(Error::NoLibrary { .. }) => false,
-        Err(e) => panic!("{e}"),
-    }
-}
-
 fn check(c: &Conv) {
-    let Some(context) = context().filter(ready) else { return };
+    let context = context();
     let sizes = [
         c.n * c.c * c.image.iter().product::<usize>(),
         c.k * c.c / c.groups * c.kernel.iter().product::<usize>(),
@@ -103,6 +94,7 @@ fn check(c: &Conv) {
 }
 
 #[test]
+#[ignore = "needs a GPU, or the stand-ins"]
 fn convolutions_of_one_two_and_three_axes() {
     check(&conv(&[[9, 3, 2, 1, 0, 1]], 2, 4, 8, 1));
     check(&conv(&[[6, 3, 1, 1, 1, 1], [7, 2, 2, 0, 1, 1]], 2, 4, 8, 1));
@@ -110,12 +102,14 @@ fn convolutions_of_one_two_and_three_axes() {
 }
 
 #[test]
+#[ignore = "needs a GPU, or the stand-ins"]
 fn convolutions_with_groups_and_dilation() {
     check(&conv(&[[8, 3, 1, 2, 2, 2], [8, 3, 1, 2, 2, 2]], 1, 8, 8, 2));
     check(&conv(&[[6, 3, 1, 1, 1, 1], [6, 3, 1, 1, 1, 1]], 2, 8, 8, 8));
 }
 
 #[test]
+#[ignore = "needs a GPU, or the stand-ins"]
 fn convolutions_of_half_types() {
     for of in [Type::Bf16, Type::F16] {
         let c = conv(&[[6, 3, 1, 1, 1, 1], [6, 3, 1, 1, 1, 1]], 1, 8, 8, 1);
@@ -124,8 +118,9 @@ fn convolutions_of_half_types() {
 }
 
 #[test]
+#[ignore = "needs a GPU, or the stand-ins"]
 fn a_convolution_without_samples_has_a_gradient_of_zero() {
-    let Some(context) = context().filter(ready) else { return };
+    let context = context();
     let b = buffer(&context, &[1; 64 * 4 + 4]);
     for direction in [Direction::Forward, Direction::Data, Direction::Weights] {
         let c = Conv { direction, ..conv(&[[2, 1, 1, 0, 0, 1]], 0, 8, 8, 1) };
@@ -136,8 +131,9 @@ fn a_convolution_without_samples_has_a_gradient_of_zero() {
 }
 
 #[test]
+#[ignore = "needs a GPU, or the stand-ins"]
 fn a_choice_can_be_named_and_pinned() {
-    let Some(context) = context().filter(ready) else { return };
+    let context = context();
     let c = conv(&[[6, 3, 1, 1, 1, 1], [6, 3, 1, 1, 1, 1]], 1, 8, 8, 1);
     let [x, w, y] = [288, 576, 288].map(|n| buffer(&context, &vec![0; n * 4]));
     let run = |context: &Context| {

@@ -1,5 +1,5 @@
-//! The crate on a device: NVIDIA's stand-ins of `tests/cuda`, which run kernels on the CPU, or what is installed when
-//! `PHALANX_TEST_GPU=1`. Without a C++ compiler and without `PHALANX_CUDA_PATH` these tests pass without a check.
+//! The crate on a device: a GPU, or with `PHALANX_CUDA_PATH` NVIDIA's stand-ins of `tests/cuda`, which run kernels on the
+//! CPU. Ignored unless asked for; `tests/run` asks.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod collectives;

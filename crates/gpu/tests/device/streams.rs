@@ -15,13 +15,14 @@ fn first(c: &Context, b: &Buffer) -> u32 {
 }
 
 #[test]
+#[ignore = "needs a GPU, or the stand-ins"]
 fn events_order_streams_and_measure() {
     let name = "streams::events_order_streams_and_measure";
     // Work as late as allowed: a wait that is missing shows.
-    if context().is_none() || !with_settings(name, &[("PHALANX_STANDIN_STREAMS", "1")]) {
+    if !with_settings(name, &[("PHALANX_STANDIN_STREAMS", "1")]) {
         return;
     }
-    let c = context().unwrap();
+    let c = context();
     let b = buffer(&c, &[0; 4000]);
     let timer = c.timer().unwrap();
     timer.start().unwrap();
@@ -48,8 +49,9 @@ fn events_order_streams_and_measure() {
 }
 
 #[test]
+#[ignore = "needs a GPU, or the stand-ins"]
 fn a_graph_does_its_work_at_each_launch() {
-    let Some(c) = context() else { return };
+    let c = context();
     c.load(&KERNELS).unwrap();
     let total = buffer(&c, &[0; 512]);
     let held = c.memory().live;
@@ -84,8 +86,9 @@ fn a_graph_does_its_work_at_each_launch() {
 }
 
 #[test]
+#[ignore = "needs a GPU, or the stand-ins"]
 fn a_recording_that_is_dropped_leaves_nothing() {
-    let Some(c) = context() else { return };
+    let c = context();
     c.load(&KERNELS).unwrap();
     let total = buffer(&c, &[0; 512]);
     let capture = c.capture().unwrap();
@@ -98,15 +101,13 @@ fn a_recording_that_is_dropped_leaves_nothing() {
 }
 
 #[test]
+#[ignore = "needs a GPU, or the stand-ins"]
 fn a_driver_that_is_too_old_is_named() {
     let name = "streams::a_driver_that_is_too_old_is_named";
     if !stand_ins() {
         return;
     }
-    if std::env::var_os("PHALANX_TEST_AGAIN").is_none() {
-        if context().is_some() {
-            with_settings(name, &[("PHALANX_STANDIN_DRIVER_VERSION", "11080")]);
-        }
+    if !with_settings(name, &[("PHALANX_STANDIN_DRIVER_VERSION", "11080")]) {
         return;
     }
     let e = Context::open(0).unwrap_err();

@@ -8,7 +8,7 @@ use phalanx_host::{Arena, ArenaMut, ArenaRef};
 use super::Update;
 use super::cpu::Step;
 use super::rules::Moments;
-use crate::params::{ParamId, Params, bytes, floats};
+use crate::params::{ParamId, Params, bytes};
 use crate::{Error, Result};
 
 static SOURCE: Source = Source { name: "optim", text: include_str!("kernel.cu") };
@@ -156,10 +156,6 @@ fn uploaded(gpu: &Context, bytes: &[u8]) -> Result<Buffer> {
     Ok(buffer)
 }
 
-fn bytes_of(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|w| w.to_ne_bytes()).collect()
-}
-
 /// The address of the arena's first element, of which a range is borrowed.
 fn base(address: Option<u64>, start: usize) -> Result<DevicePtr> {
     let address = address.ok_or(phalanx_tensor::Error::WrongMemory { op: "optimizer", device: "GPU" })?;
@@ -198,7 +194,7 @@ impl Kept {
                     gpu.fill_zero(zeros.ptr(), zeros.len())?;
                     zeros
                 }
-                _ => uploaded(gpu, &bytes_of(&vec![first.to_bits(); elements.len()]))?,
+                _ => uploaded(gpu, bytemuck::cast_slice(&vec![first; elements.len()]))?,
             });
         }
         let rates = if trusts { Some(gpu.alloc(firsts.len() * size_of::<f32>())?) } else { None };
@@ -206,10 +202,10 @@ impl Kept {
             gpu: gpu.clone(),
             states,
             elements,
-            pieces: uploaded(gpu, &bytes_of(&pieces))?,
+            pieces: uploaded(gpu, bytemuck::cast_slice(&pieces))?,
             sums: gpu.alloc(starts.len() * 2 * size_of::<f64>())?,
             starts,
-            spans: uploaded(gpu, &bytes_of(&spans))?,
+            spans: uploaded(gpu, bytemuck::cast_slice(&spans))?,
             firsts,
             rates,
             norm: gpu.alloc(size_of::<f64>())?,
@@ -219,16 +215,15 @@ impl Kept {
     /// Everything of one kind of state, laid out like the parameters.
     pub(super) fn state(&self, kind: usize) -> Result<Vec<f32>> {
         let Some(state) = &self.states[kind] else { return Ok(Vec::new()) };
-        let mut bytes = vec![0; state.len()];
-        self.gpu.download(state.ptr(), &mut bytes)?;
-        Ok(floats(&bytes))
+        let mut values = vec![0.0f32; state.len() / size_of::<f32>()];
+        self.gpu.download(state.ptr(), bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
     }
 
     /// Sets everything of one kind of state.
     pub(super) fn set_state(&mut self, kind: usize, values: &[f32]) -> Result<()> {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
         match &self.states[kind] {
-            Some(state) => Ok(self.gpu.upload(state, 0, &bytes)?),
+            Some(state) => Ok(self.gpu.upload(state, 0, bytemuck::cast_slice(values))?),
             None => Ok(()),
         }
     }
@@ -245,9 +240,9 @@ impl Kept {
         self.gpu.launch(&SOURCE, "gradient_squares", blocks(count), args)?;
         let args = Args::new().ptr(self.sums.ptr()).i64(count as i64).ptr(self.norm.ptr());
         self.gpu.launch(&SOURCE, "total", blocks(1), args)?;
-        let mut sum = [0; size_of::<f64>()];
-        self.gpu.download(self.norm.ptr(), &mut sum)?;
-        Ok(f64::from_ne_bytes(sum).sqrt())
+        let mut sum = 0.0f64;
+        self.gpu.download(self.norm.ptr(), bytemuck::bytes_of_mut(&mut sum))?;
+        Ok(sum.sqrt())
     }
 
     /// Updates the parameters at `elements`, none of which is cut by its bounds.
@@ -415,9 +410,14 @@ pub fn round_f16_on(
     flat_on(gpu, stream, "round_f16", n, Args::new().ptr(at).f32(down).f32(up).i64(n as i64))
 }
 
-/// Compiles or loads all kernels, those of the op table too, so that what is missing is missed before the first step.
-pub fn load(gpu: &Context) -> phalanx_gpu::Result<()> {
+/// The sources of all kernels: those of the op table and of the optimizers.
+pub fn kernel_sources() -> Vec<&'static Source> {
     let mut all = phalanx_tensor::kernel_sources().to_vec();
     all.push(&SOURCE);
-    gpu.load_all(&all)
+    all
+}
+
+/// Compiles or loads all kernels, so that what is missing is missed before the first step.
+pub fn load(gpu: &Context) -> phalanx_gpu::Result<()> {
+    gpu.load_all(&kernel_sources())
 }

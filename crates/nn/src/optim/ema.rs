@@ -78,7 +78,7 @@ impl Ema {
         let all = bytes(&(0..params.elements()));
         let mut average = self.average.arena().write(all.clone())?;
         let weights = params.arena().read(all)?;
-        if let Some(Device::Cuda(gpu)) = params.home() {
+        if let Some(gpu) = params.home().and_then(Device::gpu) {
             return cuda::approach(gpu, &mut average, &weights, rest as f32);
         }
         let (average, weights) = (average.as_mut_slice::<f32>()?, weights.as_slice::<f32>()?);

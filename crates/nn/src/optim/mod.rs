@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 pub use config::OptimizerConfig;
-pub use cuda::{add, load, round_bf16, round_bf16_on, round_f16, round_f16_on, sum_on};
+pub use cuda::{add, kernel_sources, load, round_bf16, round_bf16_on, round_f16, round_f16_on, sum_on};
 pub use ema::{Ema, EmaConfig};
 pub use norms::clip_factor;
 use phalanx_host::{Arena, Cpu};
@@ -89,13 +89,13 @@ impl Optimizer {
             _ => 0..0,
         };
         let (kinds, first) = (config.state_names().map(|name| name.is_some()), config.first_state());
-        let state = match params.home() {
-            Some(Device::Cuda(gpu)) => {
+        let state = match params.home().and_then(Device::gpu) {
+            Some(gpu) => {
                 let decays = |id| params.spec(id).decay && (decaying || trusts);
                 let (ids, elements) = (ids.clone(), elements.clone());
                 State::Cuda(cuda::Kept::new(gpu, params, ids, elements, decays, kinds, first, trusts)?)
             }
-            _ => State::Host(kinds.map(|there| vec![first; if there { elements.len() } else { 0 }])),
+            None => State::Host(kinds.map(|there| vec![first; if there { elements.len() } else { 0 }])),
         };
         let (config, bound) = (config.clone(), f32::INFINITY);
         Ok(Optimizer { config, ids, elements, segments, state, bound, steps: 0 })

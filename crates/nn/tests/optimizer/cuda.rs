@@ -22,8 +22,7 @@ fn sent(arena: &Arena, device: &Device) -> Arena {
 
 fn values(arena: &Arena, device: &Device) -> Vec<f32> {
     let held = arena.read(0..arena.len()).unwrap();
-    let bytes = device.read_arena(&held).unwrap();
-    bytes.chunks_exact(4).map(|b| f32::from_ne_bytes(b.try_into().unwrap())).collect()
+    bytemuck::pod_collect_to_vec(&device.read_arena(&held).unwrap())
 }
 
 fn weights(params: &Params) -> Vec<f32> {
@@ -70,8 +69,9 @@ fn rules_give_what_they_give_on_the_cpu() {
         let exact = fused && !trusts(&config);
         compare(&format!("{config:?}"), &weights(&there), &all(&here), exact);
         let [state, want] = [(1, &there), (0, &here)].map(|(i, p)| optimizers[i].export(p).unwrap());
-        for ((name, (shape, got)), (_, (wanted, want))) in state.iter().zip(&want) {
-            assert_eq!(shape, wanted);
+        assert_eq!(state.len(), want.len());
+        for ((name, (shape, got)), (expected, (wanted, want))) in state.iter().zip(&want) {
+            assert_eq!((name, shape), (expected, wanted));
             compare(name, got, want, exact);
         }
         // And back in: nothing changes.
@@ -115,7 +115,7 @@ fn how_an_update_is_cut_changes_no_bits_and_no_parameter_may_be() {
 #[ignore = "needs a GPU, or the stand-ins"]
 fn norms_averages_sums_and_rounding_are_the_cpus() {
     let device = gpu();
-    let Device::Cuda(context) = &device else { unreachable!("it is a GPU") };
+    let context = device.gpu().unwrap();
     let (here, there) = (params(), params().on(&device).unwrap());
     let sums = gradients(&here, 3);
     let sent_sums = sent(&sums, &device);
@@ -138,13 +138,18 @@ fn norms_averages_sums_and_rounding_are_the_cpus() {
     averages[1].update(&cpu(1), &there, 1).unwrap();
     compare("average", &weights(averages[1].average()), &weights(averages[0].average()), true);
 
+    // Back to the host, from where nothing is to move.
+    let back = params().on(&device).unwrap().on(&Device::Cpu(cpu(1).into())).unwrap();
+    assert!(back.home().is_none());
+    compare("back", &all(&back), &all(&params()), true);
+
     // A target network, and a range that ends with no whole vector.
     there.copy(1..2, 2..3).unwrap();
     let len = 4 * 1003;
     let (a, b) = (device.arena(2 * 4096).unwrap(), device.arena(8192).unwrap());
-    let numbers: Vec<u8> = weights(&there)[..2048].iter().flat_map(|x| x.to_ne_bytes()).collect();
-    device.write_arena(&mut a.write(0..8192).unwrap(), &numbers).unwrap();
-    device.write_arena(&mut b.write(0..8192).unwrap(), &numbers).unwrap();
+    let numbers = &weights(&there)[..2048];
+    device.write_arena(&mut a.write(0..8192).unwrap(), bytemuck::cast_slice(numbers)).unwrap();
+    device.write_arena(&mut b.write(0..8192).unwrap(), bytemuck::cast_slice(numbers)).unwrap();
     let before = values(&a, &device);
     flat::add(context, &mut a.write(4096..4096 + len).unwrap(), &b.read(0..len).unwrap()).unwrap();
     let want =

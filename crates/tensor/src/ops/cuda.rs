@@ -229,11 +229,6 @@ mod tests {
             }
         }
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn every_file_of_kernels_is_among_the_sources() {

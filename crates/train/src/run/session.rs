@@ -40,6 +40,8 @@ pub(super) struct Session<'a> {
     pub(super) _lock: Option<Lock>,
     /// Steps of the whole run.
     pub(super) total: u64,
+    /// What the device is called.
+    pub(super) device_name: String,
     /// The step that this start ends at.
     pub(super) end: u64,
     // Of this start.
@@ -311,6 +313,7 @@ impl<'a> Session<'a> {
             virtual_shards: p.virtual_shards,
             comm: self.engine.sums_over().into(),
             device: self.engine.device.name().into(),
+            device_name: self.device_name,
             epochs: p.epoch,
             steps: p.step,
             samples_seen: p.samples_seen,

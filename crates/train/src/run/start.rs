@@ -46,10 +46,9 @@ pub(super) fn open<'a>(
     comm.whereabouts().enter(Activity::Starting);
     let config = &request.config;
     let allowed = Duration::from_secs_f64(config.distributed.deadline_s);
-    let threads = setup::threads_per_rank(config.compute.threads, comm.locality().local_world);
-    let mut machine = setup::machine(config, &request.device, isa, threads, &*comm)?;
+    let mut machine = setup::machine(config, &request.device, isa, &*comm)?;
+    machine.set_precision(config.train.precision)?;
     let here = fingerprint::of(&machine, isa);
-    check_same_table(&*comm, "the fingerprint", || Ok(fingerprint::table(&here)))?;
     check_same_table(&*comm, "the configuration", || config.identity())?;
     check_same_table(&*comm, "the data", || {
         let sets = [("train", &sets.train), ("eval", &sets.eval)];
@@ -79,7 +78,12 @@ pub(super) fn open<'a>(
                 saved.1.init.as_ref().map_or(Ok(()), Begun::check_unchanged)
             })?;
             let allow = request.allow_fingerprint_change;
-            warnings.extend(fingerprint::check_resume(&here, &saved.1.fingerprint, allow)?);
+            warnings.extend(fingerprint::check_resume(
+                &here,
+                &saved.1.fingerprint,
+                &machine.in_brackets(),
+                allow,
+            )?);
             Some(saved)
         }
     };
@@ -100,10 +104,8 @@ pub(super) fn open<'a>(
         return Ok(Opened::Ended(Box::new(summary)));
     }
     let shards = shards(config, saved.as_ref().map(|s| s.1.virtual_shards), comm.world())?;
-    let of_gpu = memory::of_gpu(&machine);
-    let (ranks, set) =
-        (if of_gpu.is_some() { 1 } else { comm.locality().local_world }, [sets.eval.len(), shards.into()]);
-    let have = of_gpu.or(have);
+    let (ranks, set) = (machine.sharing, [sets.eval.len(), shards.into()]);
+    let have = memory::of_gpu(&machine).or(have);
     memory::check_training(config, &samples, shards, ranks, have.as_ref())?;
     if !sets.eval.is_empty() {
         memory::check_evaluation(config, &samples, samples.input, set, ranks, have.as_ref())?;
@@ -169,7 +171,7 @@ pub(super) fn open<'a>(
         let (first, due) = (progress.step, progress.evaluation_due);
         let mut r = Reporter::new(&dir, request.style, start.attempt, first, total, due)?;
         dir.clear_summary()?;
-        dir.write_json("env.json", &environment(&engine, &machine, &progress, &hosts, threads))?;
+        dir.write_json("env.json", &environment(&engine, &machine, &progress, &hosts))?;
         for message in warnings {
             r.tell(&Event::Warning { message })?;
         }
@@ -180,8 +182,9 @@ pub(super) fn open<'a>(
             parameters: engine.params().count() as u64,
             resumed_from: start.checkpoint,
             init: progress.init.clone(),
-            device: machine.name(),
-            no_gpu: machine.no_gpu.clone(),
+            device: machine.device.name().into(),
+            device_name: machine.name(),
+            no_gpu: machine.no_gpu.as_ref().map(|no| no.brief.clone()),
         })?;
         reporter = Some(r);
         writer = Some(Writer::new(dir.checkpoints(), config.checkpoint.keep));
@@ -199,6 +202,7 @@ pub(super) fn open<'a>(
         writer,
         _lock: lock,
         total,
+        device_name: machine.name(),
         end,
         started,
         wall_before: progress.wall_s,
@@ -236,7 +240,6 @@ fn environment(
     machine: &Machine,
     progress: &Progress,
     hosts: &[Vec<u8>],
-    threads: usize,
 ) -> serde_json::Value {
     let comm = &engine.comm;
     let gpu = machine.gpu().map(|gpu| {
@@ -261,10 +264,11 @@ fn environment(
         "comm": engine.sums_over(),
         "no_nccl": machine.no_nccl,
         "hosts": hosts,
-        "threads_per_rank": threads,
-        "device": machine.name(),
+        "threads_per_rank": machine.cpu.workers.threads(),
+        "device": machine.device.name(),
+        "device_name": machine.name(),
         "gpu": gpu,
-        "no_gpu": machine.no_gpu,
+        "no_gpu": machine.no_gpu.as_ref().map(|no| &no.why),
         "bucket_mb": engine.options.bucket_bytes as f64 / 1e6,
         "init": progress.init,
         "fingerprint": progress.fingerprint,

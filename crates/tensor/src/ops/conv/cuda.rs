@@ -345,7 +345,7 @@ mod tests {
     #[ignore = "needs a GPU or its stand-in"]
     fn the_library_and_the_definition_agree() {
         let device = crate::Device::cuda(0).unwrap();
-        let crate::Device::Cuda(gpu) = &device else { return };
+        let Some(gpu) = device.gpu() else { return };
         let images = ConvShape::new([2, 1, 9, 8, 6], 4, [1, 3, 2]);
         let volumes = ConvShape::new([1, 4, 5, 6, 4], 6, [2, 3, 1]).with_stride([1, 2, 2]);
         let shapes = [

@@ -131,24 +131,29 @@ impl CudaOp for Binary {
         let ((f, rare), shape, out) = (number(BINARY, name)?, outs[0].shape, &outs[0]);
         let (n, dtype) = (shape.numel(), outs[0].dtype);
         let (a, b) = (ins[0].ptr()?, ins[1].ptr()?);
+        let [x, y] = [stretch(self.name, &ins[0], shape)?, stretch(self.name, &ins[1], shape)?];
+        if dtype == DType::F64 && matches!(name, "Add" | "Sub" | "Mul" | "Div") {
+            let args = Args::new().i32(f).ptr(a).ptr(b).ptr(out.ptr()?);
+            return launch(gpu, &SOURCE, "zip_f64", n, args.pod(cuda::walk([&x.layout, &y.layout])));
+        }
+        let end = suffix(self.name, dtype)?;
         // 0 for one element, 1 for all of them; others take the way of any layout.
         let step = |v: &View| match v.shape().numel() {
             1 => Some(0),
             m => (m == n && v.layout.is_contiguous()).then_some(1),
         };
-        let one_type = ins[0].dtype == dtype && ins[1].dtype == dtype && dtype != DType::F64;
+        let one_type = ins[0].dtype == dtype && ins[1].dtype == dtype;
         if one_type
             && !rare
             && let (Some(sa), Some(sb)) = (step(&ins[0]), step(&ins[1]))
         {
-            let kernel = format!("zip_{}", suffix(self.name, dtype)?);
+            let kernel = format!("zip_{end}");
             let out = out.ptr()?;
             let (packs, items) =
                 packs(dtype, n, &[if sa == 0 { out } else { a }, if sb == 0 { out } else { b }, out]);
             let args = Args::new().i32(f).ptr(a).i32(sa).ptr(b).i32(sb).ptr(out);
             return launch(gpu, &SOURCE, &kernel, items, args.i64(n as i64).i64(packs as i64));
         }
-        let [x, y] = [stretch(self.name, &ins[0], shape)?, stretch(self.name, &ins[1], shape)?];
         let walk = cuda::walk([&x.layout, &y.layout]);
         let args = Args::new().i32(f).i32(i32::from(rare)).ptr(a).i32(code(x.dtype));
         let args = args.ptr(b).i32(code(y.dtype));
@@ -165,6 +170,7 @@ impl CudaOp for Where {
         _: &mut [ViewMut],
     ) -> Result<()> {
         let (shape, dtype) = (outs[0].shape, outs[0].dtype);
+        suffix("where", dtype)?;
         let [m, a, b] = [0, 1, 2].map(|i| stretch("where", &ins[i], shape));
         let (m, a, b) = (m?, a?, b?);
         let walk = cuda::walk([&m.layout, &a.layout, &b.layout]);

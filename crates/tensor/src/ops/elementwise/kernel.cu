@@ -269,6 +269,16 @@ KERNEL zip_any(int f, int rare, const void* a, int a_type, const void* b, int b_
     }
 }
 
+// The four operations of arithmetic in doubles, which places in larger tensors are reckoned with.
+KERNEL zip_f64(int f, const double* a, const double* b, double* out, Walk walk) {
+    for (EACH(i, walk.total())) {
+        i64 at[2];
+        walk.places(i, at);
+        double x = a[at[0]], y = b[at[1]];
+        out[i] = f == PAIR_Add ? x + y : f == PAIR_Sub ? x - y : f == PAIR_Mul ? x * y : x / y;
+    }
+}
+
 // out = mask ? a : b, read through any layout.
 KERNEL choose(const u8* mask, const void* a, int a_type, const void* b, int b_type, void* out, int type, Walk walk) {
     for (EACH(i, walk.total())) {

@@ -97,7 +97,8 @@ impl CudaOp for Concat {
         let mut start = 0;
         for x in ins {
             let target = ops::shape::part(outs[0].shape, x.shape(), self.axis, start, 1);
-            ops::shape::cuda::place(gpu, x, &target, &mut outs[0], false)?;
+            let part = ops::cuda::typed(gpu, x, outs[0].dtype)?;
+            ops::shape::cuda::place(gpu, &part.view(), &target, &mut outs[0], false)?;
             start += x.shape()[self.axis];
         }
         Ok(())

@@ -4,7 +4,7 @@
 use super::{CrossEntropy, check_weights, cuda};
 use crate::half_storage::is_half;
 use crate::op::Meta;
-use crate::{DType, Device, Error, Result, Shape, Tensor, ops};
+use crate::{DType, Error, Result, Shape, Tensor, ops};
 
 /// How [`Tensor::triplet_margin`] measures; by default as PyTorch's `triplet_margin_loss`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -129,7 +129,7 @@ impl Rows {
             ops::want_same(op, &metas, 1)?;
             ops::want_shape(op, &metas, 1, [k].into(), "there is one weight a class of [N,..,K]")?;
         }
-        if let Device::Cuda(gpu) = x.device() {
+        if let Some(gpu) = x.device().gpu() {
             // Nothing is read here: that would wait for the GPU.
             let [places, counted, factors] = cuda::label_rows(gpu, op, labels, k, options)?;
             let counted = options.ignore_index.map(|_| counted);
@@ -171,7 +171,7 @@ impl Rows {
 
 /// A mask of `[N, K]` that is 0 at each row's place alone.
 fn others(places: &Tensor, [samples, k]: [usize; 2]) -> Result<Tensor> {
-    if let Device::Cuda(gpu) = places.device() {
+    if let Some(gpu) = places.device().gpu() {
         return cuda::all_but(gpu, places, k);
     }
     let mut others = vec![1u8; samples * k];

@@ -2,7 +2,7 @@
 
 use phalanx_host::DType;
 
-use crate::{Device, Error, Result, Tensor};
+use crate::{Error, Result, Tensor};
 
 /// For each `k` of `ks`, whether each sample's label is missed by the `k` largest of its logits.
 ///
@@ -27,7 +27,7 @@ pub fn top_k_errors(
         return Err(Error::DTypes { op: OP, operand: 1, got: labels.dtype(), want });
     }
     let labels = &labels.detach();
-    if let (Device::Cuda(gpu), DType::F32) = (logits.device(), logits.dtype()) {
+    if let (Some(gpu), DType::F32) = (logits.device().gpu(), logits.dtype()) {
         // Only the ranks come over.
         let ranks = super::cuda::ranks(gpu, logits, labels, ignore)?.to_vec::<i64>()?;
         if let Some(position) = ranks.iter().position(|&r| r < 0) {

@@ -246,7 +246,7 @@ impl CudaOp for FractionalPool {
     ) -> Result<()> {
         let (x, end) = (&ins[0], suffix(self.name(), ins[0].dtype)?);
         suffix(self.name(), ins[1].dtype)?;
-        // Seen before anything is read at places that they give; a recorded step trusts them.
+        // Seen before anything is read at places that they give; a recorded step takes the nearest that will do.
         if !gpu.is_capturing()
             && let Some(s) = numbers(gpu, &ins[1])?.iter().find(|s| !(0.0..1.0).contains(*s))
         {

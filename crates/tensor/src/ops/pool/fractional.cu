@@ -12,10 +12,13 @@ DEV i64 begin(const Cut& w, int axis, i64 o, double number) {
     double step = (double)room / (double)gaps;
     return (i64)((o + number) * step) - (i64)(number * step);
 }
-// The number for an axis: an image's first one is that of its width, a volume's that of its depth.
+// The number for an axis: an image's first one is that of its width, a volume's that of its depth. A recorded step cannot look
+// at the samples first, so one outside 0..1 is taken as the nearest inside.
 DEV double number(const Cut& w, int axis, const void* samples, int type, i64 plane) {
     i64 i = axis + w.rank - 3;
-    return i < 0 ? 0.0 : load_any(samples, type, plane * w.rank + (w.rank == 2 ? 1 - i : i));
+    if (i < 0) return 0.0;
+    float sample = load_any(samples, type, plane * w.rank + (w.rank == 2 ? 1 - i : i));
+    return sample >= 0.0f ? fminf(sample, 0.99999994f) : 0.0f;
 }
 DEV void places_of(i64 i, const i64 (&sizes)[3], i64 channels, i64& sample, i64 (&at)[3], i64& channel) {
     i64 rest = i / channels;

@@ -52,13 +52,37 @@ pub(crate) fn place(gpu: &Context, from: &View, target: &Layout, to: &mut ViewMu
         let args = Args::new().ptr(source).ptr(start).i32(rows as i32).i32(columns as i32);
         return Ok(gpu.launch(&SOURCE, &format!("transpose_{size}"), grid, args)?);
     }
-    let kernel = match (add, from.dtype) {
-        (true, DType::F64) => "add_f64".to_owned(),
-        (true, dtype) => format!("add_{}", suffix("add gradient", dtype)?),
-        (false, _) => format!("move_{size}"),
+    let mut places = cuda::walk([target, &from.layout]);
+    let aligned = source.0 % 16 == 0 && start.0 % 16 == 0;
+    let packs = aligned && by_packs(&mut places, 16 / size);
+    let kernel = match (add, packs, from.dtype) {
+        (true, true, DType::F64) => "add_packs_f64".to_owned(),
+        (true, false, DType::F64) => "add_f64".to_owned(),
+        (true, true, dtype) => format!("add_packs_{}", suffix("add gradient", dtype)?),
+        (true, false, dtype) => format!("add_{}", suffix("add gradient", dtype)?),
+        (false, true, _) => "move_16".to_owned(),
+        (false, false, _) => format!("move_{size}"),
     };
-    let places = cuda::walk([target, &from.layout]);
-    launch(gpu, &SOURCE, &kernel, n, Args::new().ptr(source).ptr(start).pod(places))
+    launch(gpu, &SOURCE, &kernel, places[1] as usize, Args::new().ptr(source).ptr(start).pod(places))
+}
+
+/// Makes a walk over two operands one over packs of `pack` elements, where rows and the ways between them are whole
+/// packs; says whether it did.
+fn by_packs(places: &mut [i64; 64], pack: usize) -> bool {
+    let (pack, inner) = (pack as i64, places[0] as usize - 1);
+    let strides = |axis: usize| [places[10 + axis], places[18 + axis]];
+    let whole = |n: i64| n % pack == 0;
+    let rows = strides(inner) == [1, 1] && whole(places[2 + inner]);
+    if !rows || !(0..inner).all(|axis| strides(axis).into_iter().all(whole)) {
+        return false;
+    }
+    places[1] /= pack;
+    places[2 + inner] /= pack;
+    for axis in 0..inner {
+        places[10 + axis] /= pack;
+        places[18 + axis] /= pack;
+    }
+    true
 }
 
 /// The most tensors that one launch gathers.
@@ -106,7 +130,12 @@ fn transposed(from: &View, target: &Layout) -> Option<[usize; 3]> {
         _ => return None,
     };
     let at = rank as usize - 2;
-    let fits = strides[at] == 1 && strides[at + 1] == rows && batch <= 65_535 && rows.div_euclid(32) < 65_535;
+    // Columns are told to the kernel as 32 bits.
+    let fits = columns < 1 << 31
+        && strides[at] == 1
+        && strides[at + 1] == rows
+        && batch <= 65_535
+        && rows.div_euclid(32) < 65_535;
     (fits && rows >= 8 && columns >= 8 && n == batch * rows * columns).then_some([
         batch as usize,
         rows as usize,
@@ -156,5 +185,31 @@ impl CudaOp for Scatter {
         gpu.fill_zero(outs[0].ptr()?, outs[0].shape.numel() * outs[0].dtype.size())?;
         let target = super::part(outs[0].shape, ins[0].shape(), self.axis, self.start, self.step);
         place(gpu, &ins[0], &target, &mut outs[0], false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_whole_packs_are_walked_by_packs() {
+        let whole = Layout::contiguous([6, 4, 64].into());
+        let part = Layout::with([6, 4, 32].into(), &[256, 64, 1], 0);
+        let dense = Layout::contiguous([6, 4, 32].into());
+        let mut walk = cuda::walk([&part, &dense]);
+        assert!(by_packs(&mut walk, 8));
+        // The two outer axes are one: 24 rows of four packs, eight and four packs apart.
+        assert_eq!(
+            (walk[0], walk[1], &walk[2..4], &walk[10..12], &walk[18..20]),
+            (2, 96, &[24, 4][..], &[8, 1][..], &[4, 1][..])
+        );
+        let mut odd = cuda::walk([
+            &Layout::with([6, 4, 30].into(), &[256, 64, 1], 0),
+            &Layout::contiguous([6, 4, 30].into()),
+        ]);
+        assert!(!by_packs(&mut odd, 8));
+        let mut turned = cuda::walk([&whole, &Layout::with([6, 4, 64].into(), &[256, 1, 4], 0)]);
+        assert!(!by_packs(&mut turned, 8));
     }
 }

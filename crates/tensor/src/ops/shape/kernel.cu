@@ -9,7 +9,9 @@ template <class T> DEV void move(const T* from, T* to, const Walk& walk) {
     }
 }
 #define MOVE(SIZE, TYPE) KERNEL move_##SIZE(const TYPE* from, TYPE* to, Walk walk) { move(from, to, walk); }
-MOVE(1, u8) MOVE(2, u16) MOVE(4, u32) MOVE(8, u64)
+// 16 bytes of a row at once, where all rows are packs of them.
+struct alignas(16) Line { u64 half[2]; };
+MOVE(1, u8) MOVE(2, u16) MOVE(4, u32) MOVE(8, u64) MOVE(16, Line)
 
 // The same for a matrix of `rows` rows that lies column by column: [batch, rows, columns] read from [batch, columns, rows]
 // by tiles, so that both sides are read and written in lines.
@@ -45,7 +47,19 @@ template <class T> DEV void add_dense(const T* from, T* to, i64 n) {
     }
     for (EACH(i, n % N)) store(to, n - 1 - i, load(to, n - 1 - i) + load(from, n - 1 - i));
 }
+// The same by packs: the walk counts those.
+template <class T> DEV void add_packs(const T* from, T* to, const Walk& walk) {
+    constexpr int N = WIDE<T>;
+    for (EACH(i, walk.total())) {
+        i64 at[2];
+        walk.places(i, at);
+        auto x = load_pack<N>(from + at[1] * N), y = load_pack<N>(to + at[0] * N);
+        for (int k = 0; k < N; k++) y.set(k, y.at(k) + x.at(k));
+        store_pack(to + at[0] * N, y);
+    }
+}
 #define ADD(NAME, TYPE) \
+    KERNEL add_packs_##NAME(const TYPE* from, TYPE* to, Walk walk) { add_packs(from, to, walk); } \
     KERNEL add_##NAME(const TYPE* from, TYPE* to, Walk walk) { add(from, to, walk); } \
     KERNEL add_dense_##NAME(const TYPE* from, TYPE* to, i64 n) { add_dense(from, to, n); }
 FOR_FLOATS(ADD) ADD(f64, double)

@@ -58,7 +58,9 @@ const FAMILIES: &[(&str, Fill)] = &[
 ];
 
 fn cases(family: &str) -> Vec<Value> {
-    let path = format!("{}/../../tests/golden/{family}.json", env!("CARGO_MANIFEST_DIR"));
+    // On a machine with a GPU the program may come without the checkout.
+    let here = || concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden").to_owned();
+    let path = format!("{}/{family}.json", std::env::var("PHALANX_GOLDEN").unwrap_or_else(|_| here()));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
     let mut file: Value = serde_json::from_str(&text).unwrap();
     match file["cases"].take() {
