@@ -90,7 +90,7 @@ pub(crate) struct DeviceArgs {
 
 impl From<&DeviceArgs> for phalanx_train::DeviceChoice {
     fn from(args: &DeviceArgs) -> Self {
-        Self { name: args.device.name().to_owned(), share_gpu: args.share_gpu }
+        Self { name: args.device.name().to_owned(), share_gpu: args.share_gpu, sums: Default::default() }
     }
 }
 
@@ -102,6 +102,18 @@ pub(crate) enum CommName {
     Threads,
     /// Ranks are the processes that mpirun or srun has started
     Mpi,
+    /// Gradients go over NCCL from GPU to GPU; ranks are threads or processes, as fits
+    Nccl,
+}
+
+impl From<CommName> for phalanx_train::SumsOver {
+    fn from(name: CommName) -> Self {
+        match name {
+            CommName::Auto => Self::Auto,
+            CommName::Threads | CommName::Mpi => Self::Host,
+            CommName::Nccl => Self::Nccl,
+        }
+    }
 }
 
 #[derive(Debug, ClapArgs)]

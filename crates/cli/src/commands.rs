@@ -112,7 +112,7 @@ fn run_train(args: Train) -> Result<u8> {
         Ok(TrainRequest {
             config,
             ranks,
-            device: (&args.device).into(),
+            device: DeviceChoice { sums: args.world.comm.into(), ..(&args.device).into() },
             out: out.clone(),
             resume: args.resume.parse().unwrap_or_default(),
             max_steps: args.max_steps,
@@ -284,7 +284,7 @@ fn run_bench(args: Bench) -> Result<u8> {
         Bench::Step(args) => run_bench_step(&args),
         Bench::Allreduce { world, isa, json, tune: true, .. } => run_tune(&world, &isa, json),
         Bench::Allreduce { bytes, world, rounds, isa, json, tune: false } => {
-            let r = match world::find(&world, 2)? {
+            let r = match world::find_on_host(&world, 2)? {
                 World::Threads(ranks) => Some(bench::all_reduce(bytes, ranks, rounds, &isa)?),
                 #[cfg(feature = "mpi")]
                 World::Mpi(place) => world::run(&place, None, &say, |comm| {
@@ -310,7 +310,7 @@ fn run_bench(args: Bench) -> Result<u8> {
 }
 
 fn run_tune(world: &WorldArgs, isa: &str, json: bool) -> Result<u8> {
-    let r = match world::find(world, 2)? {
+    let r = match world::find_on_host(world, 2)? {
         World::Threads(ranks) => Some(bench::tune(ranks, isa)?),
         #[cfg(feature = "mpi")]
         World::Mpi(place) => world::run(&place, None, &say, |comm| {
@@ -339,7 +339,11 @@ fn run_bench_step(args: &BenchStep) -> Result<u8> {
         batch: args.batch,
         ranks,
         virtual_shards: args.virtual_shards,
-        device: DeviceChoice { name: args.device.name().to_owned(), share_gpu: args.share_gpu },
+        device: DeviceChoice {
+            name: args.device.name().to_owned(),
+            share_gpu: args.share_gpu,
+            sums: args.world.comm.into(),
+        },
         precision: args.precision.into(),
         threads: args.common.threads,
         isa: args.common.isa.clone(),

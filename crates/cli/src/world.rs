@@ -26,6 +26,14 @@ pub(crate) fn library() -> Result<Option<String>> {
     Ok(None)
 }
 
+/// The same for what is about memory of the host alone.
+pub(crate) fn find_on_host(args: &WorldArgs, default: u32) -> Result<World> {
+    if matches!(args.comm, CommName::Nccl) {
+        bail!("--comm nccl is for GPUs, and this is about memory of the host: see bench step --device cuda");
+    }
+    find(args, default)
+}
+
 /// Finds out which ranks are meant; `default` is the number of threads when nothing says otherwise.
 pub(crate) fn find(args: &WorldArgs, default: u32) -> Result<World> {
     let built = cfg!(feature = "mpi");
@@ -34,7 +42,7 @@ pub(crate) fn find(args: &WorldArgs, default: u32) -> Result<World> {
         CommName::Threads => false,
         CommName::Mpi => true,
         // Many processes that each train by themselves are not what anybody meant.
-        CommName::Auto => {
+        CommName::Auto | CommName::Nccl => {
             if let Err(e) = place.check_before(built) {
                 // All processes find the same; one says it, and the others give it the time to.
                 if !place.speaks() {

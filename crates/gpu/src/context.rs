@@ -53,6 +53,10 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    pub(crate) fn communication(&self) -> &Stream {
+        &self.communication
+    }
+
     /// Writes zeros on the compute stream.
     pub(crate) fn fill_zero(&self, at: u64, bytes: usize) -> Result<()> {
         if bytes == 0 {

@@ -34,6 +34,16 @@ pub enum Error {
         /// The oldest that will do, in the same form.
         needed: i32,
     },
+    /// A library is older than what this build needs.
+    #[error("{library} is version {found}, and {needed} or newer is needed")]
+    OldLibrary {
+        /// The file that was loaded.
+        library: String,
+        /// Its version, as it says itself.
+        found: String,
+        /// The oldest that will do.
+        needed: String,
+    },
     /// There is no such device.
     #[error(
         "no CUDA device {ordinal}: the driver shows {count}; see nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"
@@ -52,6 +62,16 @@ pub enum Error {
         /// The library's number.
         code: i32,
         /// What the library says of it.
+        message: String,
+    },
+    /// A sum between devices failed, here or on another rank.
+    #[error("{call}: {message} (error {code})")]
+    Collective {
+        /// The function; `NCCL` for work in flight.
+        call: &'static str,
+        /// NCCL's number.
+        code: i32,
+        /// What NCCL says of it.
         message: String,
     },
     /// A kernel source does not compile.

@@ -18,7 +18,9 @@ mod schedule;
 
 /// Sums and rounding of flat ranges of a GPU's arenas, for gradients on their way.
 pub mod flat {
-    pub use crate::optim::{add, kernel_sources, load, round_bf16, round_f16};
+    pub use crate::optim::{
+        add, kernel_sources, load, round_bf16, round_bf16_on, round_f16, round_f16_on, sum_on,
+    };
 }
 
 pub use builder::{Builder, Described};

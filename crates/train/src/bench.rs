@@ -291,7 +291,7 @@ fn enough(steps: usize, took: f64, asked: f64) -> bool {
 
 fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Communicator>) -> Result<Measured> {
     let (choice, threads) = (&request.device, request.threads);
-    let machine = Machine::open_among(&Wanted { choice, isa, threads, exact: false }, &**comm)?;
+    let mut machine = Machine::open_among(&Wanted { choice, isa, threads, exact: false }, &**comm)?;
     machine.set_precision(request.precision)?;
     if request.profile && machine.gpu().is_none() {
         let problem = format!("it tells of a GPU's kernels; use --device cuda{}", machine.in_brackets());
@@ -300,6 +300,7 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
     if comm.rank() == 0 {
         machine.tell_no_gpu();
     }
+    machine.join(comm, request.device.sums, false)?;
     let device = machine.device.clone();
     let mut builder = phalanx_nn::Builder::new();
     let mut model = ModelConfig::named(&request.model);

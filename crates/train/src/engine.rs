@@ -102,6 +102,7 @@ pub struct Engine {
     /// What losses are multiplied by, where activations are fp16.
     pub(crate) loss_scale: Option<LossScale>,
     reducers: Vec<Reducer>,
+    sums_by_nccl: bool,
 }
 
 /// The places of the engine's own numbers in front of a phase's statistics.
@@ -123,7 +124,8 @@ impl Engine {
     ) -> Result<Self> {
         let params = params.on(&machine.device)?;
         let tree = Tree::new(options.shards)?;
-        let gradients = Slots::new(&*comm, tree, params.elements(), DType::F32, params.home())?;
+        let gradients =
+            Slots::new(&*comm, tree, params.elements(), DType::F32, params.home(), machine.sums.as_ref())?;
         let statistics = OWN + task.statistics().len() + norms.statistics_len();
         let mut reducers = Vec::new();
         let mut optimizers = Vec::new();
@@ -156,6 +158,7 @@ impl Engine {
             timeline: Timeline::new(comm.clone()),
             comm,
             device: machine.device.clone(),
+            sums_by_nccl: machine.sums.is_some(),
             cpu: machine.cpu.clone(),
             loss_scale: scaled.then(|| LossScale::new(options.samples)),
             task,
@@ -172,6 +175,11 @@ impl Engine {
     /// The parameters.
     pub fn params(&self) -> &Params {
         &self.params
+    }
+
+    /// What gradients are summed over, `nccl` or the communicator's name.
+    pub fn sums_over(&self) -> &'static str {
+        if self.sums_by_nccl { "nccl" } else { self.comm.name() }
     }
 
     /// The task.

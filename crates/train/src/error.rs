@@ -202,7 +202,9 @@ impl Error {
             Error::NonFinite { .. } | Error::NonFiniteGradient { .. } | Error::NonFiniteModel { .. } => {
                 AbortKind::Numerics
             }
-            Error::Diverged { .. } => AbortKind::Communication,
+            Error::Diverged { .. } | Error::Gpu(phalanx_gpu::Error::Collective { .. }) => {
+                AbortKind::Communication
+            }
             Error::Panic { .. } => AbortKind::Panic,
             Error::Comm(e) => e.kind(),
             Error::Io { .. } | Error::Task { .. } | Error::Tensor(_) | Error::Gpu(_) | Error::Host(_) => {

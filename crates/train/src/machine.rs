@@ -10,6 +10,7 @@ use phalanx_tensor::Device;
 
 use crate::config::Precision;
 use crate::share::check_same_table;
+use crate::sums::{DeviceSums, SumsOver};
 use crate::{Error, Result, fingerprint, report};
 
 /// Which device is wanted.
@@ -19,11 +20,13 @@ pub struct DeviceChoice {
     pub name: String,
     /// Whether ranks of one machine may share a GPU.
     pub share_gpu: bool,
+    /// Which way sums go between GPUs.
+    pub sums: SumsOver,
 }
 
 impl From<&str> for DeviceChoice {
     fn from(name: &str) -> Self {
-        DeviceChoice { name: name.to_owned(), share_gpu: false }
+        DeviceChoice { name: name.to_owned(), share_gpu: false, sums: SumsOver::default() }
     }
 }
 
@@ -36,6 +39,10 @@ pub struct Machine {
     pub cpu: Arc<Cpu>,
     /// Why no GPU was taken, where that was left open.
     pub no_gpu: Option<NoGpu>,
+    /// Where gradients are summed between GPUs, unless that goes by way of the host.
+    pub sums: Option<Arc<DeviceSums>>,
+    /// Why they are not summed there, where that was left open.
+    pub no_nccl: Option<String>,
     /// Ranks that have the GPU's, or the machine's, memory together.
     pub(crate) sharing: u32,
     /// Bytes of the GPU's memory that were free when all ranks had opened theirs, and none had taken any.
@@ -78,7 +85,8 @@ impl Machine {
 
     fn without_gpu(cpu: Cpu, no_gpu: Option<NoGpu>) -> Self {
         let cpu = Arc::new(cpu);
-        Machine { device: Device::Cpu(cpu.clone()), cpu, no_gpu, sharing: 1, free: None }
+        let device = Device::Cpu(cpu.clone());
+        Machine { device, cpu, no_gpu, sums: None, no_nccl: None, sharing: 1, free: None }
     }
 
     /// Takes the first GPU that is visible, or the processor.
@@ -165,6 +173,15 @@ impl Machine {
     /// The GPU, where there is one.
     pub fn gpu(&self) -> Option<&Context> {
         self.device.gpu()
+    }
+
+    /// Joins the ranks' GPUs for sums of gradients, where that is wanted and possible. A meeting of all ranks.
+    pub(crate) fn join(&mut self, comm: &Arc<dyn Communicator>, over: SumsOver, exact: bool) -> Result<()> {
+        match DeviceSums::join(comm, self, over, exact)? {
+            Ok(sums) => self.sums = Some(sums),
+            Err(why) => self.no_nccl = why,
+        }
+        Ok(())
     }
 
     /// What the device is called.

@@ -7,7 +7,8 @@
 //! number of ranks.
 //!
 //! On a GPU the slots are in its memory and are added there. What must travel goes by way of a twin arena in memory of the
-//! host: down when a bucket is full, and up again when its sum is there.
+//! host: down when a bucket is full, and up again when its sum is there; or over NCCL and not through the host at all
+//! (`sums.rs`).
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -23,6 +24,7 @@ use phalanx_nn::{Params, flat};
 use phalanx_tensor::{Device, LeafId, LeafMemory, LeafSink, Tensor};
 
 use crate::buckets::{self, BucketSpec};
+use crate::sums::{self, DeviceSums};
 use crate::{Error, Result};
 
 /// The slots that a rank's shards are summed in, all laid out alike, in one arena. Cloning shares them.
@@ -33,6 +35,8 @@ pub struct Slots {
     home: Option<Device>,
     /// What travels between ranks then, laid out like the arena's first slots.
     staging: Option<Arena>,
+    /// What sums them between GPUs, instead.
+    sums: Option<Arc<DeviceSums>>,
     /// Bytes from one slot to the next.
     stride: usize,
     dtype: DType,
@@ -40,14 +44,16 @@ pub struct Slots {
 
 impl Slots {
     /// As many slots of `elements` elements as this rank's share of the tree needs, in the memory of `home` or else the
-    /// host's. A meeting of all ranks, whose memory must be of one kind.
+    /// host's; between ranks they go over `sums` where it is there. A meeting of all ranks, whose memory must be of one kind.
     pub fn new(
         comm: &dyn Communicator,
         tree: Tree,
         elements: usize,
         dtype: DType,
         home: Option<&Device>,
+        sums: Option<&Arc<DeviceSums>>,
     ) -> Result<Self> {
+        let sums = sums.filter(|_| home.is_some()).cloned();
         // Every slot begins on a cache line of its own.
         let stride = (elements * dtype.size()).next_multiple_of(phalanx_host::ALIGN);
         let schedule = tree.schedule(comm.rank(), comm.world())?;
@@ -55,9 +61,9 @@ impl Slots {
             None => comm.alloc(schedule.slots * stride)?,
             Some(device) => device.arena(schedule.slots * stride)?,
         };
-        let travels = home.is_some() && comm.world() > 1;
+        let travels = home.is_some() && comm.world() > 1 && sums.is_none();
         let staging = if travels { Some(comm.alloc(schedule.nodes.len() * stride)?) } else { None };
-        Ok(Slots { arena, home: home.cloned(), staging, stride, dtype })
+        Ok(Slots { arena, home: home.cloned(), staging, sums, stride, dtype })
     }
 
     fn gpu(&self) -> Option<&Context> {
@@ -128,6 +134,11 @@ impl Slots {
         Ok(Bucket::new(id, self.dtype, parts)?)
     }
 
+    /// The sums of this rank's `nodes` subtrees where they are.
+    fn parts(&self, nodes: usize, elements: &Range<usize>) -> Result<Vec<ArenaMut>> {
+        (0..nodes).map(|i| self.write(i, elements)).collect()
+    }
+
     /// Puts the total of `elements`, which has come to the host's memory, where the others are.
     fn land(&self, elements: &Range<usize>) -> Result<()> {
         let (Some(staging), Some(device)) = (&self.staging, &self.home) else { return Ok(()) };
@@ -168,6 +179,16 @@ fn add<T: Real>(cpu: &Cpu, dst: &mut [T], src: &[T]) {
     });
 }
 
+/// How a sum comes.
+enum Way {
+    /// It is there.
+    Here,
+    /// Over the ranks' communicator.
+    Host(Pending),
+    /// Between GPUs.
+    Device(sums::Flight),
+}
+
 /// Sums one phase's gradients, and a vector of statistics beside them, over all shards.
 pub struct Reducer {
     comm: Arc<dyn Communicator>,
@@ -190,8 +211,10 @@ pub struct Reducer {
     // Buckets are launched in their planned order, whatever order they fill in.
     filled: Vec<bool>,
     launched: usize,
-    /// The statistics' sum and those of the buckets, in order; none for one that has no way to go.
-    pending: VecDeque<Option<Pending>>,
+    /// The statistics' sum and those of the buckets, in order.
+    pending: VecDeque<Way>,
+    /// The last of the sums over NCCL, for whose end nobody has waited yet.
+    landed: Option<sums::Landed>,
     misfit: bool,
 }
 
@@ -215,7 +238,7 @@ impl Reducer {
         for (b, spec) in buckets.iter().enumerate() {
             bucket_of[spec.params.clone()].fill(b);
         }
-        let statistics = Slots::new(&**comm, tree, statistics_len, DType::F64, None)?;
+        let statistics = Slots::new(&**comm, tree, statistics_len, DType::F64, None, None)?;
         Ok(Reducer {
             comm: comm.clone(),
             tree,
@@ -235,6 +258,7 @@ impl Reducer {
             at: 0,
             launched: 0,
             pending: VecDeque::new(),
+            landed: None,
             misfit: false,
         })
     }
@@ -285,7 +309,12 @@ impl Reducer {
             let id = self.buckets.len() as u32;
             let bucket = self.statistics.bucket(id, self.schedule.nodes.len(), &all)?;
             let what = Collective::AllReduce { tree: self.tree, wire: Wire::F32 };
-            self.pending.push_back(Some(self.comm.start(bucket, what, Event::Ready, Overlap::Caller)?));
+            self.pending.push_back(Way::Host(self.comm.start(
+                bucket,
+                what,
+                Event::Ready,
+                Overlap::Caller,
+            )?));
         }
         Ok(())
     }
@@ -302,7 +331,7 @@ impl Reducer {
 
     /// Waits for the statistics' sums, after the last shard and before [`Reducer::next_sum`].
     pub fn total(&mut self, deadline: Deadline) -> Result<Vec<f64>> {
-        if let Some(Some(pending)) = self.pending.pop_front() {
+        if let Some(Way::Host(pending)) = self.pending.pop_front() {
             pending.wait(deadline)?;
         }
         let all = 0..self.statistics_len;
@@ -311,14 +340,25 @@ impl Reducer {
     }
 
     /// Waits for the next bucket's sums and returns its elements; none when all are there. The sums are then
-    /// in [`Reducer::gradients`].
+    /// in [`Reducer::gradients`]. On a GPU they may still be on their way for the host, but not for the compute stream,
+    /// until none is left.
     pub fn next_sum(&mut self, deadline: Deadline) -> Result<Option<Range<usize>>> {
         let bucket = self.buckets.len() - self.pending.len();
-        let Some(pending) = self.pending.pop_front() else { return Ok(None) };
+        let Some(way) = self.pending.pop_front() else {
+            // No later wait for the compute stream could be ended from outside.
+            if let (Some(landed), Some(sums)) = (self.landed.take(), &self.gradients.sums) {
+                sums.finish(&landed, deadline)?;
+            }
+            return Ok(None);
+        };
         let elements = self.buckets[bucket].elements.clone();
-        if let Some(pending) = pending {
-            pending.wait(deadline)?;
-            self.gradients.land(&elements)?;
+        match (way, &self.gradients.sums) {
+            (Way::Host(pending), _) => {
+                pending.wait(deadline)?;
+                self.gradients.land(&elements)?;
+            }
+            (Way::Device(flight), Some(sums)) => self.landed = Some(sums.land(flight)?),
+            (Way::Here | Way::Device(_), _) => {}
         }
         Ok(Some(elements))
     }
@@ -362,16 +402,23 @@ impl Reducer {
         while self.launched < self.buckets.len() && self.filled[self.launched] {
             let b = self.launched;
             if self.gradients.home.is_some() && self.comm.world() == 1 {
-                self.pending.push_back(None);
+                self.pending.push_back(Way::Here);
                 self.launched += 1;
                 continue;
             }
             let mut elements = self.buckets[b].elements.clone();
             elements.end -= usize::from(std::mem::take(&mut self.misfit));
+            if let Some(sums) = &self.gradients.sums {
+                let parts = self.gradients.parts(self.schedule.nodes.len(), &elements)?;
+                let flight = sums.start(parts, self.tree, self.wire, self.comm.deadline())?;
+                self.pending.push_back(Way::Device(flight));
+                self.launched += 1;
+                continue;
+            }
             let bucket = self.gradients.bucket(b as u32, self.schedule.nodes.len(), &elements)?;
             // The last bucket fills when backward ends: the caller waits next, so it does the work.
             let overlap = if b + 1 == self.buckets.len() { Overlap::Caller } else { Overlap::Background };
-            self.pending.push_back(Some(self.comm.start(bucket, what, Event::Ready, overlap)?));
+            self.pending.push_back(Way::Host(self.comm.start(bucket, what, Event::Ready, overlap)?));
             self.launched += 1;
         }
         Ok(())

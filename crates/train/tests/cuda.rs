@@ -16,10 +16,10 @@ use phalanx_train::predict::{PredictRequest, Predictor, Preparation};
 use phalanx_train::report::Summary;
 use phalanx_train::run::TrainRequest;
 use phalanx_train::task::Views;
-use phalanx_train::{DeviceChoice, ledger};
+use phalanx_train::{DeviceChoice, SumsOver, ledger};
 
 fn gpu() -> DeviceChoice {
-    DeviceChoice { name: "cuda".into(), share_gpu: true }
+    DeviceChoice { name: "cuda".into(), share_gpu: true, sums: SumsOver::Auto }
 }
 
 /// A short run of the digits on a GPU that all ranks share.

@@ -2,6 +2,7 @@
 //! CPU. Ignored unless asked for; `tests/run` asks.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod collectives;
 mod common;
 mod convolution;
 mod kernels;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use phalanx_gpu::{Args, Buffer, Context, DevicePtr, Grid, Source};
+use phalanx_gpu::{Args, Buffer, Context, DevicePtr, Grid, Source, Stream};
 use phalanx_host::{Arena, ArenaMut, ArenaRef};
 
 use super::Update;
@@ -375,6 +375,39 @@ pub fn round_f16(gpu: &Context, values: &mut ArenaMut, down: f32, up: f32) -> Re
     let n = values.len() / size_of::<f32>();
     let args = Args::new().ptr(base(values.device_address(), 0)?).f32(down).f32(up);
     flat(gpu, "round_f16", n, args.i64(n as i64))
+}
+
+/// What is done on another stream than compute's.
+fn flat_on(gpu: &Context, stream: &Stream, kernel: &str, n: usize, args: Args) -> Result<()> {
+    match n {
+        0 => Ok(()),
+        _ => {
+            let grid = blocks(n.div_ceil(FLAT).min(MOST_BLOCKS));
+            Ok(gpu.launch_on(stream, &SOURCE, kernel, grid, args)?)
+        }
+    }
+}
+
+/// `to = a + b` of `n` single-precision numbers at 16 bytes' alignment, on `stream`; `to` may be one of the others.
+pub fn sum_on(gpu: &Context, stream: &Stream, to: DevicePtr, [a, b]: [DevicePtr; 2], n: usize) -> Result<()> {
+    flat_on(gpu, stream, "sum", n, Args::new().ptr(to).ptr(a).ptr(b).i64(n as i64))
+}
+
+/// [`round_bf16`] of `n` numbers on `stream`.
+pub fn round_bf16_on(gpu: &Context, stream: &Stream, at: DevicePtr, n: usize) -> Result<()> {
+    flat_on(gpu, stream, "round_bf16", n, Args::new().ptr(at).i64(n as i64))
+}
+
+/// [`round_f16`] of `n` numbers on `stream`.
+pub fn round_f16_on(
+    gpu: &Context,
+    stream: &Stream,
+    at: DevicePtr,
+    n: usize,
+    down: f32,
+    up: f32,
+) -> Result<()> {
+    flat_on(gpu, stream, "round_f16", n, Args::new().ptr(at).f32(down).f32(up).i64(n as i64))
 }
 
 /// The sources of all kernels: those of the op table and of the optimizers.

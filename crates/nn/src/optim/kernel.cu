@@ -266,6 +266,16 @@ KERNEL add(float* to, const float* from, i64 n) {
     for (EACH(i, n % 4)) to[n - 1 - i] = plus(to[n - 1 - i], from[n - 1 - i]);
 }
 
+// `to = a + b`, all at 16 bytes' alignment; `to` may be one of them.
+KERNEL sum(float* to, const float* a, const float* b, i64 n) {
+    for (EACH(i, n / 4)) {
+        auto x = load_pack<4>(a + i * 4), y = load_pack<4>(b + i * 4);
+        for (int k = 0; k < 4; k++) x.v[k] = plus(x.v[k], y.v[k]);
+        store_pack(to + i * 4, x);
+    }
+    for (EACH(i, n % 4)) to[n - 1 - i] = plus(a[n - 1 - i], b[n - 1 - i]);
+}
+
 // To what a narrow wire can carry: the upper half of a number, or a half after a division by a power of two.
 KERNEL round_bf16(float* x, i64 n) {
     for (EACH(i, n)) {

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 pub use config::OptimizerConfig;
-pub use cuda::{add, kernel_sources, load, round_bf16, round_f16};
+pub use cuda::{add, kernel_sources, load, round_bf16, round_bf16_on, round_f16, round_f16_on, sum_on};
 pub use ema::{Ema, EmaConfig};
 pub use norms::clip_factor;
 use phalanx_host::{Arena, Cpu};

@@ -311,7 +311,7 @@ impl<'a> Session<'a> {
             status: status.into(),
             world_size: self.comm.world(),
             virtual_shards: p.virtual_shards,
-            comm: self.comm.name().into(),
+            comm: self.engine.sums_over().into(),
             device: self.engine.device.name().into(),
             device_name: self.device_name,
             epochs: p.epoch,

@@ -46,7 +46,7 @@ pub(super) fn open<'a>(
     comm.whereabouts().enter(Activity::Starting);
     let config = &request.config;
     let allowed = Duration::from_secs_f64(config.distributed.deadline_s);
-    let machine = setup::machine(config, &request.device, isa, &*comm)?;
+    let mut machine = setup::machine(config, &request.device, isa, &*comm)?;
     machine.set_precision(config.train.precision)?;
     let here = fingerprint::of(&machine, isa);
     check_same_table(&*comm, "the configuration", || config.identity())?;
@@ -110,6 +110,9 @@ pub(super) fn open<'a>(
     if !sets.eval.is_empty() {
         memory::check_evaluation(config, &samples, samples.input, set, ranks, have.as_ref())?;
     }
+    machine.join(&comm, request.device.sums, config.distributed.exact)?;
+    let by_host = |why| format!("gradients go by way of the host's memory and not over NCCL: {why}");
+    warnings.extend(machine.no_nccl.as_ref().map(by_host));
     let model = setup::classification(config, &*sets.train, &comm, &machine)?;
     let (bucket_bytes, warning) = tuning::bucket_bytes(config.distributed.bucket_mb, &*comm)?;
     warnings.extend(warning);
@@ -258,7 +261,8 @@ fn environment(
         "os": std::env::consts::OS,
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
         "world_size": comm.world(),
-        "comm": comm.name(),
+        "comm": engine.sums_over(),
+        "no_nccl": machine.no_nccl,
         "hosts": hosts,
         "threads_per_rank": machine.cpu.workers.threads(),
         "device": machine.device.name(),
