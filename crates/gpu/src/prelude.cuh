@@ -171,6 +171,8 @@ struct Walk {
     }
 };
 
+DEV float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
+
 struct Sum { template <class T> DEV T operator()(T a, T b) const { return a + b; } };
 struct Larger { DEV float operator()(float a, float b) const { return a != a || a > b ? a : b; } };
 

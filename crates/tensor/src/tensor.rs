@@ -120,13 +120,14 @@ impl Tensor {
     /// All elements `value`.
     pub fn full<T: Element>(value: T, shape: impl Into<Shape>, device: &Device) -> Result<Self> {
         let shape = shape.into();
-        match device.alloc(shape.numel() * size_of::<T>())? {
-            Block::Host(mut buffer) => {
+        match device {
+            Device::Cpu(cpu) => {
+                let mut buffer = cpu.pool.alloc(shape.numel() * size_of::<T>())?;
                 buffer.as_mut_slice::<T>().fill(value);
-                Tensor::from_block(Block::Host(buffer), T::DTYPE, shape, device)
+                Tensor::from_buffer(buffer, T::DTYPE, shape, device)
             }
-            // One element is copied, the others are views of it until somebody wants them dense.
-            Block::Cuda(_) => Tensor::from_slice(&[value], [], device)?.expand(&shape)?.contiguous(),
+            // One element is copied over, the others are made of it there.
+            Device::Cuda(_) => Tensor::from_slice(&[value], [], device)?.expand(&shape)?.contiguous(),
         }
     }
 

@@ -5,7 +5,6 @@
 
 struct Constants { float a, b, c; };
 
-DEV float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
 DEV float normal(float x) { return normcdff(x); }
 // sqrt(8/pi) (x + 0.044715 x^3), and its slope.
 DEV float gelu_inner(float x) { return (0.07135481627f * x * x + 1.595769122f) * x; }

@@ -4,7 +4,7 @@ use phalanx_gpu::{Args, Context, DevicePtr, Gemm, Source, Type};
 
 use super::{Cell, Sequence};
 use crate::op::{CudaOp, Exec, Op, Saved};
-use crate::ops::cuda::{self, Operand, Scratch, dense, launch, library_type, source, suffix, typed};
+use crate::ops::cuda::{self, NONE, Operand, Scratch, dense, launch, library_type, source, suffix, typed};
 use crate::ops::matmul::cuda::{deliver, multiply};
 use crate::ops::reduce::cuda::column_sums;
 use crate::sink::GradSink;
@@ -12,8 +12,6 @@ use crate::tensor::Read;
 use crate::{DType, Error, Layout, Result, Shape, Tensor, View, ViewMut};
 
 pub(crate) static SOURCE: Source = source!("recurrent");
-
-const NONE: DevicePtr = DevicePtr(0);
 
 /// A sequence's sizes.
 #[derive(Clone, Copy)]

@@ -17,7 +17,6 @@ struct Steps {
     }
 };
 
-DEV float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
 DEV float logistic_slope(float y) { return y * (1.0f - y); }
 DEV float tanh_slope(float y) { return 1.0f - y * y; }
 

@@ -8,7 +8,7 @@ use super::moments::{Moment, What};
 use super::products::{Prod, Quantifier};
 use super::{Axes, Sum};
 use crate::op::{CudaOp, Exec, Op, Saved};
-use crate::ops::cuda::{self, THREADS, blocks, code, divisor, launch, source, suffix};
+use crate::ops::cuda::{self, NONE, THREADS, blocks, code, divisor, launch, source, suffix};
 use crate::ops::walk::Walk;
 use crate::sink::GradSink;
 use crate::{DType, Error, Result, Shape, Tensor, View, ViewMut};
@@ -68,9 +68,6 @@ enum Rule {
     Best { largest: bool, places: DevicePtr },
     Product,
 }
-
-/// No shifts.
-const NONE: DevicePtr = DevicePtr(0);
 
 fn total(term: Term, end: End) -> Rule {
     Rule::Total { term, end, shifts: NONE, add: false }
