@@ -17,6 +17,19 @@ pub struct Field {
     pub bytes: Buffer,
     /// For sequences padded to the longest of the batch: each sample's own length along dimension 1.
     pub lengths: Option<Vec<u32>>,
+    /// For images of bytes: what is still to be done to each value before a model sees it.
+    pub normalise: Option<Arc<Normalise>>,
+}
+
+/// `(x · scale − mean[c]) / std[c]` for channel `c`, each operation rounded to f32.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Normalise {
+    /// The factor before all else.
+    pub scale: f32,
+    /// One a channel.
+    pub mean: Vec<f32>,
+    /// One a channel.
+    pub std: Vec<f32>,
 }
 
 impl Field {
@@ -27,7 +40,8 @@ impl Field {
             .iter()
             .try_fold(dtype.size(), |bytes, &d| bytes.checked_mul(d))
             .ok_or_else(|| Error::field(&name, format!("shape {shape:?} does not fit the address space")))?;
-        Ok(Field { name, dtype, shape: shape.to_vec(), bytes: pool.alloc(bytes)?, lengths: None })
+        let (shape, bytes) = (shape.to_vec(), pool.alloc(bytes)?);
+        Ok(Field { name, dtype, shape, bytes, lengths: None, normalise: None })
     }
 
     /// A field with these values. Fails when their number is not the shape's product.

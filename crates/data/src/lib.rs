@@ -25,7 +25,7 @@ mod source;
 mod transform;
 mod views;
 
-pub use batch::{Batch, Field};
+pub use batch::{Batch, Field, Normalise};
 pub use config::{DataConfig, LoaderConfig};
 pub use error::{Error, Kind, Result};
 pub use fetch::{FetchedFile, Report, fetch, fetchable};
@@ -35,6 +35,6 @@ pub use open::{Split, embedded_names, open};
 pub use order::{Order, shard_positions, step_positions, steps_per_epoch};
 pub use picture::{Picture, Place, Resample, shorter_side};
 pub use plan::{Plan, WorkItem};
-pub use source::{FieldSpec, Record, RecordField, Role, Schema, Source};
+pub use source::{Codec, FieldSpec, Record, RecordField, Role, Schema, Source};
 pub use transform::{Param, Pipeline, Row, Transform, Value, rows};
 pub use views::{Subset, split_validation};

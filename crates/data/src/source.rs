@@ -8,7 +8,7 @@ use crate::Result;
 /// What a field is for; decides how the loader treats it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Pixels [H, W, C], u8 or f32: transformed, and delivered as f32.
+    /// Pixels [H, W, C], u8 or f32, or image files: transformed on the way to the batch.
     Image,
     /// A class, one i64 a sample.
     Label,
@@ -28,7 +28,7 @@ pub struct FieldSpec {
     /// Dimensions of one sample; empty for a scalar.
     pub shape: Vec<usize>,
     /// Whether the first dimension of a sample varies; `shape[0]` is then the most there is. The loader
-    /// pads with zeros to the longest of a batch.
+    /// pads with zeros to the longest of a batch. Of an image height and width vary; transforms give it its size.
     pub variable: bool,
     /// The largest stored value of a pixel: dividing by it is the default normalisation.
     pub max: f32,
@@ -75,13 +75,27 @@ impl Schema {
     }
 }
 
+/// How a field of a sample is stored.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Codec {
+    /// The elements themselves, row-major, little endian.
+    #[default]
+    Raw,
+    /// A JPEG file.
+    Jpeg,
+    /// A PNG file.
+    Png,
+}
+
 /// One field of one sample, as stored.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct RecordField {
-    /// The elements.
+    /// The elements, or the file that holds them.
     pub bytes: Vec<u8>,
     /// This sample's own dimensions.
     pub shape: Vec<usize>,
+    /// What `bytes` are.
+    pub codec: Codec,
 }
 
 /// One sample, field by field as in the schema. A loader thread keeps one and reads every sample into
@@ -99,6 +113,7 @@ impl Record {
         for f in &mut self.fields {
             f.bytes.clear();
             f.shape.clear();
+            f.codec = Codec::Raw;
         }
     }
 }
@@ -120,8 +135,8 @@ pub trait Source: Send + Sync + Debug {
     /// What the samples look like.
     fn schema(&self) -> &Schema;
 
-    /// Reads sample `id`, overwriting `record`. A set that stores encoded images decodes them here, on
-    /// the loader's thread.
+    /// Reads sample `id`, overwriting `record`. Image files stay as they are: the loader's transforms decode
+    /// what they need of them.
     ///
     /// Fails with [`crate::Error::NoSample`] when `id` is not in `0..len`.
     fn read(&self, id: u64, record: &mut Record) -> Result<()>;
