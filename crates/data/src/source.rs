@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use phalanx_host::DType;
 
-use crate::{Error, Result};
+use crate::{Error, Result, ShardSet};
 
 /// What a field is for; decides how the loader treats it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,4 +163,14 @@ pub trait Source: Send + Sync + Debug {
 
     /// The class of sample `id`, without reading the rest of it; `None` for a set without labels.
     fn label(&self, id: u64) -> Result<Option<i64>>;
+
+    /// The shard set whose files the samples come from, where there is one.
+    fn shards(&self) -> Option<&ShardSet> {
+        None
+    }
+
+    /// The number that sample `id` has in that set.
+    fn id_in_shards(&self, id: u64) -> u64 {
+        id
+    }
 }
