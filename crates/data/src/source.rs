@@ -165,7 +165,7 @@ pub trait Source: Send + Sync + Debug {
     fn label(&self, id: u64) -> Result<Option<i64>>;
 
     /// The shard set whose files the samples come from, where there is one.
-    fn shards(&self) -> Option<&ShardSet> {
+    fn shard_set(&self) -> Option<&ShardSet> {
         None
     }
 

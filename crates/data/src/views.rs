@@ -70,8 +70,8 @@ impl Source for Subset {
         self.of.label(self.inner(id)?)
     }
 
-    fn shards(&self) -> Option<&ShardSet> {
-        self.of.shards()
+    fn shard_set(&self) -> Option<&ShardSet> {
+        self.of.shard_set()
     }
 
     fn id_in_shards(&self, id: u64) -> u64 {

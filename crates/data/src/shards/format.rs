@@ -32,7 +32,7 @@ pub(super) const FOR_PEOPLE: &str = "dataset.json";
 /// The name of the list of records to leave out.
 pub(super) const QUARANTINE: &str = "quarantine.json";
 
-pub(super) fn data_path(dir: &Path, number: u32) -> PathBuf {
+pub(crate) fn data_path(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("shard-{number:05}.dat"))
 }
 

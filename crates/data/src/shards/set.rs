@@ -2,8 +2,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::format::{self, ALIGN, ArchivedEntry, Entry, NO_LABEL, data_path, index_path};
+use super::copies::Copies;
 use super::handles::Handles;
 use super::layout::{Cell, Layout};
 use super::manifest::{self, Loaded, check_length};
@@ -25,6 +27,8 @@ pub struct ShardSet {
     /// Records before each shard, and in the end all.
     starts: Vec<u64>,
     handles: Handles,
+    /// Copies of shards that are read instead.
+    copies: OnceLock<Copies>,
     /// Of each record that is left out, in order, how many of those that are not come before it.
     left_out: Vec<u64>,
 }
@@ -91,6 +95,7 @@ impl ShardSet {
             root: loaded.root,
             layout: loaded.layout,
             handles: Handles::new(loaded.shards.len()),
+            copies: OnceLock::new(),
             shards: loaded.shards,
             indexes,
             starts,
@@ -180,19 +185,20 @@ impl ShardSet {
         Ok((shard, (at - self.starts[shard]) as usize))
     }
 
+    /// Reads from copies of these shards' files in `dir` from now on, where they can be read; they have the names of the
+    /// originals. The first call counts: ranks of one process share what is open.
+    pub fn use_copies(&self, dir: &Path, shards: &[u32]) {
+        self.copies.get_or_init(|| Copies::new(dir, self.shards.len(), shards));
+    }
+
     /// Reads a record's bytes into `bytes`, whose memory is used again.
     fn payload(&self, id: u64, shard: usize, entry: &Entry, bytes: &mut Vec<u8>) -> Result<()> {
-        let path = || data_path(&self.dir, shard as u32);
-        let file = self.handles.get(shard, path)?;
-        // What is there is overwritten: only growth costs zeros.
-        bytes.resize(entry.length as usize, 0);
-        let offset = u64::from(entry.start) * ALIGN;
-        let bad = |problem: String| Error::format(path(), format!("sample {id} at byte {offset}: {problem}"));
-        file.read_exact_at(bytes, offset).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => bad("the file ends before it".into()),
-            _ => Error::io("read", path())(e),
-        })?;
-        check_crc(entry, bytes).map_err(bad)
+        if let Some(copies) = self.copies.get().filter(|c| c.has(shard))
+            && read_record(&copies.handles, &copies.dir, id, shard, entry, bytes).is_ok()
+        {
+            return Ok(());
+        }
+        read_record(&self.handles, &self.dir, id, shard, entry, bytes)
     }
 
     fn fill(&self, id: u64, bytes: &mut Vec<u8>, record: &mut Record) -> Result<()> {
@@ -233,6 +239,28 @@ impl ShardSet {
         bytes.truncate(first);
         Ok(())
     }
+}
+
+/// Reads a record's bytes from a shard's file in `dir` and checks them.
+fn read_record(
+    handles: &Handles,
+    dir: &Path,
+    id: u64,
+    shard: usize,
+    entry: &Entry,
+    bytes: &mut Vec<u8>,
+) -> Result<()> {
+    let path = || data_path(dir, shard as u32);
+    let file = handles.get(shard, path)?;
+    // What is there is overwritten: only growth costs zeros.
+    bytes.resize(entry.length as usize, 0);
+    let offset = u64::from(entry.start) * ALIGN;
+    let bad = |problem: String| Error::format(path(), format!("sample {id} at byte {offset}: {problem}"));
+    file.read_exact_at(bytes, offset).map_err(|e| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => bad("the file ends before it".into()),
+        _ => Error::io("read", path())(e),
+    })?;
+    check_crc(entry, bytes).map_err(bad)
 }
 
 /// Maps a shard's index and checks it against the manifest; checks the length of the file with the records.
@@ -370,6 +398,10 @@ impl Source for ShardSet {
         let result = self.fill(id, &mut bytes, record);
         record.fields[first].bytes = bytes;
         result
+    }
+
+    fn shard_set(&self) -> Option<&ShardSet> {
+        Some(self)
     }
 
     fn label(&self, id: u64) -> Result<Option<i64>> {
