@@ -33,8 +33,10 @@ pub use loader::{Loaded, Loader, Mode};
 pub use memory::{Column, Memory};
 pub use open::{Split, embedded_names, open};
 pub use order::{Order, shard_positions, step_positions, steps_per_epoch};
-pub use picture::{Picture, Place, Resample, shorter_side};
+pub use picture::{Limits, Picture, Place, Resample, decoder, shorter_side};
 pub use plan::{Plan, WorkItem};
 pub use source::{Codec, FieldSpec, Record, RecordField, Role, Schema, Source};
-pub use transform::{Param, Pipeline, Row, Transform, Value, rows};
+pub use transform::{
+    Mix, Mixing, Output, Param, Pipeline, Pixels, Row, Signal, Transform, Value, delivered, rows,
+};
 pub use views::{Subset, split_validation};
