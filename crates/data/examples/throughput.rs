@@ -1,18 +1,23 @@
 //! How fast the order and the loader are, alone on their threads: `cargo run --release -p phalanx-data
 //! --example throughput`.
 
+use std::num::NonZeroU32;
 use std::time::Instant;
 
-use phalanx_data::{Error, Loader, LoaderConfig, Memory, Mode, Order, Plan, Transform};
+use phalanx_data::{Error, Loader, LoaderConfig, Memory, Mode, Order, OrderKind, Plan, Threads, Transform};
 use phalanx_host::Pool;
 
 fn main() -> Result<(), Error> {
-    for n in [1797u64, 60_000, 1_281_167, 14_197_122] {
-        let (order, looks) = (Order::new(0, 0, n), 20_000_000u64);
-        let start = Instant::now();
-        let sum = (0..looks).fold(0u64, |sum, p| sum.wrapping_add(order.at(p % n)));
-        let rate = looks as f64 / start.elapsed().as_secs_f64();
-        println!("order of {n}: {:.1} million look-ups/s (sum {sum})", rate / 1e6);
+    let blocks = |n: u32| NonZeroU32::MIN.saturating_add(n - 1);
+    let blocked = OrderKind::Blocked { block: blocks(1024), window: blocks(16) };
+    for (name, kind) in [("full", OrderKind::Full), ("blocked", blocked)] {
+        for n in [1797u64, 60_000, 1_281_167, 14_197_122] {
+            let (order, looks) = (Order::of(kind, 0, 0, n), 20_000_000u64);
+            let start = Instant::now();
+            let sum = (0..looks).fold(0u64, |sum, p| sum.wrapping_add(order.at(p % n)));
+            let rate = looks as f64 / start.elapsed().as_secs_f64();
+            println!("{name} order of {n}: {:.1} million look-ups/s (sum {sum})", rate / 1e6);
+        }
     }
 
     // MNIST's shape and size.
@@ -27,7 +32,7 @@ fn main() -> Result<(), Error> {
         [("normalise", vec![]), ("pad-and-crop", vec![crop.clone()]), ("both", vec![crop, rotate])]
     {
         for (shards, threads) in [(1, 0), (1, 1), (1, 2), (8, 0), (8, 1), (8, 2)] {
-            let config = LoaderConfig { threads, transforms: transforms.clone(), prefetch: 4 };
+            let config = LoaderConfig { threads: Threads::Count(threads), transforms: transforms.clone(), ..LoaderConfig::default() };
             let plan = Plan::new(n, 128, shards, 0..shards, 2)?;
             let pool = Pool::new();
             let start = Instant::now();

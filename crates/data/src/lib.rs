@@ -25,6 +25,7 @@ mod picture;
 mod plan;
 mod shards;
 mod source;
+mod stage;
 mod stats;
 mod threads;
 mod transform;
@@ -35,17 +36,22 @@ pub use config::{DataConfig, LoaderConfig};
 pub use error::{Error, Kind, Result};
 pub use fetch::{FetchedFile, Report, fetch, fetchable};
 pub use inspect::{ClassCount, InspectReport, SizeCount, Sizes, Spread, contact_sheet, inspect};
-pub use loader::{Loaded, Loader, Mode};
+pub use loader::{
+    BadRecords, BadSample, Cores, Loaded, Loader, LoaderStats, Mode, Threads, substitutes, too_many_bad,
+};
 pub use memory::{Column, Memory};
 pub use open::{Split, embedded_names, open};
-pub use order::{Order, shard_positions, step_positions, steps_per_epoch};
-pub use picture::{Picture, Place, Resample, shorter_side};
+pub use order::{Order, OrderKind, shard_positions, step_positions, steps_per_epoch};
+pub use picture::{Limits, Picture, Place, Resample, decoder, shorter_side};
 pub use plan::{Plan, WorkItem};
 pub use shards::{
     BadFile, BadRecord, Repaired, Sample, SampleField, SetInfo, ShardEntry, ShardSet, ShardSummary,
     ShardWriter, VerifyReport, finished_shard, repair, seal, verify,
 };
 pub use source::{Codec, FieldSpec, Record, RecordField, Role, Schema, Source};
+pub use stage::{Stage, Staged, StagedSet, Stager};
 pub use stats::{BlockStats, ChannelStats, STATS_BLOCK, block_stats, stats_blocks};
-pub use transform::{Param, Pipeline, Row, Transform, Value, rows};
-pub use views::{Subset, split_validation};
+pub use transform::{
+    Mix, Mixing, Output, Param, Pipeline, Pixels, Row, Signal, Transform, Value, delivered, rows,
+};
+pub use views::{Balance, Subset, balanced, few_shots, split_validation};

@@ -4,14 +4,18 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use phalanx_host::rng::Key;
 use phalanx_host::{DType, Pool};
 
-use super::{Loaded, Mode};
-use crate::transform::Pipeline;
+use super::bad::is_of_record;
+use super::stats::{Counters, Spent};
+use super::{BadRecords, BadSample, Loaded, Mode, substitutes};
+use crate::transform::check_fields;
 use crate::{
-    Batch, Error, Field, FieldSpec, LoaderConfig, Order, Record, RecordField, Result, Role, Source, WorkItem,
+    Batch, Codec, Error, Field, FieldSpec, LoaderConfig, Mixing, Order, OrderKind, Output, Pipeline, Pixels,
+    Record, RecordField, Result, Role, Signal, Source, WorkItem,
 };
 
 /// Separates the transforms' random streams from every other one of the same seed.
@@ -23,8 +27,15 @@ pub(super) struct Maker {
     mode: Mode,
     pool: Pool,
     columns: Vec<Filler>,
+    mixing: Option<Mixing>,
     record: Record,
+    kind: OrderKind,
     order: Option<(u64, Order)>,
+    policy: BadRecords,
+    counters: Arc<Counters>,
+    spent: Spent,
+    /// When the sample in work was begun.
+    begun: Instant,
     /// The sample in work, for the message should it panic.
     current: Option<u64>,
 }
@@ -33,10 +44,13 @@ pub(super) struct Maker {
 struct Filler {
     spec: FieldSpec,
     dtype: DType,
-    /// Elements of one sample of fixed size.
-    sample: usize,
+    /// The dimensions of one sample as it is delivered; of varying size where `padded`.
+    shape: Vec<usize>,
+    padded: bool,
     /// For images.
     pipeline: Option<Pipeline>,
+    /// For signals.
+    signal: Option<Signal>,
     /// For samples whose size varies: collected here until the longest is known.
     collected: Vec<u8>,
     lengths: Vec<u32>,
@@ -47,22 +61,36 @@ impl Maker {
         source: Arc<dyn Source>,
         config: &LoaderConfig,
         mode: Mode,
+        pixels: Pixels,
         pool: Pool,
+        counters: Arc<Counters>,
     ) -> Result<Self> {
-        let columns = source.schema().fields.iter().map(|spec| {
-            let pipeline = match spec.role {
-                Role::Image => {
-                    Some(Pipeline::new(&config.transforms, spec, matches!(mode, Mode::Train { .. }))?)
-                }
-                _ => None,
-            };
-            let dtype = if pipeline.is_some() { DType::F32 } else { spec.dtype };
-            let sample = spec.shape.iter().product();
-            let (collected, lengths) = (Vec::new(), Vec::new());
-            Ok(Filler { spec: spec.clone(), dtype, sample, pipeline, collected, lengths })
-        });
-        let columns = columns.collect::<Result<_>>()?;
-        Ok(Maker { source, mode, pool, columns, record: Record::default(), order: None, current: None })
+        config.check()?;
+        let fields = &source.schema().fields;
+        check_fields(config, fields)?;
+        let training = matches!(mode, Mode::Train { .. });
+        let columns: Vec<_> =
+            fields.iter().map(|spec| Filler::new(config, spec, training, pixels)).collect::<Result<_>>()?;
+        let image = columns.iter().find_map(|c| c.pipeline.as_ref()).map(Pipeline::output_shape);
+        let mixing = match image {
+            Some([h, w, _]) if training => Mixing::of(&config.transforms, [h, w])?,
+            _ => None,
+        };
+        Ok(Maker {
+            source,
+            mode,
+            pool,
+            columns,
+            mixing,
+            record: Record::default(),
+            kind: config.order,
+            order: None,
+            policy: config.bad_records,
+            counters,
+            spent: Spent::default(),
+            begun: Instant::now(),
+            current: None,
+        })
     }
 
     /// Makes the batch of `item`; a panic on the way is an error like any other. Gives up early, with
@@ -71,57 +99,145 @@ impl Maker {
         self.current = None;
         let result = catch_unwind(AssertUnwindSafe(|| self.batch(&item, stop)))
             .unwrap_or_else(|payload| Err(Error::Panic { message: message(&*payload) }));
+        self.counters.add(&std::mem::take(&mut self.spent));
         match result {
-            Ok(batch) => batch.map(|batch| Ok(Loaded { item, batch })),
-            // These name the sample themselves.
-            Err(e @ (Error::NoSample { .. } | Error::Label { .. })) => Some(Err(e)),
+            Ok(made) => made.map(|(batch, bad)| Ok(Loaded { item, batch, bad })),
             Err(e) => Some(Err(match self.current {
-                Some(sample) => {
-                    Error::Sample { set: self.source.name().to_owned(), sample, cause: Box::new(e) }
-                }
+                Some(sample) => self.name(sample, e),
                 None => e,
             })),
         }
     }
 
-    fn batch(&mut self, item: &WorkItem, stop: &AtomicBool) -> Result<Option<Batch>> {
+    /// An error with the sample that it is of.
+    fn name(&self, sample: u64, e: Error) -> Error {
+        match e {
+            // These name it themselves.
+            Error::NoSample { .. } | Error::Label { .. } => e,
+            e => Error::Sample { set: self.source.name().to_owned(), sample, cause: Box::new(e) },
+        }
+    }
+
+    fn batch(&mut self, item: &WorkItem, stop: &AtomicBool) -> Result<Option<(Batch, Vec<BadSample>)>> {
         let ids = self.ids(item);
         let mut fields = Vec::with_capacity(self.columns.len());
         for c in &mut self.columns {
             c.collected.clear();
             c.lengths.clear();
-            let rows = if c.spec.variable { 0 } else { ids.len() };
-            let shape: Vec<usize> = std::iter::once(rows).chain(c.spec.shape.iter().copied()).collect();
-            fields.push(Field::new(&self.pool, c.spec.name.clone(), c.dtype, &shape)?);
+            let rows = if c.padded { 0 } else { ids.len() };
+            let shape: Vec<usize> = std::iter::once(rows).chain(c.shape.iter().copied()).collect();
+            let mut field = Field::new(&self.pool, c.spec.name.clone(), c.dtype, &shape)?;
+            field.normalise = c.pipeline.as_ref().and_then(Pipeline::normalise).cloned();
+            fields.push(field);
         }
+        let mut bad = Vec::new();
+        self.begun = Instant::now();
         for (row, &id) in ids.iter().enumerate() {
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
-            }
-            self.current = Some(id);
-            self.source.read(id, &mut self.record)?;
-            if self.record.fields.len() != self.columns.len() {
-                let problem = format!(
-                    "the record has {} fields, the schema {}",
-                    self.record.fields.len(),
-                    self.columns.len()
-                );
-                return Err(Error::field("record", problem));
             }
             let key = match self.mode {
                 Mode::Train { seed } => Some(Key::new(seed).derive(STREAM, item.epoch).derive(id, 0)),
                 Mode::Eval => None,
             };
-            for ((c, from), field) in self.columns.iter_mut().zip(&self.record.fields).zip(&mut fields) {
-                c.put(from, field, row, key)?;
+            match self.sample(id, key, &mut fields, row) {
+                Err(e) if self.policy != BadRecords::Fail && is_of_record(&e) => {
+                    let reason = self.name(id, e).to_string();
+                    let substitute = self.make_up_for(id, item.epoch, key, &mut fields, row, &reason)?;
+                    bad.push(BadSample { id, row, substitute, reason });
+                }
+                done => done?,
             }
-            self.check_label(id, &fields, row)?;
         }
         self.current = None;
-        for (c, field) in self.columns.iter().zip(&mut fields).filter(|(c, _)| c.spec.variable) {
+        for (c, field) in self.columns.iter().zip(&mut fields).filter(|(c, _)| c.padded) {
             *field = c.pad(&self.pool)?;
         }
-        Batch::new(fields, ids).map(Some)
+        let count = ids.len();
+        let mut batch = Batch::new(fields, ids)?;
+        if let (Some(mixing), Mode::Train { seed }) = (&self.mixing, self.mode) {
+            batch.mix = Some(mixing.plan(seed, item.epoch, item.step, item.shard, count));
+        }
+        for row in bad.iter().filter(|b| b.substitute.is_none()).map(|b| b.row) {
+            batch.weights[row] = 0.0;
+            if let Some(mix) = &mut batch.mix {
+                // Nothing of it gets into others.
+                for i in (0..count).filter(|&i| i == row || mix.partner[i] as usize == row) {
+                    (mix.lambda[i], mix.boxes[i]) = (1.0, [0; 4]);
+                }
+            }
+        }
+        Ok(Some((batch, bad)))
+    }
+
+    /// Reads a sample and puts it into a row. A panic of a decoder is an error like any other.
+    fn sample(&mut self, id: u64, key: Option<Key>, fields: &mut [Field], row: usize) -> Result<()> {
+        self.current = Some(id);
+        let result = catch_unwind(AssertUnwindSafe(|| self.try_sample(id, key, fields, row)))
+            .unwrap_or_else(|payload| Err(Error::Panic { message: message(&*payload) }));
+        let now = Instant::now();
+        self.spent.make += now - std::mem::replace(&mut self.begun, now);
+        self.spent.samples += 1;
+        result
+    }
+
+    fn try_sample(&mut self, id: u64, key: Option<Key>, fields: &mut [Field], row: usize) -> Result<()> {
+        let read = self.source.read(id, &mut self.record);
+        let now = Instant::now();
+        self.spent.read += now - std::mem::replace(&mut self.begun, now);
+        self.spent.bytes += self.record.fields.iter().map(|f| f.bytes.len() as u64).sum::<u64>();
+        read?;
+        if self.record.fields.len() != self.columns.len() {
+            let problem = format!(
+                "the record has {} fields, the schema {}",
+                self.record.fields.len(),
+                self.columns.len()
+            );
+            return Err(Error::field("record", problem));
+        }
+        for ((c, from), field) in self.columns.iter_mut().zip(&mut self.record.fields).zip(&mut *fields) {
+            c.put(from, field, row, key)?;
+        }
+        self.check_label(id, fields, row)
+    }
+
+    /// Fills the row of a bad sample: with another sample, which it returns, or with zeros.
+    fn make_up_for(
+        &mut self,
+        id: u64,
+        epoch: u64,
+        key: Option<Key>,
+        fields: &mut [Field],
+        row: usize,
+        reason: &str,
+    ) -> Result<Option<u64>> {
+        self.columns.iter_mut().for_each(|c| c.take_back(row));
+        let seed = match (self.mode, self.policy) {
+            (Mode::Train { seed }, BadRecords::Substitute) => seed,
+            _ => {
+                self.zeros(fields, row);
+                return Ok(None);
+            }
+        };
+        for other in substitutes(seed, epoch, id, self.source.len()) {
+            match self.sample(other, key, fields, row) {
+                Err(e) if is_of_record(&e) => self.columns.iter_mut().for_each(|c| c.take_back(row)),
+                done => return done.map(|()| Some(other)),
+            }
+        }
+        self.current = Some(id);
+        Err(Error::field("record", format!("there is no other that could take its place: {reason}")))
+    }
+
+    fn zeros(&mut self, fields: &mut [Field], row: usize) {
+        for (c, field) in self.columns.iter_mut().zip(fields) {
+            if c.padded {
+                c.lengths.push(0);
+            } else {
+                let size = c.dtype.size() * c.shape.iter().product::<usize>();
+                field.bytes.bytes_mut()[row * size..][..size].fill(0);
+            }
+        }
     }
 
     /// The samples at the item's positions: shuffled for training, as they come for evaluation.
@@ -130,7 +246,7 @@ impl Maker {
         let n = self.source.len();
         let order = match self.order.take() {
             Some((epoch, order)) if epoch == item.epoch => order,
-            _ => Order::new(seed, item.epoch, n),
+            _ => Order::of(self.kind, seed, item.epoch, n),
         };
         let ids = item.positions.clone().map(|p| order.at(p)).collect();
         self.order = Some((item.epoch, order));
@@ -150,15 +266,46 @@ impl Maker {
 }
 
 impl Filler {
+    fn new(config: &LoaderConfig, spec: &FieldSpec, training: bool, pixels: Pixels) -> Result<Self> {
+        let mut filler = Filler {
+            spec: spec.clone(),
+            dtype: spec.dtype,
+            shape: spec.shape.clone(),
+            padded: spec.variable,
+            pipeline: None,
+            signal: Signal::of(config, spec, training)?,
+            collected: Vec::new(),
+            lengths: Vec::new(),
+        };
+        if spec.role == Role::Image {
+            let pipeline = Pipeline::of(config, spec, training, pixels)?;
+            filler.shape = pipeline.output_shape().to_vec();
+            filler.padded = false;
+            filler.dtype = if pipeline.pixels() == Pixels::Bytes { DType::U8 } else { DType::F32 };
+            filler.pipeline = Some(pipeline);
+        }
+        Ok(filler)
+    }
+
     /// Puts one sample into row `row` of its field.
-    fn put(&mut self, from: &RecordField, to: &mut Field, row: usize, key: Option<Key>) -> Result<()> {
+    fn put(&mut self, from: &mut RecordField, to: &mut Field, row: usize, key: Option<Key>) -> Result<()> {
         let spec = &self.spec;
+        let sample: usize = self.shape.iter().product();
+        if let Some(pipeline) = &mut self.pipeline {
+            let range = row * sample..(row + 1) * sample;
+            let out = match pipeline.pixels() {
+                Pixels::Floats => Output::Floats(&mut to.as_mut_slice()?[range]),
+                Pixels::Bytes => Output::Bytes(&mut to.as_mut_slice()?[range]),
+            };
+            return pipeline.run(from, key, out);
+        }
         let fits = if spec.variable {
             from.shape.get(1..) == spec.shape.get(1..) && from.shape.first() <= spec.shape.first()
         } else {
             from.shape == spec.shape
         };
-        if !fits || from.bytes.len() != from.shape.iter().product::<usize>() * spec.dtype.size() {
+        let bytes = from.shape.iter().product::<usize>() * spec.dtype.size();
+        if !fits || from.bytes.len() != bytes || from.codec != Codec::Raw {
             let problem = format!(
                 "has {} bytes of shape {:?} where the schema has {} {:?}",
                 from.bytes.len(),
@@ -168,17 +315,26 @@ impl Filler {
             );
             return Err(Error::field(&spec.name, problem));
         }
-        if let Some(pipeline) = &mut self.pipeline {
-            let out = &mut to.as_mut_slice::<f32>()?[row * self.sample..][..self.sample];
-            pipeline.run(&from.bytes, key, out);
-        } else if spec.variable {
+        if let Some(signal) = &mut self.signal {
+            signal.run(&mut from.bytes, &from.shape, key)?;
+        }
+        if spec.variable {
             self.collected.extend_from_slice(&from.bytes);
             self.lengths.push(from.shape[0] as u32);
         } else {
-            let size = self.sample * self.dtype.size();
+            let size = sample * self.dtype.size();
             to.bytes.bytes_mut()[row * size..][..size].copy_from_slice(&from.bytes);
         }
         Ok(())
+    }
+
+    /// Takes back what rows from `row` on have put behind the others.
+    fn take_back(&mut self, row: usize) {
+        if self.padded {
+            self.lengths.truncate(row);
+            let each = self.dtype.size() * self.spec.shape[1..].iter().product::<usize>();
+            self.collected.truncate(self.lengths.iter().map(|&l| l as usize).sum::<usize>() * each);
+        }
     }
 
     /// The samples of varying size, padded with zeros to the longest of them.
