@@ -7,6 +7,8 @@
 
 mod audit;
 pub mod bench;
+pub mod bad;
+pub mod bound;
 pub mod buckets;
 pub mod checkpoint;
 pub mod config;
@@ -31,6 +33,7 @@ mod scaler;
 pub mod setup;
 mod share;
 mod snapshot;
+mod staging;
 pub mod sums;
 pub mod task;
 mod tfevents;

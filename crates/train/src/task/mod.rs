@@ -15,6 +15,7 @@ use std::sync::Arc;
 pub use classify::Classification;
 use half::{bf16, f16};
 pub use loss::{Criterion, LossConfig};
+use phalanx_data::{Mix, Normalise};
 use phalanx_host::{DType, Element};
 use phalanx_nn::{Forward, OptimizerConfig, ParamId, Params};
 use phalanx_tensor::{Device, Shape, Tensor};
@@ -52,6 +53,12 @@ pub struct Batch {
     pub ids: Vec<u64>,
     /// A weight for each sample; none means 1 each.
     pub weights: Option<Vec<f32>>,
+    /// By field of images of bytes: what is still to be done to each value.
+    pub normalise: BTreeMap<Arc<str>, Arc<Normalise>>,
+    /// How the samples are still to be mixed with each other.
+    pub mix: Option<Mix>,
+    /// Samples of it whose records could not be used.
+    pub bad: u64,
 }
 
 impl Batch {
@@ -59,11 +66,14 @@ impl Batch {
     pub fn from_data(batch: phalanx_data::Batch, device: &Device) -> Result<Self> {
         let uniform = batch.weights.iter().all(|&w| w == 1.0);
         let weights = (!uniform).then_some(batch.weights);
+        let left = batch.fields.iter().filter_map(|f| Some((f.name.clone(), f.normalise.clone()?)));
+        let normalise = left.collect();
         let fields = batch.fields.into_iter().map(|f| {
             let shape = Shape::new(&f.shape);
             Ok((f.name, Tensor::from_buffer(f.bytes, f.dtype, shape, device)?))
         });
-        Ok(Batch { fields: fields.collect::<Result<_>>()?, ids: batch.ids, weights })
+        let fields = fields.collect::<Result<_>>()?;
+        Ok(Batch { fields, ids: batch.ids, weights, normalise, mix: batch.mix, bad: 0 })
     }
 
     /// A batch that a task made itself.
