@@ -25,8 +25,9 @@ pub use error::{Error, Result};
 pub use op::{CudaOp, Exec, Meta, Narrow, Op, Plan, Saved, Spec};
 pub use ops::cuda::sources as kernel_sources;
 pub use ops::{
-    Attention, BatchNorm, Cell, Conv, CrossEntropy, FractionalPool, Fuse, GroupNorm, Interpolation, PadMode,
-    PointLoss, Pool, Recurred, Recurrence, Resample, Triplet, concat, fold, stack, top_k_errors,
+    Attention, BatchNorm, Cell, Conv, Crops, CrossEntropy, FractionalPool, Fuse, GroupNorm, Interpolation,
+    Normalisation, PadMode, PointLoss, Pool, Recurred, Recurrence, Resample, Triplet, concat, fold, stack,
+    top_k_errors,
 };
 pub use phalanx_host::{DType, Element};
 pub use shape::{Layout, MAX_AXES, Shape};

@@ -23,7 +23,7 @@ macro_rules! source {
 pub(crate) use source;
 
 /// All sources of the op table's kernels.
-pub fn sources() -> [&'static Source; 19] {
+pub fn sources() -> [&'static Source; 20] {
     [
         &super::attention::cuda::SOURCE,
         &super::boxes::cuda::SOURCE,
@@ -31,6 +31,7 @@ pub fn sources() -> [&'static Source; 19] {
         &super::conv::direct::SOURCE,
         &super::dropout::cuda::SOURCE,
         &super::elementwise::cuda::SOURCE,
+        &super::images::cuda::SOURCE,
         &super::index::cuda::SOURCE,
         &super::loss::cuda::SOURCE,
         &super::loss::point_cuda::SOURCE,
