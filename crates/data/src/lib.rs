@@ -25,7 +25,7 @@ mod source;
 mod transform;
 mod views;
 
-pub use batch::{Batch, Field, Normalise};
+pub use batch::{Batch, Field, Mix, Normalise};
 pub use config::{DataConfig, LoaderConfig};
 pub use error::{Error, Kind, Result};
 pub use fetch::{FetchedFile, Report, fetch, fetchable};

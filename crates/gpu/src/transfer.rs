@@ -122,12 +122,17 @@ impl Context {
     /// Queues a copy of a whole pinned block to the device on any stream. The block must stay as it is until the
     /// copy is done.
     pub fn copy_in(&self, stream: &Stream, dst: DevicePtr, src: &Pinned) -> Result<()> {
+        self.copy_bytes_in(stream, dst, src)
+    }
+
+    /// The same from any memory, which must stay as it is until the copy is done.
+    pub(crate) fn copy_bytes_in(&self, stream: &Stream, dst: DevicePtr, src: &[u8]) -> Result<()> {
         if src.is_empty() {
             return Ok(());
         }
         let d = self.primary().enter()?;
-        // SAFETY: the source is `len` pinned bytes; where it goes is the caller's part, as with a launch.
-        let status = unsafe { (d.cuMemcpyHtoDAsync_v2)(dst.0, src.address(), src.len(), stream.raw) };
+        // SAFETY: the source is a slice; where it goes is the caller's part, as with a launch.
+        let status = unsafe { (d.cuMemcpyHtoDAsync_v2)(dst.0, src.as_ptr().cast(), src.len(), stream.raw) };
         d.check(status, "cuMemcpyHtoDAsync_v2")
     }
 

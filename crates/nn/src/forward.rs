@@ -65,6 +65,11 @@ impl<'a> Forward<'a> {
         self
     }
 
+    /// The type of activations, where it is not that of what a network is given.
+    pub fn activations(&self) -> Option<DType> {
+        self.activations
+    }
+
     /// What a network is given, in the type of its activations: this is the one cast, for all that follows has the type of
     /// what it is made of, and parameters stay in single precision.
     pub fn enter(&self, x: &Tensor) -> Result<Tensor> {

@@ -35,5 +35,5 @@ pub use sink::{GradSink, Gradients, LeafMemory, LeafSink, Slot};
 pub use storage::{ArenaSlice, Block, Held, Memory, MemoryMut, Storage};
 pub use tape::{apply, apply_one};
 pub use tensor::{LeafId, Tensor};
-pub use transfer::download;
+pub use transfer::{Landing, download};
 pub use view::{View, ViewMut};

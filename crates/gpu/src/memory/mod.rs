@@ -34,9 +34,15 @@ struct Owned {
     len: usize,
     keep: Mutex<Vec<Event>>,
     context: Context,
+    /// Whether it is for what comes from the host (`input.rs`).
+    input: bool,
 }
 
 impl Buffer {
+    pub(crate) fn of_input(context: &Context, block: Block, len: usize) -> Self {
+        Buffer(Arc::new(Owned { block, len, keep: Mutex::default(), context: context.clone(), input: true }))
+    }
+
     /// Address of the first byte, a multiple of 512.
     pub fn ptr(&self) -> DevicePtr {
         DevicePtr(self.0.block.address)
@@ -82,7 +88,10 @@ impl fmt::Debug for Buffer {
 impl Drop for Owned {
     fn drop(&mut self) {
         let keep = std::mem::take(self.keep.get_mut().unwrap_or_else(PoisonError::into_inner));
-        self.context.core().memory.give(self.block, keep);
+        match self.input {
+            true => self.context.give_input(self.block, self.len, keep),
+            false => self.context.core().memory.give(self.block, keep),
+        }
     }
 }
 
@@ -90,8 +99,19 @@ impl Context {
     /// A block of at least `bytes` bytes, whose content is whatever was there. Fails with [`Error::OutOfMemory`],
     /// after the cache was given back to the device and did not suffice.
     pub fn alloc(&self, bytes: usize) -> Result<Buffer> {
-        let block = self.core().memory.take(bytes)?;
-        Ok(Buffer(Arc::new(Owned { block, len: bytes, keep: Mutex::default(), context: self.clone() })))
+        let block = self.take(bytes)?;
+        let context = self.clone();
+        Ok(Buffer(Arc::new(Owned { block, len: bytes, keep: Mutex::default(), context, input: false })))
+    }
+
+    /// As [`Context::alloc`], without an owner.
+    pub(crate) fn take(&self, bytes: usize) -> Result<Block> {
+        match self.core().memory.take(bytes) {
+            Err(Error::OutOfMemory { .. }) if !self.is_capturing() && self.release_inputs() => {
+                self.core().memory.take(bytes)
+            }
+            taken => taken,
+        }
     }
 
     /// How much device memory this context holds and uses.
@@ -107,6 +127,7 @@ impl Context {
     /// Gives cached memory back to the device; first waits for the compute stream.
     pub fn trim(&self) -> Result<()> {
         self.synchronize()?;
+        self.release_inputs();
         self.core().memory.trim()
     }
 }

@@ -5,19 +5,19 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use phalanx_comm::{Activity, Communicator, Deadline};
-use phalanx_data::{Loader, Mode, Plan};
+use phalanx_data::{Mode, Plan};
 use phalanx_nn::Plateau;
 
+use super::feed::Feed;
 use super::{Outcome, Sets, TrainRequest, steps_per_epoch};
 use crate::checkpoint::{Progress, Writer};
 use crate::config::Config;
 use crate::engine::{Engine, StepReport};
 use crate::evaluate::{evaluate, mean};
 use crate::faults::Fault;
-use crate::ledger::{Ledger, Line};
+use crate::ledger::Ledger;
 use crate::report::{Event, Reporter, Summary, peak_rss_bytes, quantile};
 use crate::rundir::{Lock, RunDir};
-use crate::task::Batch;
 use crate::timeline::Spent;
 use crate::{Error, Result};
 
@@ -88,11 +88,11 @@ impl<'a> Session<'a> {
         )?
         .starting_at(self.progress.epoch, self.progress.step_in_epoch);
         let mode = Mode::Train { seed: self.config().seed };
-        let mut loader =
-            Loader::new(self.sets.train.clone(), &self.config().loader, mode, plan, &self.engine.cpu.pool)?;
+        let (source, config) = (self.sets.train.clone(), &self.config().loader);
+        let mut feed = Feed::new(source, config, mode, plan, &self.engine.device, mine.len())?;
 
         while self.progress.step < self.end && !stopped {
-            stopped = self.step(&mut loader, mine.len())?;
+            stopped = self.step(&mut feed)?;
             let epoch_ended = self.progress.step_in_epoch == per_epoch;
             if epoch_ended {
                 self.end_epoch()?;
@@ -121,23 +121,15 @@ impl<'a> Session<'a> {
     }
 
     /// One step of all ranks. Returns whether the run is to stop.
-    fn step(&mut self, loader: &mut Loader, shards: usize) -> Result<bool> {
+    fn step(&mut self, feed: &mut Feed) -> Result<bool> {
         let begun = Instant::now();
-        let (step, epoch) = (self.progress.step, self.progress.epoch);
+        let step = self.progress.step;
         self.comm.whereabouts().at_step(Some(step));
         self.engine.timeline.enter(Activity::Loader);
         if self.request.faults.hits(self.comm.rank(), step, Fault::HangLoader) {
             self.hang()?;
         }
-        let mut batches = Vec::with_capacity(shards);
-        let mut lines = Vec::with_capacity(shards);
-        for _ in 0..shards {
-            let ended = || Error::config("loader", format!("it ended before step {step}"));
-            let loaded = loader.next().ok_or_else(ended)??;
-            let ids = loaded.batch.ids.clone();
-            lines.push(Line { step, epoch, shard: loaded.item.shard as u32, ids });
-            batches.push(Batch::from_data(loaded.batch, &self.engine.device)?);
-        }
+        let (batches, lines) = feed.next(step)?;
         let factor = self.factor();
         let report = self.engine.step(step, batches, factor, self.stop_asked())?;
         for line in &lines {
