@@ -10,6 +10,7 @@ use crate::launch::Modules;
 use crate::memory::Memory;
 use crate::pinned::HostCache;
 use crate::profile::Profile;
+use crate::recording::Recording;
 use crate::transfer::Staging;
 use crate::{DeviceInfo, Event, Math, Result, Stream};
 
@@ -49,6 +50,7 @@ pub(crate) struct Core {
     copies: Stream,
     communication: Stream,
     pub(crate) profile: Profile,
+    pub(crate) recording: Recording,
     pub(crate) primary: Arc<Primary>,
 }
 
@@ -91,6 +93,7 @@ impl Context {
             copies: Stream::new(&primary, URGENT)?,
             communication: Stream::new(&primary, URGENT)?,
             profile: Profile::default(),
+            recording: Recording::default(),
             primary,
         });
         Ok(Context(Arc::new(Inner {

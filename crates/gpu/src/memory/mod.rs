@@ -13,7 +13,7 @@ use crate::context::Core;
 use crate::{Context, Error, Event, Result};
 
 /// An address in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DevicePtr(pub u64);
 
 impl DevicePtr {
@@ -90,8 +90,16 @@ impl Context {
     /// A block of at least `bytes` bytes, whose content is whatever was there. Fails with [`Error::OutOfMemory`],
     /// after the cache was given back to the device and did not suffice.
     pub fn alloc(&self, bytes: usize) -> Result<Buffer> {
-        let block = self.core().memory.take(bytes)?;
-        Ok(Buffer(Arc::new(Owned { block, len: bytes, keep: Mutex::default(), context: self.clone() })))
+        Ok(self.buffer(self.core().memory.take(bytes)?, bytes))
+    }
+
+    /// As [`Context::alloc`] for what stays while graphs' memory is in use for all else ([`crate::GraphMemory`]).
+    pub fn alloc_lasting(&self, bytes: usize) -> Result<Buffer> {
+        Ok(self.buffer(self.core().memory.take_lasting(bytes)?, bytes))
+    }
+
+    fn buffer(&self, block: Block, len: usize) -> Buffer {
+        Buffer(Arc::new(Owned { block, len, keep: Mutex::default(), context: self.clone() }))
     }
 
     /// How much device memory this context holds and uses.
@@ -106,6 +114,7 @@ impl Context {
 
     /// Gives cached memory back to the device; first waits for the compute stream.
     pub fn trim(&self) -> Result<()> {
+        self.refuse_while_capturing("memory was to be given back")?;
         self.synchronize()?;
         self.core().memory.trim()
     }
