@@ -11,6 +11,7 @@ use crate::launch::Modules;
 use crate::memory::Memory;
 use crate::pinned::HostCache;
 use crate::profile::Profile;
+use crate::recording::Recording;
 use crate::transfer::Staging;
 use crate::{DeviceInfo, Event, Math, Result, Stream};
 
@@ -52,6 +53,7 @@ pub(crate) struct Core {
     copies: Stream,
     communication: Stream,
     pub(crate) profile: Profile,
+    pub(crate) recording: Recording,
     pub(crate) primary: Arc<Primary>,
 }
 
@@ -94,6 +96,7 @@ impl Context {
             copies: Stream::new(&primary, URGENT)?,
             communication: Stream::new(&primary, URGENT)?,
             profile: Profile::default(),
+            recording: Recording::default(),
             primary,
         });
         Ok(Context(Arc::new(Inner {

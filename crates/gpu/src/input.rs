@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::memory::Block;
-use crate::{Buffer, Context, Error, Event, Result};
+use crate::{Buffer, Context, Event, Result};
 
 /// Blocks that may wait for their next use; older ones go back to everybody.
 const MOST_IDLE: usize = 16;
@@ -66,16 +66,14 @@ impl Context {
     /// Copies what `source` holds to a block for it on the copy stream, while the compute stream goes on. Who reads the block
     /// first makes the compute stream wait for the event. Not while a graph is captured.
     pub fn bring(&self, source: Source) -> Result<(Buffer, Event)> {
-        if self.is_capturing() {
-            return Err(Error::Capturing { what: "a copy beside the computation" });
-        }
+        self.refuse_while_capturing("a copy beside the computation")?;
         self.land()?;
         let len = (*source).as_ref().len();
         let bytes = class(len);
         let waits = self.inputs().take(bytes)?;
         let (block, fresh, after) = match waits {
             Some(idle) => (idle.block, idle.unmarked, idle.after),
-            None => (self.take(bytes)?, true, Vec::new()),
+            None => (self.relieved(|memory| memory.take_lasting(bytes))?, true, Vec::new()),
         };
         let buffer = Buffer::of_input(self, block, len);
         for event in &after {

@@ -107,7 +107,17 @@ impl<'a> Forward<'a> {
     pub fn next_key(&self) -> Key {
         let n = self.drawn.get();
         self.drawn.set(n + 1);
-        self.key.derive(n, 0)
+        Forward::stream(self.key, n)
+    }
+
+    /// Random streams drawn so far.
+    pub fn drawn(&self) -> u64 {
+        self.drawn.get()
+    }
+
+    /// The `n`-th stream that a context with this key gives, from 0.
+    pub fn stream(key: Key, n: u64) -> Key {
+        key.derive(n, 0)
     }
 
     /// A norm's running mean and variance.

@@ -23,7 +23,8 @@ mod view;
 pub use device::Device;
 pub use error::{Error, Result};
 pub use op::{CudaOp, Exec, Meta, Narrow, Op, Plan, Saved, Spec};
-pub use ops::cuda::sources as kernel_sources;
+pub use ops::cuda::{RANDOM, sources as kernel_sources};
+pub use ops::shape::cuda::gather_to;
 pub use ops::{
     Attention, BatchNorm, Cell, Conv, Crops, CrossEntropy, FractionalPool, Fuse, GroupNorm, Interpolation,
     Normalisation, PadMode, PointLoss, Pool, Recurred, Recurrence, Resample, Triplet, concat, fold, stack,
@@ -34,6 +35,6 @@ pub use shape::{Layout, MAX_AXES, Shape};
 pub use sink::{GradSink, Gradients, LeafMemory, LeafSink, Slot};
 pub use storage::{ArenaSlice, Block, Held, Memory, MemoryMut, Storage};
 pub use tape::{apply, apply_one};
-pub use tensor::{LeafId, Tensor};
+pub use tensor::{LeafId, Memento, Tensor};
 pub use transfer::{Landing, download};
 pub use view::{View, ViewMut};

@@ -13,7 +13,7 @@ use crate::context::Core;
 use crate::{Context, Error, Event, Result};
 
 /// An address in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DevicePtr(pub u64);
 
 impl DevicePtr {
@@ -99,16 +99,24 @@ impl Context {
     /// A block of at least `bytes` bytes, whose content is whatever was there. Fails with [`Error::OutOfMemory`],
     /// after the cache was given back to the device and did not suffice.
     pub fn alloc(&self, bytes: usize) -> Result<Buffer> {
-        let block = self.take(bytes)?;
-        let context = self.clone();
-        Ok(Buffer(Arc::new(Owned { block, len: bytes, keep: Mutex::default(), context, input: false })))
+        Ok(self.buffer(self.relieved(|memory| memory.take(bytes))?, bytes))
     }
 
-    /// As [`Context::alloc`], without an owner.
-    pub(crate) fn take(&self, bytes: usize) -> Result<Block> {
-        match self.core().memory.take(bytes) {
+    /// As [`Context::alloc`] for what stays while graphs' memory is in use for all else ([`crate::GraphMemory`]).
+    pub fn alloc_lasting(&self, bytes: usize) -> Result<Buffer> {
+        Ok(self.buffer(self.relieved(|memory| memory.take_lasting(bytes))?, bytes))
+    }
+
+    fn buffer(&self, block: Block, len: usize) -> Buffer {
+        let context = self.clone();
+        Buffer(Arc::new(Owned { block, len, keep: Mutex::default(), context, input: false }))
+    }
+
+    /// Takes a block, where there is no room once blocks for input that wait have been given up.
+    pub(crate) fn relieved(&self, take: impl Fn(&Memory) -> Result<Block>) -> Result<Block> {
+        match take(&self.core().memory) {
             Err(Error::OutOfMemory { .. }) if !self.is_capturing() && self.release_inputs() => {
-                self.core().memory.take(bytes)
+                take(&self.core().memory)
             }
             taken => taken,
         }
@@ -126,6 +134,7 @@ impl Context {
 
     /// Gives cached memory back to the device; first waits for the compute stream.
     pub fn trim(&self) -> Result<()> {
+        self.refuse_while_capturing("memory was to be given back")?;
         self.synchronize()?;
         self.release_inputs();
         self.core().memory.trim()
