@@ -85,7 +85,8 @@ pub fn evaluate(
     let deadline = || Deadline::after(engine.options.deadline);
     let mut sums = vec![0.0; mine.len() * width];
     let mut bad = 0u64;
-    for loaded in Loader::new(source.clone(), loader, Mode::Eval, plan, &engine.cpu.pool)? {
+    let pool = engine.device.host_pool();
+    for loaded in Loader::new(source.clone(), loader, Mode::Eval, plan, &pool)? {
         let loaded = loaded?;
         let first_of_step = loaded.item.shard == u64::from(mine.start);
         if first_of_step

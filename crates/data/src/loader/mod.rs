@@ -151,6 +151,13 @@ impl Shared {
         }
     }
 
+    /// Whether the next `count` batches are made.
+    fn ready(&self, count: usize) -> bool {
+        let state = self.state();
+        let made = state.window.iter().take_while(|made| matches!(made, Some(Ok(_)))).count();
+        made >= count
+    }
+
     fn next(&self) -> Option<Result<Loaded>> {
         let mut state = self.state();
         loop {
@@ -208,6 +215,14 @@ impl Loader {
         let mut loader = Loader { engine, finished: false, counters, waited, delivered: 0, look };
         loader.engine.fill()?;
         Ok(loader)
+    }
+
+    /// Whether the next `count` batches are there and whole: nobody would wait for them. Never without threads.
+    pub fn is_ready(&self, count: usize) -> bool {
+        match &self.engine {
+            Engine::Caller { .. } => false,
+            Engine::Threads { shared, .. } => !self.finished && shared.ready(count),
+        }
     }
 
     /// What it has done so far.

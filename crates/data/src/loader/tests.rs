@@ -216,6 +216,12 @@ fn the_window_is_bounded_and_dropping_is_prompt() {
     std::thread::sleep(Duration::from_millis(20));
     // One delivered, three ahead; the window cannot hold more whatever the time.
     assert_eq!(reads(), 4);
+    while !loader.is_ready(3) && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    assert!(loader.is_ready(3) && !loader.is_ready(4));
+    loader.next().unwrap().unwrap();
+    assert!(loader.is_ready(2));
     drop(loader);
     assert_eq!(Arc::strong_count(&source), 1, "the threads are gone");
 

@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use phalanx_comm::{Activity, Communicator, Deadline};
-use phalanx_data::{Loader, LoaderConfig, LoaderStats, Mode, Plan};
+use phalanx_data::{LoaderConfig, LoaderStats, Mode, Plan};
 use phalanx_nn::Plateau;
 
+use super::feed::{Fed, Feed};
 use super::{Outcome, Sets, TrainRequest, steps_per_epoch};
 use crate::bad::{self, BadLine, Quarantine};
 use crate::bound::{Bound, BoundBy, Feeding};
@@ -16,10 +17,9 @@ use crate::config::Config;
 use crate::engine::{Engine, StepReport};
 use crate::evaluate::{evaluate, mean};
 use crate::faults::Fault;
-use crate::ledger::{Ledger, Line};
+use crate::ledger::Ledger;
 use crate::report::{Event, Reporter, Summary, peak_rss_bytes, quantile};
 use crate::rundir::{Lock, RunDir};
-use crate::task::Batch;
 use crate::timeline::{Spent, Times};
 use crate::{Error, Result};
 
@@ -100,11 +100,11 @@ impl<'a> Session<'a> {
         )?
         .starting_at(self.progress.epoch, self.progress.step_in_epoch);
         let mode = Mode::Train { seed: self.config().seed };
-        let mut loader =
-            Loader::new(self.sets.train.clone(), &self.loader, mode, plan, &self.engine.cpu.pool)?;
+        let (source, config) = (self.sets.train.clone(), &self.loader);
+        let mut feed = Feed::new(source, config, mode, plan, &self.engine.device, mine.len())?;
 
         while self.progress.step < self.end && !stopped {
-            stopped = self.step(&mut loader, mine.len())?;
+            stopped = self.step(&mut feed)?;
             let epoch_ended = self.progress.step_in_epoch == per_epoch;
             if epoch_ended {
                 self.end_epoch()?;
@@ -133,29 +133,16 @@ impl<'a> Session<'a> {
     }
 
     /// One step of all ranks. Returns whether the run is to stop.
-    fn step(&mut self, loader: &mut Loader, shards: usize) -> Result<bool> {
+    fn step(&mut self, feed: &mut Feed) -> Result<bool> {
         let begun = Instant::now();
-        let (step, epoch) = (self.progress.step, self.progress.epoch);
+        let step = self.progress.step;
         self.comm.whereabouts().at_step(Some(step));
         self.engine.timeline.enter(Activity::Loader);
         if self.request.faults.hits(self.comm.rank(), step, Fault::HangLoader) {
             self.hang()?;
         }
-        let mut batches = Vec::with_capacity(shards);
-        let mut lines = Vec::with_capacity(shards);
-        let mut bad = Vec::new();
-        for _ in 0..shards {
-            let ended = || Error::config("loader", format!("it ended before step {step}"));
-            let loaded = loader.next().ok_or_else(ended)??;
-            let line = Line::new(step, &loaded);
-            let copying = Instant::now();
-            let batch = Batch::from_data(loaded.batch, &self.engine.device)?;
-            self.fed[1].0 += copying.elapsed().as_secs_f64();
-            batches.push(Batch { bad: loaded.bad.len() as u64, ..batch });
-            bad.extend(loaded.bad.into_iter().map(|b| BadLine::new(step, epoch, line.shard, b)));
-            lines.push(line);
-        }
-        self.fed[1].1 = loader.stats();
+        let Fed { batches, lines, bad } = feed.next(step)?;
+        self.fed[1] = feed.books();
         let factor = self.factor();
         let report = self.engine.step(step, batches, factor, self.stop_asked())?;
         for line in &lines {
