@@ -4,7 +4,6 @@ use std::borrow::Cow;
 
 use phalanx_host::DType;
 
-use crate::picture::encode;
 use crate::source::RecordField;
 use crate::{Codec, Error, FieldSpec, Picture, Record, Result, Role, Schema};
 
@@ -40,8 +39,7 @@ fn file<'a>(spec: &FieldSpec, field: &'a RecordField) -> Result<(&'static str, C
         (Codec::Png, ..) => ("png", bytes),
         (Codec::Raw, Role::Image, &[height, width, channels @ (1 | 3)]) if spec.dtype == DType::U8 => {
             let picture = Picture { height, width, channels, pixels: spread(&field.bytes, spec.max) };
-            let mut out = Vec::new();
-            encode::png(&picture, &mut out).map_err(|problem| Error::field(&spec.name, problem))?;
+            let out = picture.to_png().map_err(|problem| Error::field(&spec.name, problem))?;
             ("png", Cow::Owned(out))
         }
         (Codec::Raw, Role::Array, _) if matches!(&*spec.name, "text" | "json") && is_text() => {

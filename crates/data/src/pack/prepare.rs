@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::picture::{Place, Resample, encode, shorter_side};
+use crate::picture::{Place, Resample, shorter_side};
 use crate::source::RecordField;
 use crate::{Codec, Error, FieldSpec, Picture, Result, Role};
 
@@ -72,8 +72,7 @@ impl Images {
                 let [height, width] = shorter_side(picture.height, picture.width, short);
                 let pixels = resized(&picture, Place::whole([height, width]));
                 let small = Picture { height, width, channels: picture.channels, pixels };
-                field.bytes.clear();
-                encode::jpeg(&small, quality, &mut field.bytes)?;
+                small.to_jpeg(quality, &mut field.bytes)?;
                 put(field, Codec::Jpeg, [height, width, small.channels]);
             }
             Images::Raw { side } => {

@@ -1,5 +1,6 @@
 //! Image files: JPEG and PNG into pixels, in pure Rust.
 
+mod encode;
 mod probe;
 mod resize;
 #[cfg(test)]
