@@ -40,6 +40,14 @@ pub enum Error {
         /// What was found, where, and what was expected.
         problem: String,
     },
+    /// A shard set whose writing did not come to its end, or of which a part is gone.
+    #[error("{} is incomplete: {problem}", path.display())]
+    Incomplete {
+        /// The set's directory.
+        path: PathBuf,
+        /// What is not there.
+        problem: String,
+    },
     /// A label outside the classes of its set.
     #[error("sample {sample} of {set} has label {label}, but the set has {classes} classes (0..{classes})")]
     Label {
@@ -135,6 +143,10 @@ impl Error {
 
     pub(crate) fn format(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
         Error::Format { path: path.into(), problem: problem.into() }
+    }
+
+    pub(crate) fn incomplete(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
+        Error::Incomplete { path: path.into(), problem: problem.into() }
     }
 
     pub(crate) fn field(field: &str, problem: impl Into<String>) -> Self {

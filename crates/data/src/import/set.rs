@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::listing::{Import, Layout, Listed, Listing, Part, Store};
-use super::{Format, ImportRequest, TRAIN, VAL};
+use super::{Format, ImportRequest, TRAIN, VAL, names_in};
 use crate::{Error, Result, Role, Source, Split, open};
 
 pub(super) fn import(request: &ImportRequest) -> Result<Import> {
@@ -22,11 +22,16 @@ pub(crate) fn splits_of(source: &Path) -> Result<Vec<(Option<&'static str>, Arc<
         return Err(Error::usage(source.display().to_string(), "the name is not UTF-8"));
     };
     let train = open(spec, Split::Train)?;
-    Ok(match open(spec, Split::Test) {
-        // One set that has no splits is opened whole for either.
-        Ok(test) if test.name() != train.name() => vec![(Some(TRAIN), train), (Some(VAL), test)],
-        _ => vec![(None, train)],
-    })
+    if crate::shards::looks_like(source) {
+        return Ok(vec![(None, train)]);
+    }
+    // Only where nothing looks like an evaluation split may there be none.
+    let is_eval = |name: &str| matches!(name, "val" | "test" | "validation") || name.starts_with("t10k");
+    match open(spec, Split::Test) {
+        Ok(test) => Ok(vec![(Some(TRAIN), train), (Some(VAL), test)]),
+        Err(e) if names_in(source)?.iter().any(|(name, _)| is_eval(name)) => Err(e),
+        Err(_) => Ok(vec![(Some(TRAIN), train)]),
+    }
 }
 
 fn list(path: &Path, split: &str, set: Arc<dyn Source>) -> Result<Listing> {

@@ -98,7 +98,7 @@ impl Folder {
             return Ok(None);
         }
         let set = ShardSet::open(&self.dir)?;
-        Ok(Some(set.info().meta.get("plan").cloned().unwrap_or_default()))
+        Ok(Some(set.meta().get("plan").cloned().unwrap_or_default()))
     }
 
     /// The root of the finished set, if it is one of this plan.
