@@ -59,7 +59,7 @@ impl Tars {
         header.set_mode(0o644);
         header.set_mtime(0);
         self.bytes += 512 + (bytes.len() as u64).next_multiple_of(512);
-        tar.append_data(&mut header, name, bytes).map_err(Error::io("write", path))
+        tar.append_data(&mut header, name, bytes).map_err(Error::io("write", &*path))
     }
 }
 

@@ -55,17 +55,6 @@ pub(crate) enum Store {
     Set(Arc<dyn Source>),
 }
 
-impl Store {
-    /// Its place, for messages.
-    pub(crate) fn path(&self) -> PathBuf {
-        match self {
-            Store::Folder(path) | Store::File(path) => path.clone(),
-            Store::Memory(_) => PathBuf::from("memory"),
-            Store::Set(set) => PathBuf::from(set.name()),
-        }
-    }
-}
-
 /// Where one field of one sample lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Part {

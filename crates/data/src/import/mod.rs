@@ -12,7 +12,7 @@ mod read;
 mod set;
 mod tar;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod webdataset;
 
 use std::path::{Path, PathBuf};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Job, Skipped, shown};
 use crate::files::{TEMPORARY, write_whole};
-use crate::shards::{SetInfo, ShardSet};
+use crate::shards::{MANIFEST, SetInfo, ShardSet};
 use crate::{Error, Result};
 
 /// Says which set the shards of an unfinished folder are of.
@@ -65,8 +65,8 @@ impl Folder {
     }
 
     fn found(&self) -> Result<Found> {
-        match self.sealed_plan() {
-            Ok(Some(plan)) if plan == self.plan => return Ok(Found::Same),
+        match self.sealed() {
+            Ok(Some(set)) if set.meta().get("plan") == Some(&self.plan) => return Ok(Found::Same),
             Ok(Some(_)) => return Ok(Found::Other("holds another set".into())),
             Ok(None) => {}
             Err(e) => return Ok(Found::Other(format!("holds a set that cannot be opened ({e})"))),
@@ -92,19 +92,10 @@ impl Folder {
         }
     }
 
-    /// The plan that a sealed set in the folder names; empty if it was not packed.
-    fn sealed_plan(&self) -> Result<Option<String>> {
-        if !crate::shards::looks_like(&self.dir) {
-            return Ok(None);
-        }
-        let set = ShardSet::open(&self.dir)?;
-        Ok(Some(set.meta().get("plan").cloned().unwrap_or_default()))
-    }
-
-    /// The root of the finished set, if it is one of this plan.
-    pub(super) fn sealed(&self) -> Result<Option<[u8; 32]>> {
-        match crate::shards::looks_like(&self.dir) {
-            true => Ok(Some(ShardSet::open(&self.dir)?.root())),
+    /// The finished set that is in the folder.
+    pub(super) fn sealed(&self) -> Result<Option<ShardSet>> {
+        match self.dir.join(MANIFEST).exists() {
+            true => ShardSet::open(&self.dir).map(Some),
             false => Ok(None),
         }
     }
@@ -158,7 +149,7 @@ impl Folder {
     /// What all shards left out, which is written into the set if there is any.
     pub(super) fn skipped(&self, job: &Job, shards: u32) -> Result<Vec<Skipped>> {
         let list = self.dir.join(SKIPPED);
-        if crate::shards::looks_like(&self.dir) {
+        if self.sealed()?.is_some() {
             return read_json(&list);
         }
         let missing = job.listing.missing.iter();

@@ -203,7 +203,7 @@ fn close(job: &Job, kept: u32) -> Result<SplitReport> {
         return Err(Error::format(&job.listing.path, format!("all {} samples are unreadable{first}", skipped.len())));
     }
     let root = match job.folder.sealed()? {
-        Some(root) => root,
+        Some(set) => set.root(),
         None => seal(dir, &job.info, &shards)?,
     };
     job.folder.end()?;

@@ -110,9 +110,9 @@ impl<'a> Work<'a> {
                 }
                 continue;
             }
-            let field =
-                |f: &'_ crate::RecordField| -> SampleField<'_> { SampleField { codec: f.codec, shape: &f.shape, bytes: &f.bytes } };
-            let fields: Vec<SampleField<'_>> = record.fields.iter().map(field).collect();
+            let fields = record.fields.iter();
+            let fields: Vec<SampleField<'_>> =
+                fields.map(|f| SampleField { codec: f.codec, shape: &f.shape, bytes: &f.bytes }).collect();
             writer.add(&Sample { key: listing.key(i), label: listing.label(i), fields: &fields })?;
             let bytes: usize = record.fields.iter().map(|f| f.bytes.len()).sum();
             self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
