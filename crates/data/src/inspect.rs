@@ -257,3 +257,86 @@ pub(crate) fn pixels<'a>(spec: &FieldSpec, field: &'a RecordField) -> Result<([u
         false => Err(bad(format!("has {} bytes of shape {shape:?}", field.bytes.len()))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shards::tests::captioned_set;
+    use crate::{Column, Memory, stats};
+
+    #[test]
+    fn a_set_is_described_from_its_index() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = captioned_set(dir.path(), &[4, 3]);
+        let set = ShardSet::open(dir.path()).unwrap();
+        let report = inspect(&set).unwrap();
+        assert_eq!((report.name.as_str(), report.root.as_str()), ("captioned", &hex(&root)[..]));
+        assert_eq!((report.records, report.shards, report.quarantined), (7, 2, 0));
+        let counts: Vec<(&str, u64)> = report.classes.iter().map(|c| (&c.name[..], c.records)).collect();
+        assert_eq!(counts, [("Käfer", 3), ("鳥", 2), ("crane", 2)]);
+        assert_eq!(report.codecs, BTreeMap::from([("png", 7)]));
+        assert!(report.fields[0].contains("[4, 4, 3], at most"), "{:?}", report.fields);
+        let sizes = report.sizes.unwrap();
+        // Ids 0..7 have 2 + id % 3 rows and 3 + id % 2 columns.
+        assert_eq!(sizes.height, Spread { least: 2, mean: 20.0 / 7.0, most: 4 });
+        assert_eq!(sizes.width, Spread { least: 3, mean: 24.0 / 7.0, most: 4 });
+        assert_eq!(sizes.shorter_side, [(2, 6), (4, 1)]);
+        assert_eq!((sizes.different, sizes.common.len()), (6, 6));
+        assert_eq!(sizes.common[0], SizeCount { height: 2, width: 3, images: 2 });
+        let lengths = report.record_bytes.unwrap();
+        assert!(lengths.least < lengths.most && lengths.most < 200, "{lengths:?}");
+        assert!(
+            serde_json::to_string(&inspect(&set).unwrap())
+                .unwrap()
+                .contains("\"shorter_side\":[[2,6],[4,1]]")
+        );
+    }
+
+    #[test]
+    fn an_empty_set_is_described() {
+        let dir = tempfile::tempdir().unwrap();
+        captioned_set(dir.path(), &[]);
+        let set = ShardSet::open(dir.path()).unwrap();
+        let report = inspect(&set).unwrap();
+        assert_eq!((report.records, report.sizes, report.record_bytes), (0, None, None));
+        assert!(contact_sheet(&set, 4, 2, 8).is_err());
+        assert_eq!(stats::block_stats(&set, 0..1, 1, &|_| {}).unwrap(), []);
+    }
+
+    #[test]
+    fn a_contact_sheet_shows_images_where_they_belong() {
+        let spec = FieldSpec::image([2, 4, 1], 100.0);
+        let values = (0..6u8).flat_map(|id| [id * 20; 8]).collect();
+        let set = Memory::new("s", vec![Column::fixed(spec, values).unwrap()], vec![]).unwrap();
+        let sheet = contact_sheet(&set, 5, 3, 8).unwrap();
+        assert_eq!((sheet.height, sheet.width), (2 + 2 * 10, 2 + 3 * 10));
+        let at = |y: usize, x: usize| sheet.pixels[(y * sheet.width + x) * 3..][..3].to_vec();
+        for (k, id) in [0u8, 1, 2, 3, 4].into_iter().enumerate() {
+            let (top, left) = (2 + k / 3 * 10, 2 + k % 3 * 10);
+            // Twice as wide as high: two rows above and below stay empty.
+            for (y, wanted) in [(1, GROUND), (2, id * 51), (5, id * 51), (6, GROUND)] {
+                assert_eq!(at(top + y, left + 7), [wanted; 3], "image {k}, row {y}");
+            }
+        }
+        assert_eq!(at(15, 25), [GROUND; 3]);
+        for (images, columns, side) in [(0, 1, 1), (1, 0, 1), (1, 1, 0), (6, 6, usize::MAX), (6, 6, 1 << 20)]
+        {
+            assert!(contact_sheet(&set, images, columns, side).is_err());
+        }
+    }
+
+    #[test]
+    fn a_contact_sheet_marks_what_cannot_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        captioned_set(dir.path(), &[3]);
+        let set = ShardSet::open(dir.path()).unwrap();
+        let path = dir.path().join("shard-00000.dat");
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[set.entry(1).unwrap().offset as usize + 40] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let sheet = contact_sheet(&set, 3, 3, 4).unwrap();
+        let middle = |k: usize| sheet.pixels[(4 * sheet.width + 4 + k * 6) * 3..][..3].to_vec();
+        assert_eq!(middle(1), BROKEN);
+        assert!(middle(0) != BROKEN && middle(2) != BROKEN);
+    }
+}

@@ -29,6 +29,7 @@ mod plan;
 mod shards;
 mod source;
 mod stats;
+mod threads;
 mod transform;
 mod views;
 

@@ -183,6 +183,8 @@ impl Source for Memory {
 
 #[cfg(test)]
 mod tests {
+    use phalanx_host::DType;
+
     use super::*;
 
     fn classes(n: usize) -> Vec<String> {

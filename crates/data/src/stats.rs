@@ -4,13 +4,14 @@
 //! bit for bit, for any number of threads and ranks.
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use phalanx_host::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::inspect::pixels;
+use crate::threads::on_threads;
 use crate::{Error, FieldSpec, Record, Result, Role, Source};
 
 /// Samples of a block.
@@ -111,23 +112,11 @@ pub fn block_stats(
             let result = one_block(set, &fields[at], at, block, &mut record, progress);
             failed.fetch_or(result.is_err(), Ordering::Relaxed);
             let slot = &slots[(block - blocks.start) as usize];
-            *slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(result);
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
         }
     };
-    std::thread::scope(|scope| {
-        let others = (1..threads).map(|k| {
-            let thread = std::thread::Builder::new().name(format!("stats {k}"));
-            thread.spawn_scoped(scope, work).map_err(Error::io("start a thread for", set.name()))
-        });
-        let others = others.collect::<Result<Vec<_>>>()?;
-        work();
-        for thread in others {
-            thread.join().map_err(|_| Error::Panic { message: "while statistics were computed".into() })?;
-        }
-        Ok::<(), Error>(())
-    })?;
-    let results =
-        slots.into_iter().map(|s| s.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner));
+    on_threads(threads, "sum up", work)?;
+    let results = slots.into_iter().map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner));
     // What follows a failure may be missing; the failure comes first.
     results.map_while(|r| r).collect()
 }
@@ -215,5 +204,71 @@ impl Bytes {
             (n * u128::from(squares) - u128::from(sum).pow(2)) as f64 / n as f64
         });
         BlockStats { images: self.images, pixels: n, squares: squares.collect(), mean }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Column, Memory};
+
+    fn set(column: Column) -> Arc<dyn Source> {
+        Memory::new("s", vec![column], vec![]).unwrap().shared()
+    }
+
+    /// 2500 images of 3 by 2 pixels.
+    fn bytes() -> Arc<dyn Source> {
+        let values = (0..2500 * 6 * 3u64).map(|i| (i * i % 251 + i % 3) as u8).collect();
+        set(Column::fixed(FieldSpec::image([3, 2, 3], 255.0), values).unwrap())
+    }
+
+    /// The same by the definition.
+    fn plain(values: impl Iterator<Item = f64> + Clone, max: f64) -> (f64, f64) {
+        let n = values.clone().count() as f64;
+        let mean = values.clone().sum::<f64>() / n;
+        (mean / max, (values.map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt() / max)
+    }
+
+    #[test]
+    fn bytes_have_their_mean_and_deviation_for_any_split_of_the_work() {
+        let set = bytes();
+        let blocks = stats_blocks(set.len());
+        assert_eq!(blocks, 3);
+        let all = block_stats(&*set, 0..blocks, 1, &|_| {}).unwrap();
+        for (ranks, threads) in [(1, 3), (2, 1), (3, 2), (5, 7)] {
+            let range = |r| blocks * r / ranks..blocks * (r + 1) / ranks;
+            let parts = (0..ranks).map(|r| block_stats(&*set, range(r), threads, &|_| {}).unwrap());
+            assert_eq!(parts.collect::<Vec<_>>().concat(), all, "{ranks} ranks");
+        }
+        let found = ChannelStats::of(&all, 255.0);
+        assert_eq!((found.images, found.pixels), (2500, 15_000));
+        for c in 0..3u64 {
+            let values = (0..15_000u64).map(|p| p * 3 + c).map(|i| (i * i % 251 + i % 3) as f64);
+            let (mean, std) = plain(values, 255.0);
+            let (got_mean, got_std) = (found.mean[c as usize], found.std[c as usize]);
+            assert!((got_mean - mean).abs() < 1e-12 && (got_std - std).abs() < 1e-12, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn floats_far_from_zero_keep_their_deviation() {
+        let value = |i: usize| 1000.0 + (i % 7) as f32 / 64.0;
+        let spec = FieldSpec { dtype: DType::F32, ..FieldSpec::image([4, 4, 1], 1000.0) };
+        let set = set(Column::fixed(spec, (0..1500 * 16).map(value).collect()).unwrap());
+        let found = ChannelStats::of(&block_stats(&*set, 0..9, 2, &|_| {}).unwrap(), 1000.0);
+        let (mean, std) = plain((0..1500 * 16).map(|i| f64::from(value(i))), 1000.0);
+        assert_eq!(found.images, 1500);
+        assert!((found.mean[0] - mean).abs() < 1e-13 && (found.std[0] / std - 1.0).abs() < 1e-9, "{found:?}");
+    }
+
+    #[test]
+    fn sets_without_images_or_samples() {
+        let labels = set(Column::fixed(FieldSpec::array("a", DType::U8, &[1], false), vec![1u8]).unwrap());
+        assert!(matches!(block_stats(&*labels, 0..1, 1, &|_| {}), Err(Error::Field { .. })));
+        let empty = set(Column::fixed(FieldSpec::image([1, 1, 1], 1.0), Vec::<u8>::new()).unwrap());
+        assert_eq!(block_stats(&*empty, 0..5, 2, &|_| {}).unwrap(), []);
+        assert_eq!(ChannelStats::of(&[], 1.0).images, 0);
     }
 }

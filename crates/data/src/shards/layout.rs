@@ -32,9 +32,8 @@ impl Layout {
             if fields[..i].iter().any(|other| other.name == f.name) {
                 return Err(Error::field(&f.name, "is there twice"));
             }
-            if f.role == Role::Array && row_bytes(f).is_none_or(|bytes| f.variable && bytes == 0) {
-                let problem = format!("shape {:?} cannot be stored", f.shape);
-                return Err(Error::field(&f.name, problem));
+            if !can_be_stored(f) {
+                return Err(Error::field(&f.name, format!("shape {:?} cannot be stored", f.shape)));
             }
         }
         let labels: Vec<usize> = (0..fields.len()).filter(|&i| fields[i].role == Role::Label).collect();
@@ -55,9 +54,25 @@ impl Layout {
     }
 }
 
-/// Bytes of a step along the first dimension; `None` when no machine could hold them.
+/// Whether the format has room for a field; so its bytes fit into this machine's numbers too.
+fn can_be_stored(spec: &FieldSpec) -> bool {
+    match spec.role {
+        Role::Image => {
+            let sides_fit = spec.variable || spec.shape[..2].iter().all(|&n| n <= LONGEST);
+            sides_fit && (1..=usize::from(u8::MAX)).contains(&spec.shape[2])
+        }
+        Role::Array if spec.variable => row_bytes(spec).is_some_and(|n| n > 0),
+        _ => {
+            let rows = spec.shape.first().copied().unwrap_or(1);
+            row_bytes(spec).is_some_and(|row| row as u128 * rows as u128 <= u32::MAX.into())
+        }
+    }
+}
+
+/// Bytes of a step along the first dimension; `None` when no record has room for them.
 fn row_bytes(spec: &FieldSpec) -> Option<usize> {
-    spec.shape.iter().skip(1).try_fold(spec.dtype.size(), |n, &d| n.checked_mul(d))
+    let bytes = spec.shape.iter().skip(1).try_fold(spec.dtype.size(), |n, &d| n.checked_mul(d));
+    bytes.filter(|&n| u32::try_from(n).is_ok())
 }
 
 /// The fields as they are checked while writing: what varies is bounded by the format alone.

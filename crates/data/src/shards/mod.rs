@@ -14,7 +14,7 @@ mod map;
 mod quarantine;
 mod set;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod verify;
 mod writer;
 

@@ -153,6 +153,12 @@ impl ShardSet {
         })
     }
 
+    /// With that many files open at most.
+    #[cfg(test)]
+    pub(super) fn keep_open(&mut self, most: usize) {
+        self.handles = Handles::with_most(self.shards.len(), most);
+    }
+
     /// Records, with those in quarantine.
     pub(super) fn whole(&self) -> u64 {
         self.starts.last().copied().unwrap_or(0)

@@ -17,6 +17,7 @@ use super::map::MappedIndex;
 use super::set::{check_crc, native, open_shard, split};
 use super::{ShardSummary, quarantine};
 use crate::files::hex;
+use crate::threads::on_threads;
 use crate::{Codec, Error, Picture, Result};
 
 /// Bytes that a thread reads at once, if a record is not larger.
@@ -139,7 +140,7 @@ pub fn verify(dir: &Path, threads: usize, progress: &(dyn Fn(u64) + Sync)) -> Re
         }
         first += summary.records;
     }
-    for (lane, found) in lanes.iter().zip(run(&lanes, &loaded, threads.max(1), progress)?) {
+    for (lane, found) in lanes.iter().zip(run(&lanes, &loaded, threads, progress)?) {
         let Found { bad, problem } = found;
         if let Some(problem) = problem.filter(|_| bad.is_empty()) {
             report.note_file(&lane.path, problem);
@@ -317,20 +318,7 @@ fn run(
         }
         lanes.iter().for_each(finish);
     };
-    std::thread::scope(|scope| {
-        let others = (1..threads).map(|k| {
-            let thread = std::thread::Builder::new().name(format!("verify {k}"));
-            thread
-                .spawn_scoped(scope, work)
-                .map_err(Error::io("start a thread for", loaded.info.name.as_str()))
-        });
-        let others = others.collect::<Result<Vec<_>>>()?;
-        work();
-        for thread in others {
-            thread.join().map_err(|_| Error::Panic { message: "while a set was verified".into() })?;
-        }
-        Ok::<(), Error>(())
-    })?;
+    on_threads(threads, "verify", work)?;
     let found = lanes.iter().map(|lane| {
         let mut found = std::mem::take(&mut lane.lock().found);
         found.bad.sort_by_key(|r| r.id);

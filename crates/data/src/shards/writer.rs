@@ -28,8 +28,8 @@ pub struct ShardWriter {
     out: Temporary,
     block: Vec<u8>,
     hash: blake3::Hasher,
-    /// Bytes that were handed to the file.
-    written: u64,
+    /// Whether the file lacks bytes.
+    failed: bool,
     /// Where the next record starts.
     end: u64,
     entries: Vec<Entry>,
@@ -71,7 +71,7 @@ impl ShardWriter {
             info_hash: format::info_hash(info)?,
             block: Vec::with_capacity(BLOCK),
             hash: blake3::Hasher::new(),
-            written: 0,
+            failed: false,
             end: 0,
             entries: Vec::new(),
             cells: Vec::new(),
@@ -122,9 +122,7 @@ impl ShardWriter {
         if self.entries.len() >= MOST_RECORDS {
             return Err(Error::usage("shard", format!("a shard has at most {MOST_RECORDS} records")));
         }
-        if self.written + self.block.len() as u64 != self.end {
-            return Err(Error::usage("shard", "an earlier record could not be written"));
-        }
+        self.check_whole()?;
         let mut crc32c = 0;
         for field in sample.fields {
             crc32c = crc32c::crc32c_append(crc32c, field.bytes);
@@ -190,26 +188,34 @@ impl ShardWriter {
             self.block.extend_from_slice(bytes);
             return Ok(());
         }
-        self.hash.update(bytes);
-        self.out.write(bytes)?;
-        self.written += bytes.len() as u64;
-        Ok(())
+        self.write(bytes)
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.hash.update(&self.block);
-        self.out.write(&self.block)?;
-        self.written += self.block.len() as u64;
-        self.block.clear();
-        Ok(())
+        let mut block = std::mem::take(&mut self.block);
+        let result = self.write(&block);
+        block.clear();
+        self.block = block;
+        result
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hash.update(bytes);
+        self.out.write(bytes).inspect_err(|_| self.failed = true)
+    }
+
+    /// Fails when bytes are missing in the file.
+    fn check_whole(&self) -> Result<()> {
+        match self.failed {
+            true => Err(Error::usage("shard", "an earlier record could not be written")),
+            false => Ok(()),
+        }
     }
 
     /// Syncs the records and puts them in their place, and then the index likewise: with it the shard is finished.
     pub fn finish(mut self) -> Result<ShardSummary> {
+        self.check_whole()?;
         self.flush()?;
-        if self.written != self.end {
-            return Err(Error::usage("shard", "a record could not be written"));
-        }
         let records = self.records();
         let index = Index {
             number: self.number,
@@ -240,5 +246,122 @@ impl ShardWriter {
             index_blake3: *hash.finalize().as_bytes(),
             index_crc32c: crc32c::crc32c(&archive),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use memmap2::MmapOptions;
+    use phalanx_host::DType;
+
+    use super::*;
+    use crate::{Kind, SampleField};
+
+    fn info(fields: Vec<FieldSpec>) -> SetInfo {
+        let classes = ["Füchse", "狐"].map(String::from).to_vec();
+        SetInfo { name: "s".into(), fields, classes, meta: BTreeMap::new() }
+    }
+
+    fn refused(fields: Vec<FieldSpec>, label: Option<i64>, samples: &[SampleField<'_>]) -> Error {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = ShardWriter::create(dir.path(), 0, &info(fields)).unwrap();
+        let error = writer.add(&Sample { key: "a/b", label, fields: samples }).unwrap_err();
+        // Nothing of it is in the shard.
+        assert_eq!(writer.finish().unwrap().records, 0);
+        error
+    }
+
+    #[test]
+    fn samples_that_the_schema_has_no_room_for_are_refused() {
+        let raw = |shape, bytes| SampleField { codec: Codec::Raw, shape, bytes };
+        for (label, found) in [(2, 2), (-1, -1), (i64::MAX, i64::MAX)] {
+            let error = refused(vec![FieldSpec::label()], Some(label), &[]);
+            assert!(matches!(error, Error::Label { label, classes: 2, .. } if label == found), "{error}");
+        }
+        let says = |error: Error, part: &str| assert!(error.to_string().contains(part), "{error}");
+        says(refused(vec![FieldSpec::label()], None, &[]), "has no label");
+        says(refused(vec![], Some(0), &[]), "has a label");
+        says(refused(vec![], None, &[raw(&[1], &[0])]), "1 fields beside the label; the schema has 0");
+        let image = || FieldSpec::image([2, 1, 3], 255.0);
+        let any = || FieldSpec { variable: true, ..image() };
+        says(refused(vec![image()], None, &[raw(&[2, 1, 3], &[0; 5])]), "5 bytes");
+        says(refused(vec![image()], None, &[raw(&[1, 2, 3], &[0; 6])]), "is 2x1 with 3 channels");
+        says(refused(vec![image()], None, &[raw(&[2, 3], &[0; 6])]), "an image has rows, columns");
+        says(refused(vec![any()], None, &[raw(&[2, 1, 1], &[0; 2])]), "with 1 channels");
+        says(refused(vec![any()], None, &[raw(&[0, 1, 3], &[])]), "no pixel");
+        let jpeg = |shape, bytes| SampleField { codec: Codec::Jpeg, shape, bytes };
+        says(refused(vec![any()], None, &[jpeg(&[65_536, 1, 3], &[0])]), "at most 65535 a side");
+        says(refused(vec![any()], None, &[jpeg(&[1, 1, 3], &[])]), "in 0 bytes");
+        let floats = FieldSpec { dtype: DType::F32, ..any() };
+        says(refused(vec![floats], None, &[jpeg(&[1, 1, 3], &[0])]), "elements of f32");
+        let pairs = || FieldSpec::array("p", DType::F32, &[0, 2], true);
+        says(refused(vec![pairs()], None, &[jpeg(&[1, 2], &[0; 8])]), "no image field");
+        says(refused(vec![pairs()], None, &[raw(&[1, 2], &[0; 12])]), "12 bytes");
+        says(refused(vec![pairs()], None, &[raw(&[2, 2], &[0; 8])]), "shape [2, 2]");
+        says(refused(vec![pairs()], None, &[raw(&[2, 1], &[0; 16])]), "shape [2, 1]");
+    }
+
+    #[test]
+    fn sets_that_cannot_be_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let create = |info: &SetInfo| ShardWriter::create(dir.path(), 0, info).unwrap_err();
+        let label = FieldSpec::label;
+        let twice =
+            [FieldSpec::array("a", DType::U8, &[], false), FieldSpec::array("a", DType::U8, &[], false)];
+        let second = FieldSpec { name: "other".into(), ..label() };
+        for fields in [
+            twice.to_vec(),
+            vec![label(), second],
+            vec![FieldSpec::array("a", DType::U8, &[], true)],
+            vec![FieldSpec::array("a", DType::U8, &[1, 0], true)],
+            vec![FieldSpec::array("a", DType::F64, &[1, usize::MAX], false)],
+            vec![FieldSpec::array("a", DType::F64, &[1 << 29], false)],
+            vec![FieldSpec::array("a", DType::F64, &[1, 1 << 29], true)],
+            vec![FieldSpec::image([1, 1, 256], 1.0)],
+            vec![FieldSpec::image([65_536, 1, 3], 1.0)],
+            vec![FieldSpec { dtype: DType::I64, ..FieldSpec::image([1, 1, 1], 1.0) }],
+            vec![FieldSpec::image([1, 1, 1], f32::NAN)],
+        ] {
+            assert!(matches!(create(&info(fields.clone())), Error::Field { .. }), "{fields:?}");
+        }
+        let unnamed = SetInfo { classes: vec![], ..info(vec![label()]) };
+        assert_eq!(create(&unnamed).kind(), Kind::Usage);
+        let many = ShardWriter::create(dir.path(), MOST_SHARDS, &info(vec![])).unwrap_err();
+        assert_eq!(many.kind(), Kind::Usage);
+        let nowhere = ShardWriter::create(&dir.path().join("no"), 0, &info(vec![])).unwrap_err();
+        assert!(matches!(nowhere, Error::Io { doing: "create", .. }), "{nowhere}");
+    }
+
+    #[test]
+    fn what_32_bits_cannot_tell_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let info = info(vec![
+            FieldSpec::array("a", DType::U8, &[0], true),
+            FieldSpec::array("b", DType::U8, &[0], true),
+        ]);
+        let mut writer = ShardWriter::create(dir.path(), 0, &info).unwrap();
+        // Memory that nobody touches takes none.
+        let huge = MmapOptions::new().len(1 << 32).no_reserve_swap().map_anon().unwrap();
+        let huge = huge.make_read_only().unwrap();
+        let field = |n: usize| SampleField { codec: Codec::Raw, shape: &[0], bytes: &huge[..n] };
+        let add = |writer: &mut ShardWriter, [a, b]: [usize; 2]| {
+            let shapes = [[a], [b]];
+            let fields = [
+                SampleField { shape: &shapes[0], ..field(a) },
+                SampleField { shape: &shapes[1], ..field(b) },
+            ];
+            writer.add(&Sample { key: "k", label: None, fields: &fields }).map_err(|e| e.to_string())
+        };
+        let one = add(&mut writer, [1 << 32, 0]).unwrap_err();
+        assert!(one.contains("4294967296 bytes; a record has less than 4 GiB"), "{one}");
+        let both = add(&mut writer, [1 << 31, 1 << 31]).unwrap_err();
+        assert!(both.contains("less than 4 GiB"), "{both}");
+        add(&mut writer, [1, 1]).unwrap();
+        writer.end = (1 << 38) - 64;
+        add(&mut writer, [1, 1]).unwrap();
+        let full = add(&mut writer, [1, 1]).unwrap_err();
+        assert!(full.contains("less than 256 GiB"), "{full}");
     }
 }
