@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 
 pub use listing::{Import, Listing};
 pub(crate) use read::Reader;
-pub(crate) use set::splits_of;
 use serde::Serialize;
+pub(crate) use set::splits_of;
 
 use crate::{Error, Result};
 
@@ -161,7 +161,9 @@ fn lines_of(path: &Path) -> Result<Option<Vec<String>>> {
             Ok(Some(lines.map(|l| l.trim_end().to_owned()).filter(|l| !l.is_empty()).collect()))
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => Err(Error::format(path, "is not UTF-8 text")),
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+            Err(Error::format(path, "is not UTF-8 text"))
+        }
         Err(e) => Err(Error::io("read", path)(e)),
     }
 }

@@ -199,8 +199,12 @@ fn close(job: &Job, kept: u32) -> Result<SplitReport> {
     let skipped = job.folder.skipped(job, shards.len() as u32)?;
     let records = shards.iter().map(|s| s.records).sum();
     if records == 0 {
-        let first = skipped.first().map_or(String::new(), |s| format!(", the first one because {}", s.problem));
-        return Err(Error::format(&job.listing.path, format!("all {} samples are unreadable{first}", skipped.len())));
+        let first =
+            skipped.first().map_or(String::new(), |s| format!(", the first one because {}", s.problem));
+        return Err(Error::format(
+            &job.listing.path,
+            format!("all {} samples are unreadable{first}", skipped.len()),
+        ));
     }
     let root = match job.folder.sealed()? {
         Some(set) => set.root(),
