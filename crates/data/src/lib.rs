@@ -45,7 +45,7 @@ pub use memory::{Column, Memory};
 pub use open::{Split, embedded_names, open};
 pub use order::{Order, shard_positions, step_positions, steps_per_epoch};
 pub use pack::{BadImages, Images, PackRank, PackReport, PackRequest, Skipped, SplitReport, pack};
-pub use picture::{Picture, Place, Resample, shorter_side};
+pub use picture::{Limits, Picture, Place, Resample, decoder, shorter_side};
 pub use plan::{Plan, WorkItem};
 pub use shards::{
     BadFile, BadRecord, Repaired, Sample, SampleField, SetInfo, ShardEntry, ShardSet, ShardSummary,
@@ -53,5 +53,7 @@ pub use shards::{
 };
 pub use source::{Codec, FieldSpec, Record, RecordField, Role, Schema, Source};
 pub use stats::{BlockStats, ChannelStats, STATS_BLOCK, block_stats, stats_blocks};
-pub use transform::{Param, Pipeline, Row, Transform, Value, rows};
+pub use transform::{
+    Mix, Mixing, Output, Param, Pipeline, Pixels, Row, Signal, Transform, Value, delivered, rows,
+};
 pub use views::{Subset, split_validation};

@@ -1,16 +1,14 @@
 //! What an image file is, from its header alone.
 
-use super::{check_size, is_whole};
+use super::{CUT_OFF, check_size, is_whole, kind};
 use crate::Codec;
 
 /// Whether `bytes` are a JPEG or PNG file, and its height, width and channels (1 or 3) as its header says them; that
 /// the file has its end, too. Nothing is decoded.
 pub(crate) fn probe(bytes: &[u8]) -> Result<(Codec, [usize; 3]), String> {
-    match bytes {
-        b if b.starts_with(super::PNG) => Ok((Codec::Png, png(b)?)),
-        b if b.starts_with(super::JPEG) => Ok((Codec::Jpeg, jpeg(b)?)),
-        b => Err(super::unknown(b)),
-    }
+    let codec = kind(bytes)?;
+    let size = if codec == Codec::Jpeg { jpeg(bytes)? } else { png(bytes)? };
+    Ok((codec, size))
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<usize> {
@@ -41,7 +39,7 @@ fn jpeg(bytes: &[u8]) -> Result<[usize; 3], String> {
     check_size(height, width)?;
     // Nearly every file ends with the marker; only another has to be looked through.
     if !bytes.ends_with(&[0xff, 0xd9]) && !is_whole(bytes) {
-        return Err("it is a JPEG image that is cut off".into());
+        return Err(CUT_OFF.into());
     }
     Ok([height, width, if components == 1 { 1 } else { 3 }])
 }
