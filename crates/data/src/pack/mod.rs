@@ -22,7 +22,7 @@ use work::Work;
 
 use crate::import::{Import, ImportRequest, Listing, import};
 use crate::shards::{SetInfo, ShardSummary, finished_shard, seal};
-use crate::{Error, FieldSpec, Result};
+use crate::{Error, FieldSpec, Result, picture};
 
 /// What becomes of images that cannot be read, and of files that a table names and that are not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,7 +180,9 @@ fn fields(images: Images, listing: &Listing) -> Result<Vec<FieldSpec>> {
 fn hash(request: &PackRequest, listing: &Listing, plan: &PackPlan) -> String {
     let mut hash = blake3::Hasher::new();
     let options = (request.images, request.bad, request.check, plan.shards());
-    hash.update(format!("pack 1 {options:?} ").as_bytes());
+    // Another decoder may give other bits.
+    let decoder = if request.images == Images::Keep { String::new() } else { picture::decoder() };
+    hash.update(format!("pack 1 {options:?} {decoder} ").as_bytes());
     listing.hash_into(&mut hash);
     hash.finalize().to_hex().to_string()
 }

@@ -14,10 +14,10 @@ use std::fs;
 use std::io::Cursor;
 use std::path::Path;
 
-use png::{BitDepth, ColorType, Transformations};
 pub(crate) use files::Files;
 pub use files::{Limits, decoder};
 pub(crate) use frame::{Area, Frame, Framer};
+use png::{BitDepth, ColorType, Transformations};
 pub(crate) use probe::probe;
 pub(crate) use resize::bilinear;
 pub use resize::{Place, Resample, shorter_side};
