@@ -7,6 +7,8 @@ pub enum Kind {
     Usage,
     /// The data are missing, damaged or unreadable: exit code 3.
     Data,
+    /// The system cannot do what is asked of it, as on a full disk: exit code 1.
+    System,
 }
 
 /// What can go wrong with data sets, transforms and the loader.
@@ -129,6 +131,8 @@ impl Error {
         match self {
             Error::UnknownSet { .. } | Error::Usage { .. } => Kind::Usage,
             Error::Sample { cause, .. } => cause.kind(),
+            // What cannot be read is missing or damaged; what cannot be written is no fault of the data.
+            Error::Io { doing, .. } if *doing != "read" => Kind::System,
             _ => Kind::Data,
         }
     }

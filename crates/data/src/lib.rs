@@ -13,14 +13,17 @@ mod batch;
 mod config;
 mod embedded;
 mod error;
+mod export;
 mod fetch;
 mod files;
 mod idx;
+mod import;
 mod inspect;
 mod loader;
 mod memory;
 mod open;
 mod order;
+mod pack;
 mod picture;
 mod plan;
 mod shards;
@@ -34,7 +37,9 @@ mod views;
 pub use batch::{Batch, Field, Normalise};
 pub use config::{DataConfig, LoaderConfig};
 pub use error::{Error, Kind, Result};
+pub use export::{ExportFormat, ExportReport, ExportRequest, ExportedSplit, export};
 pub use fetch::{FetchedFile, Report, fetch, fetchable};
+pub use import::{Format, Import, ImportRequest, Listing, import};
 pub use inspect::{ClassCount, InspectReport, SizeCount, Sizes, Spread, contact_sheet, inspect};
 pub use loader::{
     BadRecords, BadSample, Cores, Loaded, Loader, LoaderStats, Mode, Threads, substitutes, too_many_bad,
@@ -42,6 +47,7 @@ pub use loader::{
 pub use memory::{Column, Memory};
 pub use open::{Split, embedded_names, open};
 pub use order::{Order, OrderKind, shard_positions, step_positions, steps_per_epoch};
+pub use pack::{BadImages, Images, PackRank, PackReport, PackRequest, Skipped, SplitReport, pack};
 pub use picture::{Limits, Picture, Place, Resample, decoder, shorter_side};
 pub use plan::{Plan, WorkItem};
 pub use shards::{

@@ -72,7 +72,8 @@ impl Files {
             },
             _ => {
                 let mut decoder = png::Decoder::new(Cursor::new(bytes));
-                let header = decoder.read_header_info().map_err(|e| format!("it is a damaged PNG image: {e}"))?;
+                let header =
+                    decoder.read_header_info().map_err(|e| format!("it is a damaged PNG image: {e}"))?;
                 ([header.height as usize, header.width as usize], None)
             }
         };

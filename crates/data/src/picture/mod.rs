@@ -4,6 +4,7 @@ mod encode;
 mod files;
 mod frame;
 mod jpeg;
+mod probe;
 mod resize;
 mod simd;
 #[cfg(test)]
@@ -13,10 +14,11 @@ use std::fs;
 use std::io::Cursor;
 use std::path::Path;
 
-use png::{BitDepth, ColorType, Transformations};
-pub use files::{Limits, decoder};
 pub(crate) use files::Files;
+pub use files::{Limits, decoder};
 pub(crate) use frame::{Area, Frame, Framer};
+use png::{BitDepth, ColorType, Transformations};
+pub(crate) use probe::probe;
 pub(crate) use resize::bilinear;
 pub use resize::{Place, Resample, shorter_side};
 use zune_jpeg::JpegDecoder;

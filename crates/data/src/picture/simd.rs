@@ -38,7 +38,8 @@ pub(super) fn along(
     #[cfg(target_arch = "x86_64")]
     if avx2.is_some() && channels == 3 && taps > 0 {
         let furthest = first.iter().max().map_or(0, |x| (x + taps) * 3);
-        if furthest < row.len() && to.len() >= first.len() * 3 + SLACK && weights.len() >= first.len() * taps {
+        if furthest < row.len() && to.len() >= first.len() * 3 + SLACK && weights.len() >= first.len() * taps
+        {
             // SAFETY: AVX2 was found; a pixel is read with the byte behind it, which is within the row by the test
             // above, and written with the one behind it, which is within `to` by the next.
             return unsafe { x86::along(row, first, taps, weights, to) };
@@ -124,7 +125,8 @@ mod x86 {
             unsafe { _mm256_storeu_si256(to.as_mut_ptr().add(x).cast(), packed) };
         }
         for x in whole..to.len() {
-            let sum = weights.iter().enumerate().fold(HALF, |sum, (k, w)| sum + i32::from(rows[k * pitch + x]) * w);
+            let sum =
+                weights.iter().enumerate().fold(HALF, |sum, (k, w)| sum + i32::from(rows[k * pitch + x]) * w);
             to[x] = narrow(sum);
         }
     }

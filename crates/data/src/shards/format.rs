@@ -26,7 +26,7 @@ pub(super) const NO_LABEL: u32 = u32::MAX;
 const VERSION: u32 = 1;
 
 /// The manifest's name.
-pub(super) const MANIFEST: &str = "dataset.rkyv";
+pub(crate) const MANIFEST: &str = "dataset.rkyv";
 /// The name of the description for people.
 pub(super) const FOR_PEOPLE: &str = "dataset.json";
 /// The name of the list of records to leave out.

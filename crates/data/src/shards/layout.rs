@@ -171,6 +171,12 @@ impl Cell {
         Cell { length, height, width, channels, codec }
     }
 
+    /// Whether an entry says the same of its record's first image.
+    pub(super) fn is_image_of(&self, entry: &Entry) -> bool {
+        let Entry { height, width, channels, codec, .. } = *entry;
+        (self.height, self.width, self.channels, codec_byte(self.codec)) == (height, width, channels, codec)
+    }
+
     /// Fails when no field of the schema can be so. The error is what is wrong.
     pub(super) fn check(&self, spec: &FieldSpec) -> std::result::Result<(), String> {
         if self.fits(spec) { Ok(()) } else { Err(self.problem(spec)) }

@@ -131,7 +131,9 @@ impl Pipeline {
             size = geometry.map_or(size, |g| g.size(size));
             match geometry {
                 _ if spec.dtype != DType::U8 => floats.push((i, step)),
-                Some(g) if moves.is_empty() && floats.is_empty() && g.follows(&looks) => looks.push((i, g.clone())),
+                Some(g) if moves.is_empty() && floats.is_empty() && g.follows(&looks) => {
+                    looks.push((i, g.clone()))
+                }
                 _ if floats.is_empty() && step.on_bytes() => moves.push((i, step)),
                 _ => floats.push((i, step)),
             }
@@ -430,11 +432,13 @@ impl Signal {
             Some(rows) if !training => rows,
             _ => &config.transforms,
         };
-        let fits = spec.role == Role::Array && spec.dtype == DType::F32 && (1..=2).contains(&spec.shape.len());
+        let fits =
+            spec.role == Role::Array && spec.dtype == DType::F32 && (1..=2).contains(&spec.shape.len());
         if !fits {
             return match rows.iter().find(|t| spec.role != Role::Image && t.field() == Some(&*spec.name)) {
                 Some(t) => {
-                    let problem = format!("field {:?} is neither an image nor a signal [T, C] of f32", spec.name);
+                    let problem =
+                        format!("field {:?} is neither an image nor a signal [T, C] of f32", spec.name);
                     Err(Error::usage(format!("transform {}", t.row.name), problem))
                 }
                 None => Ok(None),

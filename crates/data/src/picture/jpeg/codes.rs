@@ -246,7 +246,9 @@ pub(super) fn unstuff(scan: &[u8], data: &mut Vec<u8>, restarts: &mut Vec<usize>
         while let Some(Ok(bytes)) = scan.get(from..from + 8).map(<[u8; 8]>::try_from) {
             let word = u64::from_ne_bytes(bytes);
             data[to..to + 8].copy_from_slice(&bytes);
-            let full = (word & 0x7f7f_7f7f_7f7f_7f7f).wrapping_add(0x0101_0101_0101_0101) & word & 0x8080_8080_8080_8080;
+            let full = (word & 0x7f7f_7f7f_7f7f_7f7f).wrapping_add(0x0101_0101_0101_0101)
+                & word
+                & 0x8080_8080_8080_8080;
             let count = match full {
                 0 => 8,
                 _ => (u64::from_le(full).trailing_zeros() / 8) as usize,

@@ -7,7 +7,13 @@ use super::simd;
 use crate::picture::simd::Avx2;
 
 /// Puts the pixels of a block into a plane whose rows are `stride` bytes apart: a square of `side` (1, 2, 4 or 8).
-pub(super) fn block(avx2: Option<Avx2>, coefficients: &[i16; 64], side: usize, out: &mut [u8], stride: usize) {
+pub(super) fn block(
+    avx2: Option<Avx2>,
+    coefficients: &[i16; 64],
+    side: usize,
+    out: &mut [u8],
+    stride: usize,
+) {
     match side {
         8 => {
             if !simd::inverse(avx2, coefficients, out, stride) {

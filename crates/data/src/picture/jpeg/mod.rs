@@ -163,7 +163,9 @@ impl Decoder {
             plane.samples.resize(plane.stride * plane.blocks[0].len() * plane.side, 0);
             plane.mean = 0;
             plane.quantiser = Quantiser(header.quantisers[component.quantiser].map(|q| q as i16));
-            let table = |tables: &[Option<header::Codes>; 4], at: usize| tables[at].ok_or("a table of codes is missing");
+            let table = |tables: &[Option<header::Codes>; 4], at: usize| {
+                tables[at].ok_or("a table of codes is missing")
+            };
             self.dc[component.dc].set(&table(&header.dc, component.dc)?)?;
             self.ac[component.ac].set(&table(&header.ac, component.ac)?)?;
         }
@@ -174,7 +176,8 @@ impl Decoder {
     fn blocks(&mut self, header: &Header) -> Result<(), Damage> {
         let [units_x, units_y] = header.units();
         let planes = &mut self.planes[..header.components.len()];
-        let last = header.components.iter().zip(planes.iter()).map(|(c, p)| p.blocks[0].end.div_ceil(c.v)).max();
+        let last =
+            header.components.iter().zip(planes.iter()).map(|(c, p)| p.blocks[0].end.div_ceil(c.v)).max();
         let last = last.unwrap_or(0).min(units_y);
         let ends = self.restarts.iter().copied().chain([self.data.len() - codes::PADDING]);
         let mut ends = ends.peekable();
@@ -187,7 +190,8 @@ impl Decoder {
                 if header.restart > 0 {
                     if left == 0 {
                         // Whatever was left of the data before, the next begin here.
-                        begin = ends.next().filter(|_| ends.peek().is_some()).ok_or("a restart is missing")?;
+                        begin =
+                            ends.next().filter(|_| ends.peek().is_some()).ok_or("a restart is missing")?;
                         bits = Bits::new(&self.data[begin..]);
                         planes.iter_mut().for_each(|p| p.mean = 0);
                         left = header.restart;
@@ -205,7 +209,8 @@ impl Decoder {
                             }
                             let count = bits.coefficients::<true>(ac, &plane.quantiser.0, &mut block)?;
                             let (side, stride) = (plane.side, plane.stride);
-                            let at = (y - plane.blocks[0].start) * side * stride + (x - plane.blocks[1].start) * side;
+                            let at = (y - plane.blocks[0].start) * side * stride
+                                + (x - plane.blocks[1].start) * side;
                             let out = &mut plane.samples[at..];
                             let mean = (plane.mean as i16).wrapping_mul(plane.quantiser.0[0]);
                             if count == 1 {
