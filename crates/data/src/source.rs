@@ -161,6 +161,13 @@ pub trait Source: Send + Sync + Debug {
     /// Fails with [`crate::Error::NoSample`] when `id` is not in `0..len`.
     fn read(&self, id: u64, record: &mut Record) -> Result<()>;
 
+    /// As [`Source::read`], but for field `field` of the record, whose elements go to `into` without a stop on the way: a
+    /// copy less where samples are delivered as they are stored. `false`, and nothing read, where this source or this
+    /// sample does not allow that.
+    fn read_into(&self, _id: u64, _field: usize, _record: &mut Record, _into: &mut [u8]) -> Result<bool> {
+        Ok(false)
+    }
+
     /// The class of sample `id`, without reading the rest of it; `None` for a set without labels.
     fn label(&self, id: u64) -> Result<Option<i64>>;
 

@@ -66,6 +66,10 @@ impl Source for Subset {
         self.of.read(self.inner(id)?, record)
     }
 
+    fn read_into(&self, id: u64, field: usize, record: &mut Record, into: &mut [u8]) -> Result<bool> {
+        self.of.read_into(self.inner(id)?, field, record, into)
+    }
+
     fn label(&self, id: u64) -> Result<Option<i64>> {
         self.of.label(self.inner(id)?)
     }

@@ -27,6 +27,8 @@ pub(super) struct Maker {
     mode: Mode,
     pool: Pool,
     columns: Vec<Filler>,
+    /// The image that is read straight into the batch, where that is possible.
+    straight: Option<usize>,
     mixing: Option<Mixing>,
     record: Record,
     kind: OrderKind,
@@ -76,11 +78,13 @@ impl Maker {
             Some([h, w, _]) if training => Mixing::of(&config.transforms, [h, w])?,
             _ => None,
         };
+        let straight = columns.iter().position(|c| c.pipeline.as_ref().is_some_and(Pipeline::only_copies));
         Ok(Maker {
             source,
             mode,
             pool,
             columns,
+            straight,
             mixing,
             record: Record::default(),
             kind: config.order,
@@ -182,11 +186,18 @@ impl Maker {
     }
 
     fn try_sample(&mut self, id: u64, key: Option<Key>, fields: &mut [Field], row: usize) -> Result<()> {
-        let read = self.source.read(id, &mut self.record);
+        let straight = self.read_straight(id, fields, row);
+        let read = match straight {
+            Ok(None) => self.source.read(id, &mut self.record),
+            _ => Ok(()),
+        };
         let now = Instant::now();
         self.spent.read += now - std::mem::replace(&mut self.begun, now);
-        self.spent.bytes += self.record.fields.iter().map(|f| f.bytes.len() as u64).sum::<u64>();
+        let straight = straight?;
         read?;
+        let of = |(i, f): (usize, &RecordField)| if straight == Some(i) { 0 } else { f.bytes.len() as u64 };
+        self.spent.bytes += self.record.fields.iter().enumerate().map(of).sum::<u64>();
+        self.spent.bytes += straight.map_or(0, |i| self.columns[i].shape.iter().product::<usize>() as u64);
         if self.record.fields.len() != self.columns.len() {
             let problem = format!(
                 "the record has {} fields, the schema {}",
@@ -195,10 +206,20 @@ impl Maker {
             );
             return Err(Error::field("record", problem));
         }
-        for ((c, from), field) in self.columns.iter_mut().zip(&mut self.record.fields).zip(&mut *fields) {
+        let columns = self.columns.iter_mut().zip(&mut self.record.fields).zip(&mut *fields).enumerate();
+        for (_, ((c, from), field)) in columns.filter(|(i, _)| straight != Some(*i)) {
             c.put(from, field, row, key)?;
         }
         self.check_label(id, fields, row)
+    }
+
+    /// Reads the image of a sample into its row and the rest into the record, where that is possible; returns which
+    /// field is done then.
+    fn read_straight(&mut self, id: u64, fields: &mut [Field], row: usize) -> Result<Option<usize>> {
+        let Some(i) = self.straight else { return Ok(None) };
+        let size = self.columns[i].shape.iter().product::<usize>();
+        let into = &mut fields[i].bytes.bytes_mut()[row * size..][..size];
+        Ok(self.source.read_into(id, i, &mut self.record, into)?.then_some(i))
     }
 
     /// Fills the row of a bad sample: with another sample, which it returns, or with zeros.

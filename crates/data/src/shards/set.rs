@@ -191,8 +191,8 @@ impl ShardSet {
         self.copies.get_or_init(|| Copies::new(dir, self.shards.len(), shards));
     }
 
-    /// Reads a record's bytes into `bytes`, whose memory is used again.
-    fn payload(&self, id: u64, shard: usize, entry: &Entry, bytes: &mut Vec<u8>) -> Result<()> {
+    /// Reads a record's bytes into `bytes`, which are as many.
+    fn payload(&self, id: u64, shard: usize, entry: &Entry, bytes: &mut [u8]) -> Result<()> {
         if let Some(copies) = self.copies.get().filter(|c| c.has(shard))
             && read_record(&copies.handles, &copies.dir, id, shard, entry, bytes).is_ok()
         {
@@ -201,9 +201,7 @@ impl ShardSet {
         read_record(&self.handles, &self.dir, id, shard, entry, bytes)
     }
 
-    fn fill(&self, id: u64, bytes: &mut Vec<u8>, record: &mut Record) -> Result<()> {
-        let (shard, at) = self.place(id)?;
-        let entry = native(&self.indexes[shard].entries()[at]);
+    fn put_label(&self, entry: &Entry, record: &mut Record) {
         if let Some(label) = self.layout.label {
             let field = &mut record.fields[label];
             field.bytes.clear();
@@ -211,9 +209,17 @@ impl ShardSet {
             field.shape.clear();
             field.codec = Codec::Raw;
         }
+    }
+
+    fn fill(&self, id: u64, bytes: &mut Vec<u8>, record: &mut Record) -> Result<()> {
+        let (shard, at) = self.place(id)?;
+        let entry = native(&self.indexes[shard].entries()[at]);
+        self.put_label(&entry, record);
         if self.layout.stored.is_empty() {
             return Ok(());
         }
+        // What is there is overwritten: only growth costs zeros.
+        bytes.resize(entry.length as usize, 0);
         self.payload(id, shard, &entry, bytes)?;
         let bad = |problem: String| {
             let offset = u64::from(entry.start) * ALIGN;
@@ -248,12 +254,10 @@ fn read_record(
     id: u64,
     shard: usize,
     entry: &Entry,
-    bytes: &mut Vec<u8>,
+    bytes: &mut [u8],
 ) -> Result<()> {
     let path = || data_path(dir, shard as u32);
     let file = handles.get(shard, path)?;
-    // What is there is overwritten: only growth costs zeros.
-    bytes.resize(entry.length as usize, 0);
     let offset = u64::from(entry.start) * ALIGN;
     let bad = |problem: String| Error::format(path(), format!("sample {id} at byte {offset}: {problem}"));
     file.read_exact_at(bytes, offset).map_err(|e| match e.kind() {
@@ -398,6 +402,19 @@ impl Source for ShardSet {
         let result = self.fill(id, &mut bytes, record);
         record.fields[first].bytes = bytes;
         result
+    }
+
+    fn read_into(&self, id: u64, field: usize, record: &mut Record, into: &mut [u8]) -> Result<bool> {
+        let (shard, at) = self.place(id)?;
+        let entry = native(&self.indexes[shard].entries()[at]);
+        // The entry of an only field was compared with the schema when the set was opened.
+        let raw = format::codec_of(entry.codec) == Some(Codec::Raw);
+        if self.layout.stored[..] != [field] || !raw || entry.length as usize != into.len() {
+            return Ok(false);
+        }
+        record.fields.resize_with(self.schema.fields.len(), RecordField::default);
+        self.put_label(&entry, record);
+        self.payload(id, shard, &entry, into).map(|()| true)
     }
 
     fn shard_set(&self) -> Option<&ShardSet> {

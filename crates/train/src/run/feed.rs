@@ -67,7 +67,9 @@ impl Feed {
         let mut fed = Fed::default();
         let landing = Instant::now();
         for Sent { line, bad, batch } in sent {
-            fed.batches.push(Batch { bad: bad.len() as u64, ..batch.land()? });
+            let mut batch = batch.land()?;
+            batch.bad = bad.len() as u64;
+            fed.batches.push(batch);
             fed.lines.push(line);
             fed.bad.extend(bad);
         }
