@@ -50,6 +50,14 @@ fn shard_digits(dir: &Path) -> String {
     dir.display().to_string()
 }
 
+/// A run on the set in `dir`: on its training split, evaluated on the other.
+fn on(dir: &str, out: &Path, ranks: u32, settings: &[&str]) -> TrainRequest {
+    let mut request = request(out, ranks, settings);
+    request.config.data.train = dir.into();
+    request.config.data.eval = None;
+    request
+}
+
 /// Flips a bit in each of these records.
 fn damage(set: &Path, ids: &[u64]) {
     let index = ShardSet::open(set).unwrap();
@@ -87,29 +95,29 @@ fn lines(out: &Path) -> Vec<BadLine> {
 #[test]
 fn shards_and_orders_give_one_hash_for_any_world_and_any_interruption() {
     let tmp = tempfile::tempdir().unwrap();
-    let set = format!("data.train={}", shard_digits(&tmp.path().join("set")));
+    let set = shard_digits(&tmp.path().join("set"));
     let out = |name: &str| tmp.path().join(name);
     // A set is its samples, wherever they lie.
     let embedded = hashes(&run(&request(&out("embedded"), 2, &[])).unwrap());
-    let sharded = run(&request(&out("sharded"), 3, &[&set, "loader.threads=auto"])).unwrap();
+    let sharded = run(&on(&set, &out("sharded"), 3, &["loader.threads=auto"])).unwrap();
     assert_eq!(hashes(&sharded), embedded);
     assert_eq!((sharded.bad_records, sharded.bytes_read), (0, 2 * 1442 * 72));
     assert!(sharded.bound.is_some());
 
-    let blocked = [&set, "loader.order={ blocked = { block = 50, window = 4 } }"];
+    let blocked = ["loader.order={ blocked = { block = 50, window = 4 } }"];
     let mut first = None;
     for world in [1, 2, 3, 8] {
         let out = out(&format!("blocked-{world}"));
-        let got = hashes(&run(&request(&out, world, &blocked)).unwrap());
+        let got = hashes(&run(&on(&set, &out, world, &blocked)).unwrap());
         assert_eq!(*first.get_or_insert(got.clone()), got, "on {world} ranks");
         assert_eq!(ledger::verify(&out).unwrap().whole_epochs, 2);
     }
     assert_ne!(first, Some(embedded), "it is another order");
     let cut = out("blocked-cut");
-    assert_eq!(Some(hashes(&in_pieces(request(&cut, 1, &blocked)))), first);
+    assert_eq!(Some(hashes(&in_pieces(on(&set, &cut, 1, &blocked)))), first);
     assert_eq!(ledger::verify(&cut).unwrap().whole_epochs, 2);
     // The order is part of what a run is.
-    let e = run(&request(&cut, 2, &[&set])).unwrap_err();
+    let e = run(&on(&set, &cut, 2, &[])).unwrap_err();
     assert!(e.to_string().contains("loader.order"), "{e}");
 }
 
@@ -117,13 +125,13 @@ fn shards_and_orders_give_one_hash_for_any_world_and_any_interruption() {
 fn bad_records_are_made_up_for_alike_on_all_ranks_and_every_sample_is_accounted_for() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path().join("set");
-    let set = format!("data.train={}", shard_digits(&dir));
+    let set = shard_digits(&dir);
     let bad = [0, 17, 600, 601, 602, 1441];
     damage(&dir.join("train"), &bad);
     damage(&dir.join("val"), &[3]);
     for policy in ["substitute", "quarantine"] {
         let policy_is = format!("loader.bad_records={policy}");
-        let settings = [&*set, &*policy_is];
+        let settings = [&*policy_is];
         let mut first = None;
         let check = |summary: &Summary, out: &Path| {
             assert_eq!(summary.bad_records, 12, "twice in two epochs");
@@ -144,14 +152,14 @@ fn bad_records_are_made_up_for_alike_on_all_ranks_and_every_sample_is_accounted_
         };
         for world in [1, 2, 3, 8] {
             let out = tmp.path().join(format!("{policy}-{world}"));
-            let summary = run(&request(&out, world, &settings)).unwrap();
+            let summary = run(&on(&set, &out, world, &settings)).unwrap();
             check(&summary, &out);
             let got = hashes(&summary);
             assert!(summary.eval.unwrap().top1_error < 0.4);
             assert_eq!(*first.get_or_insert(got.clone()), got, "{policy} on {world} ranks");
         }
         let out = tmp.path().join(format!("{policy}-cut"));
-        let summary = in_pieces(request(&out, 1, &settings));
+        let summary = in_pieces(on(&set, &out, 1, &settings));
         check(&summary, &out);
         assert_eq!(Some(hashes(&summary)), first, "{policy} in pieces");
     }
@@ -161,12 +169,12 @@ fn bad_records_are_made_up_for_alike_on_all_ranks_and_every_sample_is_accounted_
 fn a_bad_record_ends_all_ranks_where_it_must_and_the_run_goes_on_with_another_policy() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path().join("set");
-    let set = format!("data.train={}", shard_digits(&dir));
+    let set = shard_digits(&dir);
     damage(&dir.join("train"), &[600]);
     let out = tmp.path().join("run");
-    let e = run(&request(&out, 3, &[&set])).unwrap_err();
+    let e = run(&on(&set, &out, 3, &[])).unwrap_err();
     assert!(e.exit_code() == 3 && e.to_string().contains("sample 600 of digits-train"), "{e}");
-    let summary = run(&request(&out, 2, &[&set, "loader.bad_records=substitute"])).unwrap();
+    let summary = run(&on(&set, &out, 2, &["loader.bad_records=substitute"])).unwrap();
     assert_eq!((summary.status.as_str(), summary.bad_records), ("finished", 2));
     assert_eq!(ledger::verify(&out).unwrap().replaced, 2);
 }
@@ -175,18 +183,18 @@ fn a_bad_record_ends_all_ranks_where_it_must_and_the_run_goes_on_with_another_po
 fn too_many_bad_records_end_the_run_on_all_ranks_alike() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path().join("set");
-    let set = format!("data.train={}", shard_digits(&dir));
+    let set = shard_digits(&dir);
     damage(&dir.join("train"), &(0..400).collect::<Vec<_>>());
     for (policy, ranks) in [("substitute", 3), ("quarantine", 2)] {
         let out = tmp.path().join(policy);
         let policy = format!("loader.bad_records={policy}");
-        let settings = [&*set, &policy, "loader.bad_limit=0.05"];
-        let e = run(&request(&out, ranks, &settings)).unwrap_err();
+        let settings = [&*policy, "loader.bad_limit=0.05"];
+        let e = run(&on(&set, &out, ranks, &settings)).unwrap_err();
         let Error::BadRecords { bad, seen, .. } = e else { panic!("{e}") };
         assert!(bad > 10 && seen == 101 && e.exit_code() == 3, "{bad} of {seen}");
         // More may be bad: then it goes on.
-        let settings = [&*set, &policy, "loader.bad_limit=0.5"];
-        let summary = run(&request(&out, ranks, &settings)).unwrap();
+        let settings = [&*policy, "loader.bad_limit=0.5"];
+        let summary = run(&on(&set, &out, ranks, &settings)).unwrap();
         assert_eq!((summary.status.as_str(), summary.bad_records), ("finished", 800));
         assert_eq!(ledger::verify(&out).unwrap().whole_epochs, 2);
         assert_eq!(lines(&out).len(), 800);
@@ -197,11 +205,11 @@ fn too_many_bad_records_end_the_run_on_all_ranks_alike() {
 fn staged_files_are_read_and_nothing_else_changes() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path().join("set");
-    let set = format!("data.train={}", shard_digits(&dir));
+    let set = shard_digits(&dir);
     let place = tmp.path().join("node");
     fs::create_dir(&place).unwrap();
     let out = |name: &str| tmp.path().join(name);
-    let plain = hashes(&run(&request(&out("plain"), 2, &[&set])).unwrap());
+    let plain = hashes(&run(&on(&set, &out("plain"), 2, &[])).unwrap());
     let stage = format!("data.stage={}", place.display());
     let staged = |name: &str| -> (u64, u64) {
         let env = fs::read(out(name).join("env.json")).unwrap();
@@ -209,15 +217,15 @@ fn staged_files_are_read_and_nothing_else_changes() {
         (env["staged"]["bytes"].as_u64().unwrap(), env["staged"]["copied"].as_u64().unwrap())
     };
     let all: u64 = ["train", "val"].iter().flat_map(|d| data_files(&dir.join(d))).map(|f| f.1).sum();
-    assert_eq!(hashes(&run(&request(&out("first"), 3, &[&set, &stage])).unwrap()), plain);
+    assert_eq!(hashes(&run(&on(&set, &out("first"), 3, &[&stage])).unwrap()), plain);
     assert_eq!(staged("first"), (all, all));
     // Another run finds the copies, and what is damaged in the original does not matter to it.
     damage(&dir.join("train"), &[5, 700]);
-    assert_eq!(hashes(&run(&request(&out("second"), 2, &[&set, &stage])).unwrap()), plain);
+    assert_eq!(hashes(&run(&on(&set, &out("second"), 2, &[&stage])).unwrap()), plain);
     assert_eq!(staged("second"), (all, 0));
     // A place that is none is told, and the run goes on; it may change between two starts.
     let nowhere = format!("data.stage={}", place.join("nowhere").display());
-    let mut begun = request(&out("none"), 2, &[&set, &nowhere, "loader.bad_records=substitute"]);
+    let mut begun = on(&set, &out("none"), 2, &[&nowhere, "loader.bad_records=substitute"]);
     begun.max_steps = Some(3);
     run(&begun).unwrap();
     let metrics = fs::read_to_string(out("none").join("metrics.jsonl")).unwrap();
