@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use phalanx_data::{
-    Codec, Error, FieldSpec, Loader, LoaderConfig, Memory, Mode, Order, OrderKind, Pixels, Plan, Sample, SampleField,
-    SetInfo, ShardSet, ShardWriter, Source, Threads, Transform, Value, seal,
+    Codec, Error, FieldSpec, Loader, LoaderConfig, Memory, Mode, Order, OrderKind, Pixels, Plan, Sample,
+    SampleField, SetInfo, ShardSet, ShardWriter, Source, Threads, Transform, Value, seal,
 };
 use phalanx_host::Pool;
 
@@ -38,7 +38,11 @@ fn main() -> Result<(), Error> {
         [("normalise", vec![]), ("pad-and-crop", vec![crop.clone()]), ("both", vec![crop, rotate])]
     {
         for (shards, threads) in [(1, 0), (1, 1), (1, 2), (8, 0), (8, 1), (8, 2)] {
-            let config = LoaderConfig { threads: Threads::Count(threads), transforms: transforms.clone(), ..LoaderConfig::default() };
+            let config = LoaderConfig {
+                threads: Threads::Count(threads),
+                transforms: transforms.clone(),
+                ..LoaderConfig::default()
+            };
             let plan = Plan::new(n, 128, shards, 0..shards, 2)?;
             let pool = Pool::new();
             let start = Instant::now();
@@ -91,7 +95,9 @@ fn raw_shards() -> Result<(), Error> {
         }
         let copy = all / start.elapsed().as_secs_f64();
         drop((from, to));
-        for (what, transforms) in [("straight into the batch", vec![]), ("by a row on bytes", vec![never.clone()])] {
+        for (what, transforms) in
+            [("straight into the batch", vec![]), ("by a row on bytes", vec![never.clone()])]
+        {
             let config = LoaderConfig {
                 threads: Threads::Count(0),
                 pixels: Pixels::Bytes,

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::loader::{BadRecords, Threads};
 use crate::open::open_test_of;
 use crate::{
-    Balance, Error, Limits, OrderKind, Pixels, Result, Source, Split, Stage, Transform, balanced, few_shots, open,
-    split_validation,
+    Balance, Error, Limits, OrderKind, Pixels, Result, Source, Split, Stage, Transform, balanced, few_shots,
+    open, split_validation,
 };
 
 /// The `[data]` table.
@@ -166,7 +166,8 @@ mod tests {
 
     #[test]
     fn training_alone_is_balanced_or_cut_to_few_shots() {
-        let config = |text: &str| toml::from_str::<DataConfig>(&format!("train = \"digits\"\n{text}")).unwrap();
+        let config =
+            |text: &str| toml::from_str::<DataConfig>(&format!("train = \"digits\"\n{text}")).unwrap();
         let sizes = |c: &DataConfig| c.open(0).map(|(train, eval)| (train.len(), eval.len())).unwrap();
         let (all, test) = sizes(&config(""));
         assert_eq!(sizes(&config("shots = 3")), (30, test));

@@ -262,15 +262,19 @@ mod tests {
 
     #[test]
     fn balanced_views_have_classes_of_one_size() {
-        let count =
-            |s: &Arc<dyn Source>| [0, 1, 2].map(|c| (0..s.len()).filter(|&i| s.label(i).unwrap() == Some(c)).count());
+        let count = |s: &Arc<dyn Source>| {
+            [0, 1, 2].map(|c| (0..s.len()).filter(|&i| s.label(i).unwrap() == Some(c)).count())
+        };
         let over = balanced(&set(), Balance::Oversample, 1).unwrap();
         assert_eq!(count(&over), [70; 3]);
         // Each sample comes as often as any other of its class, or once more.
         let mut times = [0usize; 100];
         pixels(&over).into_iter().for_each(|p| times[usize::from(p)] += 1);
         for (i, &n) in times.iter().enumerate() {
-            assert!([[7, 7], [3, 4], [1, 1]][[0, 1, 1, 2, 2, 2, 2, 2, 2, 2][i % 10]].contains(&n), "{i}: {n}");
+            assert!(
+                [[7, 7], [3, 4], [1, 1]][[0, 1, 1, 2, 2, 2, 2, 2, 2, 2][i % 10]].contains(&n),
+                "{i}: {n}"
+            );
         }
         // The first pass is the set itself.
         assert!(pixels(&over)[..100].iter().copied().eq(0..100));
@@ -293,10 +297,14 @@ mod tests {
 
     #[test]
     fn shots_are_few_keyed_and_no_more_than_there_are() {
-        let count =
-            |s: &Arc<dyn Source>| [0, 1, 2].map(|c| (0..s.len()).filter(|&i| s.label(i).unwrap() == Some(c)).count());
+        let count = |s: &Arc<dyn Source>| {
+            [0, 1, 2].map(|c| (0..s.len()).filter(|&i| s.label(i).unwrap() == Some(c)).count())
+        };
         let of = |shots, seed| few_shots(&set(), shots, seed).unwrap();
-        assert_eq!((count(&of(5, 0)), count(&of(15, 0)), count(&of(u64::MAX, 0))), ([5; 3], [10, 15, 15], [10, 20, 70]));
+        assert_eq!(
+            (count(&of(5, 0)), count(&of(15, 0)), count(&of(u64::MAX, 0))),
+            ([5; 3], [10, 15, 15], [10, 20, 70])
+        );
         assert_eq!(pixels(&of(5, 3)), pixels(&of(5, 3)));
         assert_ne!(pixels(&of(5, 3)), pixels(&of(5, 4)));
         assert_eq!(few_shots(&set(), 0, 0).unwrap_err().kind(), crate::Kind::Usage);

@@ -71,7 +71,8 @@ impl Quarantine {
         let path = dir.path().join(NAME);
         if let Ok(text) = fs::read_to_string(&path) {
             // A torn line is what a killed process leaves.
-            let stays = |line: &&str| serde_json::from_str::<BadLine>(line).is_ok_and(|l| l.step < first_step);
+            let stays =
+                |line: &&str| serde_json::from_str::<BadLine>(line).is_ok_and(|l| l.step < first_step);
             let kept: String = text.lines().filter(stays).flat_map(|line| [line, "\n"]).collect();
             dir.write(NAME, kept.as_bytes())?;
         }

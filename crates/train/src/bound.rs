@@ -132,7 +132,10 @@ mod tests {
         assert_eq!(b.to_string(), "bound by compute: 1.5 % of the step waits");
         // 20 thread-seconds of work beside 6.3 of compute.
         let b = of(3.7, 0.0, 2.0, 18.0);
-        assert_eq!(b.to_string(), "bound by decoding: 37 % of the step waits; 4 loader threads a rank would do");
+        assert_eq!(
+            b.to_string(),
+            "bound by decoding: 37 % of the step waits; 4 loader threads a rank would do"
+        );
         assert_eq!(of(3.7, 0.0, 18.0, 2.0).bound_by, BoundBy::Read);
         assert_eq!(of(0.5, 3.0, 1.0, 1.0).bound_by, BoundBy::Copy);
         // Whatever was measured, more than there are.

@@ -372,6 +372,8 @@ impl Config {
             ("loader", "prefetch"),
             ("loader", "bad_records"),
             ("loader", "bad_limit"),
+            ("loader", "limits"),
+            ("loader", "pixels"),
             ("data", "stage"),
             ("data", "stage_limit_gb"),
             ("compute", "threads"),
@@ -528,8 +530,7 @@ mod tests {
     #[test]
     fn identities_ignore_what_may_change_and_name_what_may_not() {
         let a = Config::parse(SMALL, "x", &[]).unwrap();
-        let same =
-            Config::parse(SMALL, "x", &SPREAD.map(String::from)).unwrap();
+        let same = Config::parse(SMALL, "x", &SPREAD.map(String::from)).unwrap();
         assert_eq!(first_difference(&a.identity().unwrap(), &same.identity().unwrap()), None);
         let other = Config::parse(SMALL, "x", &["optimizer.lr=0.2".to_owned()]).unwrap();
         let (key, x, y) = first_difference(&a.identity().unwrap(), &other.identity().unwrap()).unwrap();

@@ -90,7 +90,8 @@ impl Line {
                 ));
             }
         }
-        let foreign = |[id, by]: &&[u64; 2]| !substitutes(run.seed, self.epoch, *id, run.samples).any(|s| s == *by);
+        let foreign =
+            |[id, by]: &&[u64; 2]| !substitutes(run.seed, self.epoch, *id, run.samples).any(|s| s == *by);
         let [id, by] = self.replaced.iter().find(foreign)?;
         Some(format!("sample {id} of step {step}, shard {shard} cannot have been replaced by sample {by}"))
     }
@@ -215,7 +216,10 @@ impl std::fmt::Display for Proof {
         )?;
         if self.replaced + self.quarantined > 0 {
             let [replaced, quarantined] = [self.replaced, self.quarantined];
-            write!(f, "\nbad records among them: {replaced} replaced by other samples, {quarantined} left out")?;
+            write!(
+                f,
+                "\nbad records among them: {replaced} replaced by other samples, {quarantined} left out"
+            )?;
         }
         match self.first_step {
             0 => Ok(()),
@@ -543,7 +547,8 @@ mod tests {
         let path = files(dir.path()).unwrap().remove(0);
         let text = fs::read_to_string(&path).unwrap();
         assert!(!text.contains("order"), "{text}");
-        let blocked = text.replacen("\"virtual_shards\":4", "\"virtual_shards\":4,\"order\":{\"blocked\":{}}", 1);
+        let blocked =
+            text.replacen("\"virtual_shards\":4", "\"virtual_shards\":4,\"order\":{\"blocked\":{}}", 1);
         fs::write(&path, blocked).unwrap();
         assert!(verify(dir.path()).unwrap_err().to_string().contains("does not belong"));
     }

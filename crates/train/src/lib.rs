@@ -6,8 +6,8 @@
 //! it again: the same bits, every sample exactly once.
 
 mod audit;
-pub mod bench;
 pub mod bad;
+pub mod bench;
 pub mod bound;
 pub mod buckets;
 pub mod checkpoint;

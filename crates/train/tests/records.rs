@@ -10,9 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use common::{hashes, request, run};
-use phalanx_data::{
-    Codec, Record, Sample, SampleField, SetInfo, ShardSet, ShardWriter, Split, open, seal,
-};
+use phalanx_data::{Codec, Record, Sample, SampleField, SetInfo, ShardSet, ShardWriter, Split, open, seal};
 use phalanx_train::bad::BadLine;
 use phalanx_train::faults::Faults;
 use phalanx_train::report::Summary;
@@ -73,9 +71,12 @@ fn damage(set: &Path, ids: &[u64]) {
 
 /// Runs in pieces, some of which are killed, on different numbers of ranks.
 fn in_pieces(mut request: TrainRequest) -> Summary {
-    for (world, steps, fault) in
-        [(3, Some(7), None), (2, None, Some("rank=1,step=13,kind=panic")), (8, Some(22), None), (4, None, None)]
-    {
+    for (world, steps, fault) in [
+        (3, Some(7), None),
+        (2, None, Some("rank=1,step=13,kind=panic")),
+        (8, Some(22), None),
+        (4, None, None),
+    ] {
         (request.ranks, request.max_steps) = (world, steps);
         request.faults = Faults::parse(&fault.map(String::from).into_iter().collect::<Vec<_>>()).unwrap();
         match (run(&request), fault) {

@@ -104,10 +104,8 @@ impl Crew {
         let (now, most) = match threads {
             Threads::Count(n) => (n, n),
             Threads::Auto(cores) => {
-                let whole = || Cores {
-                    all: std::thread::available_parallelism().map_or(1, usize::from),
-                    compute: 0,
-                };
+                let whole =
+                    || Cores { all: std::thread::available_parallelism().map_or(1, usize::from), compute: 0 };
                 let cores = cores.unwrap_or_else(whole);
                 let most = cores.all.max(1);
                 (cores.all.saturating_sub(cores.compute).clamp(1, most), most)

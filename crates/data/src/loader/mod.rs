@@ -15,12 +15,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use bad::{BadRecords, BadSample, substitutes, too_many_bad};
-use crew::{Crew, Interval};
 pub use crew::{Cores, Threads};
+use crew::{Crew, Interval};
 use make::Maker;
 use phalanx_host::Pool;
-pub use stats::LoaderStats;
 use stats::Counters;
+pub use stats::LoaderStats;
 
 use crate::{Batch, LoaderConfig, Plan, Result, Source, WorkItem};
 
@@ -76,10 +76,7 @@ const LOOK_EVERY: (Duration, u64) = (Duration::from_millis(500), 16);
 
 enum Engine {
     /// No threads: batches are made when they are asked for.
-    Caller {
-        maker: Box<Maker>,
-        plan: Plan,
-    },
+    Caller { maker: Box<Maker>, plan: Plan },
     Threads {
         shared: Arc<Shared>,
         handles: Vec<JoinHandle<()>>,
@@ -211,7 +208,8 @@ impl Loader {
             Engine::Threads { shared, handles: Vec::new(), crew, hire, prefetch }
         };
         // Built first: an early return then drops the loader, which stops the threads there are.
-        let (waited, look) = (Duration::ZERO, Look { at: Instant::now(), waited: Duration::ZERO, delivered: 0 });
+        let (waited, look) =
+            (Duration::ZERO, Look { at: Instant::now(), waited: Duration::ZERO, delivered: 0 });
         let mut loader = Loader { engine, finished: false, counters, waited, delivered: 0, look };
         loader.engine.fill()?;
         Ok(loader)

@@ -5,7 +5,8 @@ use phalanx_host::DType;
 
 use super::*;
 use crate::{
-    Column, Error, Field, FieldSpec, Kind, Memory, Record, Schema, Transform, Value, shard_positions, step_positions,
+    Column, Error, Field, FieldSpec, Kind, Memory, Record, Schema, Transform, Value, shard_positions,
+    step_positions,
 };
 
 const N: u64 = 103;
@@ -27,7 +28,12 @@ fn set() -> Arc<dyn Source> {
 fn config(threads: usize) -> LoaderConfig {
     let transforms = [("rotate", "degrees", 30.0), ("translate", "pixels", 2.0), ("flip", "p", 0.5)]
         .map(|(name, key, x)| Transform::new(name, &[(key, Value::Number(x))]).unwrap());
-    LoaderConfig { threads: Threads::Count(threads), transforms: transforms.to_vec(), prefetch: 3, ..LoaderConfig::default() }
+    LoaderConfig {
+        threads: Threads::Count(threads),
+        transforms: transforms.to_vec(),
+        prefetch: 3,
+        ..LoaderConfig::default()
+    }
 }
 
 fn plan() -> Plan {
@@ -292,7 +298,12 @@ fn nothing_large_is_allocated_once_the_window_has_been_full() {
 fn transforms_that_do_not_fit_are_refused_at_the_start() {
     let two = Transform::new("normalise", &[("mean", Value::List(vec![0.5, 0.5]))]).unwrap();
     for threads in [0, 2] {
-        let config = LoaderConfig { threads: Threads::Count(threads), transforms: vec![two.clone()], prefetch: 1, ..LoaderConfig::default() };
+        let config = LoaderConfig {
+            threads: Threads::Count(threads),
+            transforms: vec![two.clone()],
+            prefetch: 1,
+            ..LoaderConfig::default()
+        };
         let error = Loader::new(set(), &config, Mode::Eval, plan(), &Pool::new()).unwrap_err();
         assert_eq!(error.kind(), Kind::Usage);
     }
@@ -330,7 +341,13 @@ const BROKEN: How = |_| Err(Error::format("shard-00003.dat", "CRC mismatch"));
 type Delivered = (WorkItem, Batch, Vec<BadSample>);
 
 /// All batches of an epoch over a set with holes.
-fn with_holes(at: &[u64], how: How, policy: BadRecords, mode: Mode, threads: usize) -> Result<Vec<Delivered>> {
+fn with_holes(
+    at: &[u64],
+    how: How,
+    policy: BadRecords,
+    mode: Mode,
+    threads: usize,
+) -> Result<Vec<Delivered>> {
     let source = Arc::new(Holes { inner: set(), at: at.to_vec(), how });
     let config = LoaderConfig { bad_records: policy, ..config(threads) };
     let plan = Plan::new(N, 16, 3, 0..3, 2).unwrap();
@@ -383,7 +400,10 @@ fn another_sample_takes_the_place_of_a_bad_one() {
                 let by = good.next().unwrap();
                 assert_eq!(is_bad.substitute, Some(by));
                 assert_eq!(batch.values::<f32>("at").unwrap()[row], by as f32);
-                assert_eq!((batch.values::<i64>("label").unwrap()[row], lengths[row]), (by as i64 % 10, (by % 7) as u32));
+                assert_eq!(
+                    (batch.values::<i64>("label").unwrap()[row], lengths[row]),
+                    (by as i64 % 10, (by % 7) as u32)
+                );
             }
         }
         assert_eq!(found, 2 * at.len());
@@ -451,7 +471,10 @@ fn blocked_orders_are_delivered_and_any_slices_make_up_the_same() {
                     let plan = Plan::new(N, batch, 16, mine, 1).unwrap();
                     let config = LoaderConfig { order, ..config(1) };
                     let mode = Mode::Train { seed: 2 };
-                    Loader::new(set(), &config, mode, plan, &Pool::new()).unwrap().map(|l| l.unwrap()).collect()
+                    Loader::new(set(), &config, mode, plan, &Pool::new())
+                        .unwrap()
+                        .map(|l| l.unwrap())
+                        .collect()
                 })
                 .collect();
             for step in 0..N.div_ceil(batch) {
@@ -506,7 +529,8 @@ fn threads_come_while_the_consumer_waits_and_the_batches_stay_the_same() {
     let run = |threads, source: &Arc<dyn Source>| {
         let plan = Plan::new(N, 8, 1, 0..1, 30).unwrap();
         let config = LoaderConfig { threads, transforms: vec![], prefetch: 2, ..LoaderConfig::default() };
-        let mut loader = Loader::new(source.clone(), &config, Mode::Train { seed: 1 }, plan, &Pool::new()).unwrap();
+        let mut loader =
+            Loader::new(source.clone(), &config, Mode::Train { seed: 1 }, plan, &Pool::new()).unwrap();
         let ids: Vec<Vec<u64>> = loader.by_ref().map(|l| l.unwrap().batch.ids).collect();
         (ids, loader.stats().threads)
     };

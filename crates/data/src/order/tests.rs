@@ -185,7 +185,9 @@ fn kinds_are_written_as_they_are_read() {
         assert_eq!(table.order, kind, "{text}");
         assert_eq!(toml::from_str::<Table>(&toml::to_string(&table).unwrap()).unwrap(), table);
     }
-    for text in ["order = \"random\"", "order = { blocked = { block = 0 } }", "order = { blocked = { blok = 1 } }"] {
+    for text in
+        ["order = \"random\"", "order = { blocked = { block = 0 } }", "order = { blocked = { blok = 1 } }"]
+    {
         assert!(toml::from_str::<Table>(text).is_err(), "{text}");
     }
 }

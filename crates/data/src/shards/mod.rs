@@ -22,9 +22,9 @@ mod writer;
 use std::collections::BTreeMap;
 
 pub(crate) use format::MANIFEST;
+pub(crate) use format::data_path;
 pub(crate) use manifest::looks_like;
 pub use manifest::{finished_shard, seal};
-pub(crate) use format::data_path;
 pub use quarantine::{Repaired, repair};
 use serde::{Deserialize, Serialize};
 pub use set::{ShardEntry, ShardSet};

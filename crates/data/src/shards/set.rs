@@ -4,8 +4,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::format::{self, ALIGN, ArchivedEntry, Entry, NO_LABEL, data_path, index_path};
 use super::copies::Copies;
+use super::format::{self, ALIGN, ArchivedEntry, Entry, NO_LABEL, data_path, index_path};
 use super::handles::Handles;
 use super::layout::{Cell, Layout};
 use super::manifest::{self, Loaded, check_length};

@@ -138,7 +138,10 @@ struct Set {
 enum State {
     /// For a place that no other process is copying to.
     Waiting,
-    Copying { lock: Lock, copying: Box<Copying> },
+    Copying {
+        lock: Lock,
+        copying: Box<Copying>,
+    },
     Done,
 }
 
@@ -231,7 +234,9 @@ impl Stager {
                     }
                 }
                 Ok(None) if self.since.elapsed() < PATIENCE => return State::Waiting,
-                Ok(None) => problems.push(format!("another process has been copying to {} for long", place.display())),
+                Ok(None) => {
+                    problems.push(format!("another process has been copying to {} for long", place.display()))
+                }
                 Err(problem) => problems.push(problem),
             }
         }
@@ -241,7 +246,8 @@ impl Stager {
                 State::Copying { lock, copying: Box::new(Copying::new(area, sets, plan)) }
             }
             None => {
-                let why = if problems.is_empty() { "no place is fit".to_owned() } else { problems.join("; ") };
+                let why =
+                    if problems.is_empty() { "no place is fit".to_owned() } else { problems.join("; ") };
                 self.staged.warnings.push(format!("nothing is staged: {why}"));
                 State::Done
             }
@@ -281,7 +287,8 @@ impl Stager {
             }
         }
         self.staged.copied = copied;
-        let warning = problem.map(|p| format!("staging has ended early, the rest is read where it lies: {p}"));
+        let warning =
+            problem.map(|p| format!("staging has ended early, the rest is read where it lies: {p}"));
         self.staged.warnings.extend(warning);
     }
 }

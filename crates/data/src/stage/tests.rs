@@ -96,9 +96,7 @@ fn what_is_beyond_the_limit_or_not_touched_stays_where_it_lies() {
 fn it_is_done_in_pieces_and_one_at_a_time() {
     let s = scene();
     let set = ShardSet::open(&s.origin).unwrap();
-    let start = |place: &Path| {
-        Stager::new(&[&set], &Stage::Dir(place.to_owned()), None).unwrap().unwrap()
-    };
+    let start = |place: &Path| Stager::new(&[&set], &Stage::Dir(place.to_owned()), None).unwrap().unwrap();
     let mut first = start(&s.place);
     let mut turns = 1;
     // A turn whose time is over does one piece.

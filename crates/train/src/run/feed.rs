@@ -93,7 +93,8 @@ impl Feed {
             let ended = || Error::config("loader", format!("it ended before step {step}"));
             let loaded = self.loader.next().ok_or_else(ended)??;
             let line = Line::new(step, &loaded);
-            let bad = loaded.bad.into_iter().map(|bad| BadLine::new(step, line.epoch, line.shard, bad)).collect();
+            let bad =
+                loaded.bad.into_iter().map(|bad| BadLine::new(step, line.epoch, line.shard, bad)).collect();
             let sending = Instant::now();
             let batch = Ahead::send(loaded.batch, &self.device)?;
             self.copying += sending.elapsed().as_secs_f64();

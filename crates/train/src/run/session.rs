@@ -180,7 +180,12 @@ impl<'a> Session<'a> {
             self.tell(Event::Warning { message: format!("{}; {fate}{more}", line.reason) })?;
         }
         let last = lines.last().map_or("", |l| &l.reason);
-        bad::check(self.progress.bad_records, self.progress.samples_seen, self.config().loader.bad_limit, last)
+        bad::check(
+            self.progress.bad_records,
+            self.progress.samples_seen,
+            self.config().loader.bad_limit,
+            last,
+        )
     }
 
     /// What the steps since `before` were made of, which took `times`.
@@ -286,8 +291,7 @@ impl<'a> Session<'a> {
         let stop = self.request.stop.clone();
         let asked = || stop.load(Ordering::Relaxed);
         let batch = self.config().eval.batch;
-        let Some(eval) = evaluate(&self.engine, &self.sets.eval, &self.loader, batch, &asked)?
-        else {
+        let Some(eval) = evaluate(&self.engine, &self.sets.eval, &self.loader, batch, &asked)? else {
             return Ok(false);
         };
         self.progress.evaluation_due = false;

@@ -94,7 +94,8 @@ impl Batch {
         plan.check(self.len())?;
         let n = plan.partner.len();
         let partner: Vec<i64> = plan.partner.iter().map(|&p| i64::from(p)).collect();
-        let corners = |&[top, left, tall, wide]: &[u32; 4]| [top, left, top + tall, left + wide].map(i64::from);
+        let corners =
+            |&[top, left, tall, wide]: &[u32; 4]| [top, left, top + tall, left + wide].map(i64::from);
         let boxes: Vec<i64> = plan.boxes.iter().flat_map(corners).collect();
         self.mix = Some(Mixed {
             partner: Tensor::from_slice(&partner, [n], device)?,
