@@ -123,7 +123,7 @@ impl Event {
     /// What of it TensorBoard draws.
     fn scalars(&self) -> Vec<(&'static str, f64)> {
         match self {
-            Event::Step { loss, lr, samples_per_second, grad_norm, loss_scale, .. } => {
+            Event::Step { loss, lr, samples_per_second, grad_norm, loss_scale, bound, .. } => {
                 let mut scalars = vec![
                     ("train/loss", *loss),
                     ("train/lr", *lr),
@@ -131,6 +131,7 @@ impl Event {
                 ];
                 scalars.extend(grad_norm.map(|norm| ("train/grad_norm", norm)));
                 scalars.extend(loss_scale.map(|scale| ("train/loss_scale", scale)));
+                scalars.extend(bound.map(|bound| ("train/stall_share", bound.stall_share)));
                 scalars
             }
             Event::Epoch { train_loss, .. } => vec![("train/epoch_loss", *train_loss)],

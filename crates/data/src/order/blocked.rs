@@ -7,6 +7,8 @@ use super::feistel::{Domain, Feistel, mix};
 /// Separates the streams of one epoch's blocks and windows.
 const BLOCKS: u64 = 1;
 const WINDOWS: u64 = 2;
+/// The most slots whose blocks are kept: a quarter of a megabyte, whatever the set.
+const FEW: u64 = 1 << 16;
 
 /// A permutation of `0..n` in two stages. Blocks of `block` neighbouring samples, the last perhaps short, are put into
 /// `slots` in a random order; `window` consecutive slots make up a window, whose samples are permuted again. All of it
@@ -23,6 +25,8 @@ pub(super) struct Blocked {
     short_slot: u64,
     short_start: u64,
     order: Feistel,
+    /// The blocks in the slots, where these are few enough to be kept: a window's are neighbours here.
+    few: Vec<u32>,
     windows: Feistel,
     /// What tells one window's permutation from another's.
     tweak: [u64; 2],
@@ -39,6 +43,8 @@ impl Blocked {
         let mut tweak = key.derive(WINDOWS, 1).stream();
         let last = slots.len().saturating_sub(1);
         let short_slot = if n == 0 { 0 } else { order.before(&slots, last) };
+        let few = if slots.len() <= FEW { slots.len() } else { 0 };
+        let few = (0..few).map(|slot| order.at(&slots, 0, slot) as u32).collect();
         Blocked {
             n,
             block,
@@ -47,6 +53,7 @@ impl Blocked {
             short_slot,
             short_start: short_slot * block,
             order,
+            few,
             windows: Feistel::new(key.derive(WINDOWS, 0)),
             tweak: [tweak.u64(), tweak.u64() | 1],
             regular: Domain::new(block.saturating_mul(window)),
@@ -93,6 +100,10 @@ impl Blocked {
         };
         let moved = self.windows.at(&domain, mix(window, self.tweak), position - start);
         let (slot, place) = self.place(start + moved);
-        self.order.at(&self.slots, 0, slot) * self.block + place
+        let block = match self.few.get(slot as usize) {
+            Some(&block) => block.into(),
+            None => self.order.at(&self.slots, 0, slot),
+        };
+        block * self.block + place
     }
 }
