@@ -22,6 +22,7 @@ mod order;
 mod picture;
 mod plan;
 mod source;
+mod synth;
 mod transform;
 mod views;
 
@@ -36,5 +37,6 @@ pub use order::{Order, shard_positions, step_positions, steps_per_epoch};
 pub use picture::{Picture, Place, Resample, shorter_side};
 pub use plan::{Plan, WorkItem};
 pub use source::{Codec, FieldSpec, Record, RecordField, Role, Schema, Source};
+pub use synth::{Synth, SynthCodec, SynthConfig};
 pub use transform::{Param, Pipeline, Row, Transform, Value, rows};
 pub use views::{Subset, split_validation};
