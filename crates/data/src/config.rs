@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::open::open_test_of;
 use crate::{Result, Source, Split, Transform, open, split_validation};
 
 /// The `[data]` table.
@@ -27,7 +28,10 @@ impl DataConfig {
         if self.validation != 0.0 {
             return split_validation(&train, self.validation, seed);
         }
-        let eval = open(self.eval.as_deref().unwrap_or(&self.train), Split::Test)?;
+        let eval = match &self.eval {
+            Some(eval) => open(eval, Split::Test)?,
+            None => open_test_of(&self.train)?,
+        };
         Ok((train, eval))
     }
 }

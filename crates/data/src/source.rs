@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use phalanx_host::DType;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// What a field is for; decides how the loader treats it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +56,26 @@ impl FieldSpec {
     /// Bytes of one stored sample; the most when the first dimension varies.
     pub fn sample_bytes(&self) -> usize {
         self.dtype.size() * self.shape.iter().product::<usize>()
+    }
+
+    /// Fails when the field's parts do not agree with its role.
+    pub(crate) fn check(&self) -> Result<()> {
+        let fits = match self.role {
+            Role::Image => {
+                self.shape.len() == 3
+                    && matches!(self.dtype, DType::U8 | DType::F32)
+                    && self.max > 0.0
+                    && self.max.is_finite()
+            }
+            Role::Label => self.shape.is_empty() && self.dtype == DType::I64,
+            Role::Array => !(self.variable && self.shape.is_empty()),
+        };
+        if fits {
+            return Ok(());
+        }
+        let problem =
+            format!("a {} of shape {:?} cannot be an {:?} field", self.dtype, self.shape, self.role);
+        Err(Error::field(&self.name, problem))
     }
 }
 

@@ -198,6 +198,7 @@ impl Error {
             Error::Data(e) => match e.kind() {
                 phalanx_data::Kind::Usage => AbortKind::Usage,
                 phalanx_data::Kind::Data => AbortKind::Data,
+                phalanx_data::Kind::System => AbortKind::Other,
             },
             Error::NonFinite { .. } | Error::NonFiniteGradient { .. } | Error::NonFiniteModel { .. } => {
                 AbortKind::Numerics

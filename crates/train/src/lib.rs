@@ -19,6 +19,7 @@ pub mod ledger;
 pub mod machine;
 mod memory;
 pub mod model;
+pub mod pack;
 pub mod predict;
 #[cfg(feature = "mpi")]
 pub mod process;

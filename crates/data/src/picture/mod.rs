@@ -1,6 +1,7 @@
 //! Image files: JPEG and PNG into pixels, in pure Rust.
 
 mod encode;
+mod probe;
 mod resize;
 #[cfg(test)]
 mod tests;
@@ -10,6 +11,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 use png::{BitDepth, ColorType, Transformations};
+pub(crate) use probe::probe;
 pub use resize::{Place, Resample, shorter_side};
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
@@ -21,6 +23,10 @@ use crate::{Error, Result};
 const MOST: usize = 1 << 27;
 /// The longest side.
 const LONGEST: usize = 1 << 20;
+
+/// What files begin with.
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
+const JPEG: &[u8] = b"\xff\xd8\xff";
 
 /// An image of bytes: grey, or red, green and blue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,16 +54,10 @@ impl Picture {
 
     /// As [`Picture::read`] for a file's contents. The error is what is wrong, without a name.
     pub fn decode(bytes: &[u8]) -> std::result::Result<Self, String> {
-        const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
-        const JPEG: &[u8] = b"\xff\xd8\xff";
         match bytes {
             b if b.starts_with(PNG) => png(b),
             b if b.starts_with(JPEG) => jpeg(b),
-            [] => Err("it is empty, not an image".into()),
-            b => Err(match other_format(b) {
-                Some(name) => format!("it is a {name} image; JPEG and PNG are read"),
-                None => "it is no JPEG or PNG image".into(),
-            }),
+            b => Err(unknown(b)),
         }
     }
 
@@ -81,6 +81,15 @@ impl Picture {
         };
         let pixels = self.pixels.as_chunks().0.iter().map(luma).collect();
         Picture { channels: 1, pixels, ..self }
+    }
+}
+
+/// What is wrong with a file that is neither.
+fn unknown(bytes: &[u8]) -> String {
+    match other_format(bytes) {
+        _ if bytes.is_empty() => "it is empty, not an image".into(),
+        Some(name) => format!("it is a {name} image; JPEG and PNG are read"),
+        None => "it is no JPEG or PNG image".into(),
     }
 }
 
