@@ -27,6 +27,7 @@ mod pack;
 mod picture;
 mod plan;
 mod shards;
+mod shown;
 mod source;
 mod stats;
 mod synth;
@@ -43,9 +44,11 @@ pub use import::{Format, Import, ImportRequest, Listing, import};
 pub use inspect::{ClassCount, InspectReport, SizeCount, Sizes, Spread, contact_sheet, inspect};
 pub use loader::{Loaded, Loader, Mode};
 pub use memory::{Column, Memory};
-pub use open::{Split, embedded_names, open};
+pub use open::{Split, embedded_names, open, shard_sets};
 pub use order::{Order, shard_positions, step_positions, steps_per_epoch};
-pub use pack::{BadImages, Images, PackRank, PackReport, PackRequest, Skipped, SplitReport, pack};
+pub use pack::{
+    BadImages, Images, PackRank, PackReport, PackRequest, PackSource, Skipped, SplitReport, pack,
+};
 pub use picture::{Picture, Place, Resample, shorter_side};
 pub use plan::{Plan, WorkItem};
 pub use shards::{

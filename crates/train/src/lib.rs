@@ -32,6 +32,7 @@ mod scaler;
 pub mod setup;
 mod share;
 mod snapshot;
+pub mod stats;
 pub mod sums;
 pub mod task;
 mod tfevents;

@@ -24,7 +24,8 @@ pub(super) fn files_of<'a>(schema: &Schema, record: &'a Record) -> Result<Files<
             continue;
         }
         let (ending, bytes) = file(spec, field)?;
-        let usual = matches!((&*spec.name, ending), ("image", "jpg" | "png") | ("text", "txt") | ("json", "json"));
+        let usual =
+            matches!((&*spec.name, ending), ("image", "jpg" | "png") | ("text", "txt") | ("json", "json"));
         let ending = if usual { ending.to_owned() } else { format!("{}.{ending}", safe_name(&spec.name)) };
         out.files.push((ending, bytes));
     }
@@ -33,7 +34,8 @@ pub(super) fn files_of<'a>(schema: &Schema, record: &'a Record) -> Result<Files<
 
 fn file<'a>(spec: &FieldSpec, field: &'a RecordField) -> Result<(&'static str, Cow<'a, [u8]>)> {
     let bytes = Cow::Borrowed(&field.bytes[..]);
-    let is_text = || spec.dtype == DType::U8 && field.shape.len() == 1 && std::str::from_utf8(&field.bytes).is_ok();
+    let is_text =
+        || spec.dtype == DType::U8 && field.shape.len() == 1 && std::str::from_utf8(&field.bytes).is_ok();
     Ok(match (field.codec, spec.role, &field.shape[..]) {
         (Codec::Jpeg, ..) => ("jpg", bytes),
         (Codec::Png, ..) => ("png", bytes),

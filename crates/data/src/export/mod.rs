@@ -70,7 +70,13 @@ impl fmt::Display for ExportReport {
         for (i, s) in self.splits.iter().enumerate() {
             let newline = if i > 0 { "\n" } else { "" };
             let tars = if s.tars > 0 { format!(" in {} tars", s.tars) } else { String::new() };
-            write!(f, "{newline}{}  {} samples, {:.1} MB{tars}", s.dir.display(), s.records, s.bytes as f64 / 1e6)?;
+            write!(
+                f,
+                "{newline}{}  {} samples, {:.1} MB{tars}",
+                s.dir.display(),
+                s.records,
+                s.bytes as f64 / 1e6
+            )?;
         }
         Ok(())
     }

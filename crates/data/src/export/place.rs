@@ -94,7 +94,8 @@ impl ClassFolders {
     pub(super) fn new(dir: &Path, set: &dyn Source) -> Result<Self> {
         let classes = &set.schema().classes;
         if classes.is_empty() {
-            let problem = "a folder for each class needs labels, and the set has none; export it as webdataset";
+            let problem =
+                "a folder for each class needs labels, and the set has none; export it as webdataset";
             return Err(Error::usage(set.name(), problem));
         }
         let folders = folder_names(classes).into_iter().map(|name| dir.join(name)).collect::<Vec<_>>();

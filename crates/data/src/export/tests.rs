@@ -5,12 +5,12 @@ use super::place::folder_names;
 use super::*;
 use crate::import::tests::{GREY_PNG, JPEG, files};
 use crate::import::{ImportRequest, import};
-use crate::pack::{BadImages, Images, PackRank, PackRequest, pack};
+use crate::pack::{BadImages, Images, PackRank, PackRequest, PackSource, pack};
 use crate::{Kind, Picture};
 
 fn packed(source: &Path, out: &Path) {
     let request = PackRequest {
-        import: ImportRequest { source: source.to_owned(), ..Default::default() },
+        source: PackSource::Import(ImportRequest { source: source.to_owned(), ..Default::default() }),
         out: out.to_owned(),
         images: Images::Keep,
         bad: BadImages::Fail,
@@ -110,7 +110,10 @@ fn pixels_become_png_files_and_arrays_npy_files() {
     let npy = &found[1].1;
     assert_eq!((npy.len(), &npy[128..], &found[2].1[..]), (132, &0.5f32.to_le_bytes()[..], &b"one\ntwo"[..]));
     let head = std::str::from_utf8(&npy[10..128]).unwrap();
-    assert!(head.starts_with("{'descr': '<f4', 'fortran_order': False, 'shape': (), }") && head.ends_with('\n'), "{head}");
+    assert!(
+        head.starts_with("{'descr': '<f4', 'fortran_order': False, 'shape': (), }") && head.ends_with('\n'),
+        "{head}"
+    );
     let error = export(&request(&at("set"), &at("no"), ExportFormat::Folder)).unwrap_err();
     assert!(error.kind() == Kind::Usage && error.to_string().contains("needs labels"), "{error}");
     assert!(!at("no").exists() && !at("no.part").exists());

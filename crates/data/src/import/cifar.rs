@@ -28,7 +28,13 @@ struct Kind {
 const KINDS: [Kind; 2] = [
     Kind {
         folder: "cifar-10-batches-bin",
-        train: &["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"],
+        train: &[
+            "data_batch_1.bin",
+            "data_batch_2.bin",
+            "data_batch_3.bin",
+            "data_batch_4.bin",
+            "data_batch_5.bin",
+        ],
         test: "test_batch.bin",
         names: "batches.meta.txt",
         classes: 10,
@@ -58,7 +64,8 @@ fn find(source: &Path) -> Option<(PathBuf, &'static Kind)> {
 
 pub(super) fn import(request: &ImportRequest) -> Result<Import> {
     let Some((dir, kind)) = find(&request.source) else {
-        let problem = "holds neither data_batch_1.bin (CIFAR-10) nor train.bin (CIFAR-100) of the binary version";
+        let problem =
+            "holds neither data_batch_1.bin (CIFAR-10) nor train.bin (CIFAR-100) of the binary version";
         return Err(Error::format(&request.source, problem));
     };
     let classes = match super::class_names(request, &dir)? {
@@ -96,7 +103,11 @@ fn list(dir: &Path, kind: &Kind, files: &[&str], classes: &[String]) -> Result<L
             let pixels = Part { offset: at + record - PIXELS, length: PIXELS, store };
             let coarse = Part { offset: at, length: 1, store };
             let parts = [pixels, coarse];
-            listing.add(&format!("{stem}/{i:05}"), Some(i64::from(label)), &parts[..1 + usize::from(kind.coarse)])?;
+            listing.add(
+                &format!("{stem}/{i:05}"),
+                Some(i64::from(label)),
+                &parts[..1 + usize::from(kind.coarse)],
+            )?;
         }
     }
     listing.finish()

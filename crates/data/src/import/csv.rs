@@ -74,7 +74,8 @@ impl Table {
             }
         }
         if !columns.contains(&Some(Column::File)) {
-            let problem = format!("line 1 must name the columns, one of them `file`; it is {}", header.join(","));
+            let problem =
+                format!("line 1 must name the columns, one of them `file`; it is {}", header.join(","));
             return Err(bad(problem));
         }
         Ok(Table { path: path.to_owned(), rows, columns, left_out })
@@ -127,10 +128,8 @@ impl Table {
                 Err(e) => return Err(Error::io("read", root.join(&key))(e)),
             }
             if let Some(target) = cell(Column::Target) {
-                let number: f32 = target
-                    .trim()
-                    .parse()
-                    .map_err(|_| bad(format!("the target {target:?} is no number")))?;
+                let number: f32 =
+                    target.trim().parse().map_err(|_| bad(format!("the target {target:?} is no number")))?;
                 parts.push(Part { offset: memory.len() as u64, length: 4, store: beside });
                 memory.extend(number.to_le_bytes());
             }
@@ -173,7 +172,12 @@ impl Names {
 
     /// The label that each distinct name stands for: its number if all are numbers, else its place among the given
     /// classes, or among all names sorted.
-    fn classes(&self, path: &Path, given: Option<Vec<String>>, classes: &mut Vec<String>) -> Result<Vec<i64>> {
+    fn classes(
+        &self,
+        path: &Path,
+        given: Option<Vec<String>>,
+        classes: &mut Vec<String>,
+    ) -> Result<Vec<i64>> {
         let bad = |name: &str, problem: String| Error::format(path, format!("label {name:?}: {problem}"));
         let numbers: Option<Vec<usize>> = self.list.iter().map(|n| n.trim().parse().ok()).collect();
         if let Some(numbers) = numbers {

@@ -81,7 +81,9 @@ fn list(dir: &Path, known: Option<Classes>) -> Result<(Listing, Classes)> {
     if !empty.is_empty() {
         let shown = empty.iter().take(10).map(|n| format!("{n:?}")).collect::<Vec<_>>().join(", ");
         let more = if empty.len() > 10 { ", …" } else { "" };
-        listing.warnings.push(format!("{} classes have no image and keep their label: {shown}{more}", empty.len()));
+        listing
+            .warnings
+            .push(format!("{} classes have no image and keep their label: {shown}{more}", empty.len()));
     }
     listing.warnings.extend(left_out.warnings());
     Ok((listing.finish()?, classes))
@@ -115,7 +117,11 @@ impl Walk {
                 if !meta.is_file() {
                     return Err(Error::format(path, "is no regular file"));
                 }
-                self.listing.add(&key, Some(label), &[Part { offset: 0, length: meta.len(), store: self.store }])?;
+                self.listing.add(
+                    &key,
+                    Some(label),
+                    &[Part { offset: 0, length: meta.len(), store: self.store }],
+                )?;
             } else {
                 self.left_out.add(&format!("files that end in {:?}", extension(&name)), &key);
             }

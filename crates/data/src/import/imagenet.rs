@@ -55,12 +55,14 @@ impl Beside {
         let wanted: Vec<&str> = TRUTHS.into_iter().chain(WORDS).chain([CLSLOC, META]).collect();
         let kit = dir.join(format!("{KIT}.tar.gz"));
         if kit.is_file() {
-            let unpacked = flate2::read::MultiGzDecoder::new(File::open(&kit).map_err(Error::io("read", &kit))?);
+            let unpacked =
+                flate2::read::MultiGzDecoder::new(File::open(&kit).map_err(Error::io("read", &kit))?);
             let damaged = |e: std::io::Error| Error::format(&kit, format!("cannot be unpacked: {e}"));
             let mut archive = ::tar::Archive::new(unpacked.take(MOST_KIT));
             for entry in archive.entries().map_err(damaged)? {
                 let mut entry = entry.map_err(damaged)?;
-                let name = entry.path().map_err(damaged)?.file_name().map(|n| n.to_string_lossy().into_owned());
+                let name =
+                    entry.path().map_err(damaged)?.file_name().map(|n| n.to_string_lossy().into_owned());
                 if let Some(name) = name.filter(|n| wanted.contains(&n.as_str())) {
                     let mut bytes = Vec::new();
                     entry.read_to_end(&mut bytes).map_err(damaged)?;
@@ -106,9 +108,7 @@ impl Beside {
     /// The words of each id, from the given file, one beside the tars, or the kit.
     fn words(&self, given: Option<&Path>) -> Result<HashMap<String, String>> {
         let lines = match given {
-            Some(path) => {
-                Some(lines_of(path)?.ok_or_else(|| Error::format(path, "is not there"))?)
-            }
+            Some(path) => Some(lines_of(path)?.ok_or_else(|| Error::format(path, "is not there"))?),
             None => match self.lines(WORDS[0])? {
                 Some(lines) => Some(lines),
                 None => self.lines(WORDS[1])?,
@@ -147,7 +147,9 @@ impl Beside {
 pub(super) fn import(request: &ImportRequest) -> Result<Import> {
     let dir = &request.source;
     let names = names_in(dir)?;
-    let one = |test: fn(&str) -> bool| names.iter().find(|(n, is_dir)| !is_dir && test(n)).map(|(n, _)| dir.join(n));
+    let one = |test: fn(&str) -> bool| {
+        names.iter().find(|(n, is_dir)| !is_dir && test(n)).map(|(n, _)| dir.join(n))
+    };
     let (train, val) = (one(is_train_tar), one(is_val_tar));
     if train.is_none() && val.is_none() {
         let problem = "holds neither ILSVRC2012_img_train.tar nor ILSVRC2012_img_val.tar";
@@ -352,7 +354,8 @@ fn val_listing(path: &Path, truth: &Truth, wnids: &[String]) -> Result<Listing> 
     if let Labels::InOrder(labels) = &truth.labels
         && labels.len() != members.len()
     {
-        let problem = format!("holds {} labels, but {} holds {} images", labels.len(), path.display(), members.len());
+        let problem =
+            format!("holds {} labels, but {} holds {} images", labels.len(), path.display(), members.len());
         return Err(Error::format(&truth.path, problem));
     }
     let mut listing = Listing::new(path, vec![Listed::images()]);
@@ -369,7 +372,9 @@ fn val_listing(path: &Path, truth: &Truth, wnids: &[String]) -> Result<Listing> 
         };
         let Some(label) = label else {
             let problem = match class {
-                Some(class) => format!("{} has the class {class:?}, which the training tar has not", member.name),
+                Some(class) => {
+                    format!("{} has the class {class:?}, which the training tar has not", member.name)
+                }
                 None => format!("has no label for {}", member.name),
             };
             return Err(Error::format(&truth.path, problem));

@@ -18,9 +18,10 @@ mod webdataset;
 use std::path::{Path, PathBuf};
 
 pub use listing::{Import, Listing};
+pub(crate) use listing::{Layout, Listed, Part, Store};
 pub(crate) use read::Reader;
-pub(crate) use set::splits_of;
 use serde::Serialize;
+pub(crate) use set::splits_of;
 
 use crate::{Error, Result};
 
@@ -40,6 +41,8 @@ pub enum Format {
     Cifar,
     /// A table with the columns `file` and `label`, and the files.
     Csv,
+    /// None: images are computed; see [`crate::Synth`].
+    Synth,
 }
 
 impl Format {
@@ -52,6 +55,7 @@ impl Format {
             Format::Set => "set",
             Format::Cifar => "cifar",
             Format::Csv => "csv",
+            Format::Synth => "synth",
         }
     }
 }
@@ -87,6 +91,9 @@ pub fn import(request: &ImportRequest) -> Result<Import> {
         Format::Set => set::import(request)?,
         Format::Cifar => cifar::import(request)?,
         Format::Csv => csv::import(request)?,
+        Format::Synth => {
+            return Err(Error::usage("--format", "synthetic sets have no source; see `phalanx data synth`"));
+        }
     };
     import.meta.insert("source_format".into(), format.name().into());
     for (split, listing) in &import.splits {
@@ -161,7 +168,9 @@ fn lines_of(path: &Path) -> Result<Option<Vec<String>>> {
             Ok(Some(lines.map(|l| l.trim_end().to_owned()).filter(|l| !l.is_empty()).collect()))
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => Err(Error::format(path, "is not UTF-8 text")),
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+            Err(Error::format(path, "is not UTF-8 text"))
+        }
         Err(e) => Err(Error::io("read", path)(e)),
     }
 }

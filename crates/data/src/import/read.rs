@@ -95,7 +95,10 @@ fn whole(path: &Path, length: usize, into: &mut Vec<u8>) -> Result<()> {
     into.reserve(length + 1);
     let found = file.take(length as u64 + 1).read_to_end(into).map_err(Error::io("read", path))?;
     if found != length {
-        return Err(Error::format(path, format!("had {length} bytes when it was listed and has changed since")));
+        return Err(Error::format(
+            path,
+            format!("had {length} bytes when it was listed and has changed since"),
+        ));
     }
     Ok(())
 }

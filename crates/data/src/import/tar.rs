@@ -169,7 +169,8 @@ impl<'a> Walker<'a> {
         let Some((_, packer, command)) = packers.iter().find(|(magic, ..)| start.starts_with(magic)) else {
             return Ok(());
         };
-        let problem = format!("the archive is compressed with {packer}; unpack it first, with `{command} FILE`");
+        let problem =
+            format!("the archive is compressed with {packer}; unpack it first, with `{command} FILE`");
         Err(self.bad(at, None, problem))
     }
 
@@ -198,13 +199,16 @@ impl<'a> Walker<'a> {
             // The last file's padding may be missing, and then so is the end, which the next call says.
             if content.checked_add(size).is_none_or(|end| end > self.end) {
                 let room = self.end - content;
-                let problem = format!("it claims {size} bytes and the archive ends {room} bytes after its header");
+                let problem =
+                    format!("it claims {size} bytes and the archive ends {room} bytes after its header");
                 return Err(self.bad(at, Some(&shown), problem));
             }
             self.at = after.unwrap_or(self.end).min(self.end);
             if is_extension {
                 if size > LONGEST_EXTENSION {
-                    let problem = format!("it describes the next file in {size} bytes; {LONGEST_EXTENSION} are the most");
+                    let problem = format!(
+                        "it describes the next file in {size} bytes; {LONGEST_EXTENSION} are the most"
+                    );
                     return Err(self.bad(at, Some(&shown), problem));
                 }
                 self.extension(at, kind, &shown, size as usize, &mut said)?;
@@ -250,7 +254,11 @@ impl<'a> Walker<'a> {
     fn check_end(&mut self) -> Result<()> {
         let rest = self.end - self.at;
         if rest < 2 * BLOCK {
-            return Err(self.bad(self.at, None, "the archive is cut short: it ends after one block of zeros"));
+            return Err(self.bad(
+                self.at,
+                None,
+                "the archive is cut short: it ends after one block of zeros",
+            ));
         }
         if rest > MOST_PADDING {
             let problem = format!("{rest} bytes follow the archive's end; {MOST_PADDING} are the most");
@@ -261,7 +269,8 @@ impl<'a> Walker<'a> {
             let take = (end - at).min(WINDOW as u64) as usize;
             let found = self.bytes(at, take)?.iter().position(|&b| b != 0);
             if let Some(found) = found {
-                let problem = "something follows the archive's end: it is damaged, or two archives in one file";
+                let problem =
+                    "something follows the archive's end: it is damaged, or two archives in one file";
                 return Err(self.bad(at + found as u64, None, problem));
             }
             at += take as u64;
@@ -288,7 +297,14 @@ impl<'a> Walker<'a> {
         Ok(())
     }
 
-    fn file(&mut self, at: u64, kind: u8, header: [u8; BLOCK as usize], length: u64, said: Said) -> Result<Step> {
+    fn file(
+        &mut self,
+        at: u64,
+        kind: u8,
+        header: [u8; BLOCK as usize],
+        length: u64,
+        said: Said,
+    ) -> Result<Step> {
         let raw = said.name.unwrap_or_else(|| name_of(&header));
         let shown = String::from_utf8_lossy(&raw).into_owned();
         let what = match kind {

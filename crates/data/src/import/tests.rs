@@ -160,16 +160,25 @@ fn imagenet() -> tempfile::TempDir {
     let val: Vec<String> = (1..=4).rev().map(|i| format!("ILSVRC2012_val_{i:08}.JPEG")).collect();
     let val = tar(&val.iter().map(|name| (name.as_str(), GREY_PNG)).collect::<Vec<_>>());
     files(dir.path(), &[("ILSVRC2012_img_train.tar", &train), ("ILSVRC2012_img_val.tar", &val)]);
-    files(dir.path(), &[("synset_words.txt", b"n00000001 crane\nn00000002 goldfish, Carassius\nn00000003 crane\n")]);
+    files(
+        dir.path(),
+        &[("synset_words.txt", b"n00000001 crane\nn00000002 goldfish, Carassius\nn00000003 crane\n")],
+    );
     dir
 }
 
 #[test]
 fn imagenet_is_read_out_of_its_tars() {
     let dir = imagenet();
-    files(dir.path(), &[("imagenet_2012_validation_synset_labels.txt", b"n00000003\nn00000001\nn00000002\nn00000001\n")]);
+    files(
+        dir.path(),
+        &[("imagenet_2012_validation_synset_labels.txt", b"n00000003\nn00000001\nn00000002\nn00000001\n")],
+    );
     let found = import(&of(dir.path())).unwrap();
-    assert_eq!((found.format, found.meta["class_ids"].as_str()), (Format::Imagenet, "n00000001 n00000002 n00000003"));
+    assert_eq!(
+        (found.format, found.meta["class_ids"].as_str()),
+        (Format::Imagenet, "n00000001 n00000002 n00000003")
+    );
     let (train, val) = (&found.splits[0].1, &found.splits[1].1);
     assert_eq!(train.classes, ["crane (n00000001)", "goldfish, Carassius", "crane (n00000003)"]);
     let expected = [
@@ -194,7 +203,13 @@ fn the_validation_labels_may_be_written_in_five_ways() {
     ];
     for (name, bytes) in cases {
         let dir = imagenet();
-        files(dir.path(), &[(name, bytes), ("map_clsloc.txt", b"n00000003 7 crane\nn00000002 8 goldfish\nn00000001 9 crane\n")]);
+        files(
+            dir.path(),
+            &[
+                (name, bytes),
+                ("map_clsloc.txt", b"n00000003 7 crane\nn00000002 8 goldfish\nn00000001 9 crane\n"),
+            ],
+        );
         let found = import(&of(dir.path())).unwrap();
         let labels: Vec<i64> = told(&found.splits[1].1).iter().filter_map(|(_, l)| *l).collect();
         assert_eq!(labels, [2, 0, 1, 0], "{name}");
@@ -202,7 +217,11 @@ fn the_validation_labels_may_be_written_in_five_ways() {
     // The kit as distributed: packed, with its own table of numbers.
     let dir = imagenet();
     fs::remove_file(dir.path().join("synset_words.txt")).unwrap();
-    let table = mat_file(&[(9, "n00000001", "crane"), (8, "n00000002", "goldfish, Carassius"), (7, "n00000003", "hen")]);
+    let table = mat_file(&[
+        (9, "n00000001", "crane"),
+        (8, "n00000002", "goldfish, Carassius"),
+        (7, "n00000003", "hen"),
+    ]);
     let kit = tar(&[
         ("ILSVRC2012_devkit_t12/readme.txt", b"x"),
         ("ILSVRC2012_devkit_t12/data/meta.mat", &table),
@@ -354,18 +373,25 @@ fn webdataset_tars_are_grouped_by_key() {
 fn cifar_files_become_images_with_channels_last() {
     let dir = tempfile::tempdir().unwrap();
     let record = |labels: &[u8], base: u8| {
-        let planes = (0..3u8).flat_map(|c| (0..1024).map(move |i| base.wrapping_add(c * 50).wrapping_add(i as u8)));
+        let planes =
+            (0..3u8).flat_map(|c| (0..1024).map(move |i| base.wrapping_add(c * 50).wrapping_add(i as u8)));
         [labels.to_vec(), planes.collect()].concat()
     };
     for i in 1..=5u8 {
         files(dir.path(), &[(&format!("cifar-10-batches-bin/data_batch_{i}.bin"), &record(&[i], i))]);
     }
-    files(dir.path(), &[("cifar-10-batches-bin/test_batch.bin", &[record(&[9], 0), record(&[0], 1)].concat())]);
+    files(
+        dir.path(),
+        &[("cifar-10-batches-bin/test_batch.bin", &[record(&[9], 0), record(&[0], 1)].concat())],
+    );
     let names: String = (0..10).map(|i| format!("class {i}\n")).collect();
     files(dir.path(), &[("cifar-10-batches-bin/batches.meta.txt", format!("{names}\n").as_bytes())]);
     let found = import(&of(dir.path())).unwrap();
     let (train, test) = (&found.splits[0].1, &found.splits[1].1);
-    assert_eq!((found.format, train.len(), test.len(), &train.classes[9][..]), (Format::Cifar, 5, 2, "class 9"));
+    assert_eq!(
+        (found.format, train.len(), test.len(), &train.classes[9][..]),
+        (Format::Cifar, 5, 2, "class 9")
+    );
     assert_eq!(told(train)[4], ("data_batch_5/00000", Some(5)));
     let pixels = &read(train, 1).fields[0];
     assert_eq!((&pixels.shape[..], &pixels.bytes[..6]), (&[32, 32, 3][..], &[2, 52, 102, 3, 53, 103][..]));
@@ -380,7 +406,10 @@ fn cifar_files_become_images_with_channels_last() {
     let found = import(&of(dir.path())).unwrap();
     let record = read(&found.splits[0].1, 0);
     assert_eq!(told(&found.splits[0].1), [("train/00000", Some(99)), ("train/00001", Some(0))]);
-    assert_eq!((&record.fields[0].bytes[..3], &record.fields[1].bytes[..]), (&[7, 57, 107][..], &4i64.to_le_bytes()[..]));
+    assert_eq!(
+        (&record.fields[0].bytes[..3], &record.fields[1].bytes[..]),
+        (&[7, 57, 107][..], &4i64.to_le_bytes()[..])
+    );
 }
 
 #[test]
@@ -396,7 +425,10 @@ fn tables_have_quotes_texts_targets_and_missing_files() {
     files(dir.path(), &[("set.csv", table.as_bytes())]);
     let found = import(&of(&dir.path().join("set.csv"))).unwrap();
     let listing = &found.splits[0].1;
-    assert_eq!((found.format, &listing.classes[..]), (Format::Csv, &["cat", "dog", "emu"].map(str::to_owned)[..]));
+    assert_eq!(
+        (found.format, &listing.classes[..]),
+        (Format::Csv, &["cat", "dog", "emu"].map(str::to_owned)[..])
+    );
     assert_eq!(told(listing), [("img/a.jpg", Some(1)), ("img/b, c.png", Some(0)), ("img/d\"e.jpg", Some(1))]);
     let record = read(listing, 0);
     assert_eq!(record.fields[1].bytes, (-1.5f32).to_le_bytes());
@@ -416,7 +448,8 @@ fn tables_have_quotes_texts_targets_and_missing_files() {
     assert_eq!((told(listing), listing.classes.len()), (vec![("img/a.jpg", None)], 0));
     // Files may lie elsewhere than the table.
     files(dir.path(), &[("other/set.csv", b"file,label\na.jpg,0\n")]);
-    let request = ImportRequest { root: Some(dir.path().join("img")), ..of(&dir.path().join("other/set.csv")) };
+    let request =
+        ImportRequest { root: Some(dir.path().join("img")), ..of(&dir.path().join("other/set.csv")) };
     assert_eq!(import(&request).unwrap().splits[0].1.len(), 1);
     let table = [
         ("", "is empty"),
@@ -456,7 +489,15 @@ fn what_training_opens_can_be_packed_as_well() {
 #[test]
 fn samples_that_changed_or_are_no_images_are_told_apart() {
     let dir = tempfile::tempdir().unwrap();
-    files(dir.path(), &[("a/1.jpg", JPEG), ("a/2.jpg", b"no image"), ("a/3.jpg", &JPEG[..JPEG.len() - 20]), ("a/4.jpg", b"")]);
+    files(
+        dir.path(),
+        &[
+            ("a/1.jpg", JPEG),
+            ("a/2.jpg", b"no image"),
+            ("a/3.jpg", &JPEG[..JPEG.len() - 20]),
+            ("a/4.jpg", b""),
+        ],
+    );
     let found = import(&of(dir.path())).unwrap();
     let listing = &found.splits[0].1;
     let reader = Reader::new(listing);

@@ -101,7 +101,8 @@ fn list(path: &Path) -> Result<Found> {
                 }
             };
             if repeated {
-                let problem = format!("byte {}: sample {:?} has two files of one kind", member.offset, group.key);
+                let problem =
+                    format!("byte {}: sample {:?} has two files of one kind", member.offset, group.key);
                 return Err(Error::format(path, problem));
             }
         }
@@ -146,7 +147,10 @@ fn put(
     if first {
         found.listing.fields.push(Listed::images());
         let extra = TEXTS.iter().zip(has).filter(|(_, has)| *has);
-        found.listing.fields.extend(extra.map(|(end, _)| Listed::text(if *end == "txt" { "text" } else { end })));
+        found
+            .listing
+            .fields
+            .extend(extra.map(|(end, _)| Listed::text(if *end == "txt" { "text" } else { end })));
     }
     if wanted != has {
         let differs = if wanted[0] == has[0] { TEXTS[1] } else { TEXTS[0] };

@@ -8,11 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Job, Skipped, shown};
 use crate::files::{TEMPORARY, write_whole};
-use crate::shards::{MANIFEST, SetInfo, ShardSet};
+use crate::shards::{MANIFEST, PACKING as STATE, SetInfo, ShardSet};
 use crate::{Error, Result};
 
-/// Says which set the shards of an unfinished folder are of.
-const STATE: &str = ".pack.json";
 /// The list of left-out samples in a finished set.
 pub(super) const SKIPPED: &str = "skipped.json";
 
@@ -57,7 +55,9 @@ impl Folder {
                 let problem = format!("{what}; pack into another folder, or remove it with --force");
                 return Err(Error::usage(shown(&self.dir), problem));
             }
-            Found::Nothing | Found::Same => self.remove(&|name| is_part(name) && name.ends_with(TEMPORARY))?,
+            Found::Nothing | Found::Same => {
+                self.remove(&|name| is_part(name) && name.ends_with(TEMPORARY))?
+            }
         }
         let text = serde_json::to_string(&State { plan: self.plan.clone() });
         let text = text.map_err(|e| Error::format(self.dir.join(STATE), e.to_string()))?;
@@ -77,7 +77,9 @@ impl Folder {
             return Ok(if same { Found::Same } else { Found::Other(what.into()) });
         }
         let part = self.names()?.into_iter().find(|name| is_part(name) && !name.ends_with(TEMPORARY));
-        Ok(part.map_or(Found::Nothing, |name| Found::Other(format!("holds {name}, which is not this packing's"))))
+        Ok(part.map_or(Found::Nothing, |name| {
+            Found::Other(format!("holds {name}, which is not this packing's"))
+        }))
     }
 
     fn state(&self) -> Result<Option<State>> {

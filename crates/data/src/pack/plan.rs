@@ -19,7 +19,8 @@ impl PackPlan {
     /// The plan for `samples` samples of `bytes` bytes together in shards of about `shard_bytes`: at least one, and
     /// none without a sample unless there is none.
     pub(crate) fn new(samples: u64, bytes: u64, shard_bytes: u64) -> Self {
-        let shards = (bytes / shard_bytes.max(1)).saturating_add(u64::from(bytes % shard_bytes.max(1) > shard_bytes / 2));
+        let shards = (bytes / shard_bytes.max(1))
+            .saturating_add(u64::from(bytes % shard_bytes.max(1) > shard_bytes / 2));
         let shards = shards.min(samples).clamp(1, u64::from(u32::MAX)) as u32;
         PackPlan { order: Order::new(SEED, 0, samples), shards }
     }

@@ -50,11 +50,14 @@ impl Images {
             return Ok(spec.clone());
         }
         if !spec.variable {
-            let problem = format!("is for image files; {:?} holds pixels of one size, {:?}", spec.name, spec.shape);
+            let problem =
+                format!("is for image files; {:?} holds pixels of one size, {:?}", spec.name, spec.shape);
             return Err(Error::usage("--resize", problem));
         }
         Ok(match self {
-            Images::Raw { side } => FieldSpec { name: spec.name.clone(), ..FieldSpec::image([side, side, 3], 255.0) },
+            Images::Raw { side } => {
+                FieldSpec { name: spec.name.clone(), ..FieldSpec::image([side, side, 3], 255.0) }
+            }
             _ => spec.clone(),
         })
     }
@@ -64,7 +67,9 @@ impl Images {
     pub(super) fn apply(self, field: &mut RecordField, check: bool) -> std::result::Result<(), String> {
         let [height, width] = [0, 1].map(|axis| field.shape.get(axis).copied().unwrap_or(0));
         if height.max(width) > LONGEST {
-            return Err(format!("it is {width}x{height}; a side of a stored image has at most {LONGEST} pixels"));
+            return Err(format!(
+                "it is {width}x{height}; a side of a stored image has at most {LONGEST} pixels"
+            ));
         }
         match self {
             Images::Resize { short, quality } if height.min(width) > short => {

@@ -29,7 +29,7 @@ fn source() -> tempfile::TempDir {
 /// Packs into about seven shards.
 fn request(source: &Path, out: &Path) -> PackRequest {
     PackRequest {
-        import: ImportRequest { source: source.to_owned(), ..Default::default() },
+        source: PackSource::Import(ImportRequest { source: source.to_owned(), ..Default::default() }),
         out: out.to_owned(),
         images: Images::Keep,
         bad: BadImages::Fail,
@@ -171,7 +171,10 @@ fn packing_that_was_cut_goes_on_and_gives_the_same_bytes() {
         for name in ["dataset.rkyv", "dataset.json"] {
             fs::remove_file(request.out.join(name)).unwrap();
         }
-        files(&request.out, &[(".pack.json", state.to_string().as_bytes()), ("shard-00001.dat.tmp", b"half")]);
+        files(
+            &request.out,
+            &[(".pack.json", state.to_string().as_bytes()), ("shard-00001.dat.tmp", b"half")],
+        );
         match damage {
             0 => fs::remove_file(request.out.join("shard-00001.idx")).unwrap(),
             1 => fs::write(request.out.join("shard-00000.idx"), b"x").unwrap(),
@@ -191,7 +194,10 @@ fn a_second_run_finds_the_set_ready_and_another_one_needs_force() {
     let first = alone(&ask).unwrap();
     let written = fs::metadata(out.path().join("dataset.rkyv")).unwrap().modified().unwrap();
     let again = alone(&ask).unwrap();
-    assert_eq!((&again.splits[0].root, again.splits[0].kept), (&first.splits[0].root, first.splits[0].shards));
+    assert_eq!(
+        (&again.splits[0].root, again.splits[0].kept),
+        (&first.splits[0].root, first.splits[0].shards)
+    );
     assert_eq!(fs::metadata(out.path().join("dataset.rkyv")).unwrap().modified().unwrap(), written);
     assert!(!content(out.path()).keys().any(|name| name.starts_with('.')));
 
@@ -225,8 +231,12 @@ fn unreadable_images_end_packing_or_are_listed() {
     let mut damaged = picture(3);
     let middle = damaged.len() / 2;
     damaged[middle..middle + 40].fill(0xff);
-    files(source.path(), &[("class 1/a.jpg", b"GIF89a"), ("class 1/b.png", &GREY_PNG[..60]), ("class 2/c.jpg", &damaged)]);
-    let ask = |at: &str, bad, check| PackRequest { bad, check, ..request(source.path(), &out.path().join(at)) };
+    files(
+        source.path(),
+        &[("class 1/a.jpg", b"GIF89a"), ("class 1/b.png", &GREY_PNG[..60]), ("class 2/c.jpg", &damaged)],
+    );
+    let ask =
+        |at: &str, bad, check| PackRequest { bad, check, ..request(source.path(), &out.path().join(at)) };
     let error = alone(&ask("fail", BadImages::Fail, false)).unwrap_err();
     assert_eq!(error.kind(), Kind::Data);
     let quick = alone(&ask("quick", BadImages::Skip, false)).unwrap();
@@ -234,14 +244,20 @@ fn unreadable_images_end_packing_or_are_listed() {
     let report = alone(&ask("one", BadImages::Skip, true)).unwrap();
     let mut keys: Vec<&str> = report.splits[0].skipped.iter().map(|s| &s.key[..]).collect();
     keys.sort_unstable();
-    assert_eq!((report.splits[0].records, &keys[..]), (60, &["class 1/a.jpg", "class 1/b.png", "class 2/c.jpg"][..]));
+    assert_eq!(
+        (report.splits[0].records, &keys[..]),
+        (60, &["class 1/a.jpg", "class 1/b.png", "class 2/c.jpg"][..])
+    );
     assert!(report.splits[0].skipped.iter().any(|s| s.problem.contains("GIF")));
     together(&ask("three", BadImages::Skip, true), 3);
     let found = content(&out.path().join("one"));
     assert!(found.contains_key("skipped.json") && found == content(&out.path().join("three")));
     assert!(sound(&out.path().join("one")));
     // The list is told again by a run that finds the set ready.
-    assert_eq!(alone(&ask("one", BadImages::Skip, true)).unwrap().splits[0].skipped, report.splits[0].skipped);
+    assert_eq!(
+        alone(&ask("one", BadImages::Skip, true)).unwrap().splits[0].skipped,
+        report.splits[0].skipped
+    );
     assert!(report.to_string().contains("left out 3 samples"));
 
     let bad = tempfile::tempdir().unwrap();
@@ -254,7 +270,10 @@ fn unreadable_images_end_packing_or_are_listed() {
 #[test]
 fn files_that_a_table_names_and_that_are_gone_follow_the_same_rule() {
     let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    files(dir.path(), &[("a.jpg", JPEG), ("set.csv", b"file,label,target,text\na.jpg,x,0.5,one\nb.jpg,y,1,two\n")]);
+    files(
+        dir.path(),
+        &[("a.jpg", JPEG), ("set.csv", b"file,label,target,text\na.jpg,x,0.5,one\nb.jpg,y,1,two\n")],
+    );
     let ask = request(&dir.path().join("set.csv"), out.path());
     let text = alone(&ask).unwrap_err().to_string();
     assert!(text.contains("b.jpg") && text.contains("line 3"), "{text}");
@@ -265,7 +284,10 @@ fn files_that_a_table_names_and_that_are_gone_follow_the_same_rule() {
     assert_eq!(names, ["image", "label", "target", "text"]);
     let mut record = Record::default();
     set.read(0, &mut record).unwrap();
-    assert_eq!((&record.fields[2].bytes[..], &record.fields[3].bytes[..]), (&0.5f32.to_le_bytes()[..], &b"one"[..]));
+    assert_eq!(
+        (&record.fields[2].bytes[..], &record.fields[3].bytes[..]),
+        (&0.5f32.to_le_bytes()[..], &b"one"[..])
+    );
 }
 
 #[test]
@@ -276,9 +298,17 @@ fn images_become_smaller_and_never_larger() {
     let small = picture(1);
     files(
         source.path(),
-        &[("a/tall.png", &tall.to_png().unwrap()), ("b/grey.png", &grey.to_png().unwrap()), ("c/small.jpg", &small)],
+        &[
+            ("a/tall.png", &tall.to_png().unwrap()),
+            ("b/grey.png", &grey.to_png().unwrap()),
+            ("c/small.jpg", &small),
+        ],
     );
-    let ask = |at: &str, images| PackRequest { images, shard_bytes: 1 << 20, ..request(source.path(), &out.path().join(at)) };
+    let ask = |at: &str, images| PackRequest {
+        images,
+        shard_bytes: 1 << 20,
+        ..request(source.path(), &out.path().join(at))
+    };
     alone(&ask("resized", Images::Resize { short: 30, quality: 90 })).unwrap();
     let set = ShardSet::open(&out.path().join("resized")).unwrap();
     let mut found = BTreeMap::new();
@@ -295,19 +325,32 @@ fn images_become_smaller_and_never_larger() {
 
     alone(&ask("raw", Images::Raw { side: 30 })).unwrap();
     let set = ShardSet::open(&out.path().join("raw")).unwrap();
-    assert_eq!((&set.schema().fields[0].shape[..], set.schema().fields[0].variable), (&[30, 30, 3][..], false));
+    assert_eq!(
+        (&set.schema().fields[0].shape[..], set.schema().fields[0].variable),
+        (&[30, 30, 3][..], false)
+    );
     for id in 0..3 {
         set.read(id, &mut record).unwrap();
         assert_eq!((record.fields[0].codec, record.fields[0].bytes.len()), (Codec::Raw, 30 * 30 * 3));
     }
     // A set of shards can be packed again, smaller.
-    let again = PackRequest { images: Images::Raw { side: 4 }, ..request(&out.path().join("resized"), &out.path().join("again")) };
+    let again = PackRequest {
+        images: Images::Raw { side: 4 },
+        ..request(&out.path().join("resized"), &out.path().join("again"))
+    };
     assert_eq!(alone(&again).unwrap().splits[0].records, 3);
 
-    for images in [Images::Resize { short: 0, quality: 90 }, Images::Raw { side: 70_000 }, Images::Resize { short: 9, quality: 0 }] {
+    for images in [
+        Images::Resize { short: 0, quality: 90 },
+        Images::Raw { side: 70_000 },
+        Images::Resize { short: 9, quality: 0 },
+    ] {
         assert_eq!(alone(&ask("no", images)).unwrap_err().kind(), Kind::Usage);
     }
-    let digits = PackRequest { images: Images::Raw { side: 4 }, ..request(Path::new("digits"), &out.path().join("digits")) };
+    let digits = PackRequest {
+        images: Images::Raw { side: 4 },
+        ..request(Path::new("digits"), &out.path().join("digits"))
+    };
     assert!(alone(&digits).unwrap_err().to_string().contains("pixels of one size"));
 }
 
@@ -315,7 +358,10 @@ fn images_become_smaller_and_never_larger() {
 fn splits_go_into_folders_that_training_opens() {
     let out = tempfile::tempdir().unwrap();
     let report = alone(&request(Path::new("digits"), out.path())).unwrap();
-    assert_eq!(report.splits.iter().map(|s| s.split.as_deref()).collect::<Vec<_>>(), [Some("train"), Some("val")]);
+    assert_eq!(
+        report.splits.iter().map(|s| s.split.as_deref()).collect::<Vec<_>>(),
+        [Some("train"), Some("val")]
+    );
     let spec = out.path().to_str().unwrap();
     for split in [Split::Train, Split::Test] {
         let (packed, whole) = (open(spec, split).unwrap(), open("digits", split).unwrap());
@@ -339,7 +385,8 @@ fn archives_are_packed_without_unpacking() {
     let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let inner: Vec<Vec<u8>> = (0..3)
         .map(|c| {
-            let named: Vec<(String, Vec<u8>)> = (0..4).map(|i| (format!("{i}.JPEG"), picture(c * 4 + i))).collect();
+            let named: Vec<(String, Vec<u8>)> =
+                (0..4).map(|i| (format!("{i}.JPEG"), picture(c * 4 + i))).collect();
             tar(&named.iter().map(|(n, b)| (n.as_str(), &b[..])).collect::<Vec<_>>())
         })
         .collect();

@@ -48,7 +48,8 @@ fn jpeg(bytes: &[u8]) -> Result<[usize; 3], String> {
 
 /// Chunk by chunk: the first is the header, and the last has no content.
 fn png(bytes: &[u8]) -> Result<[usize; 3], String> {
-    let long = |at: usize| bytes.get(at..at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize);
+    let long =
+        |at: usize| bytes.get(at..at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize);
     let (Some(width), Some(height), Some(colour)) = (long(16), long(20), bytes.get(25)) else {
         return Err("it is a PNG image that is cut off in its header".into());
     };

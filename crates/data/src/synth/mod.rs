@@ -7,6 +7,7 @@
 //! learns. A class is a pure function of (seed, class), an image one of (seed, split, class, index): neither the number
 //! of images nor who computes them is an input, and training and validation draw from separate streams.
 
+mod list;
 mod look;
 mod noise;
 mod paint;
@@ -14,6 +15,7 @@ mod shape;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use list::import;
 use look::{Draw, Look, Place};
 
 use crate::{Codec, Error, FieldSpec, Picture, Record, Result, Schema, Source};

@@ -1,6 +1,11 @@
 use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use std::sync::Barrier;
 
 use super::*;
+use crate::pack::{BadImages, Images, PackRank, PackReport, PackRequest, PackSource, pack};
+use crate::{ShardSet, Split, open};
 
 fn config() -> SynthConfig {
     SynthConfig {
@@ -56,7 +61,10 @@ fn pixels_are_those_of_this_version() {
         }
         hash.finalize().to_hex()[..16].to_owned()
     };
-    assert_eq!((VERSION, hash([32, 32]), hash([75, 100])), (1, "0d51119f995801c2".into(), "85cdd5c1652c6ab2".into()));
+    assert_eq!(
+        (VERSION, hash([32, 32]), hash([75, 100])),
+        (1, "0d51119f995801c2".into(), "85cdd5c1652c6ab2".into())
+    );
 }
 
 #[test]
@@ -104,4 +112,81 @@ fn what_is_no_set_is_refused() {
     refused(SynthConfig { vary: 0.6, ..config() }, "--vary");
     refused(SynthConfig { codec: SynthCodec::Jpeg(0), ..config() }, "--quality");
     refused(SynthConfig { codec: SynthCodec::Raw, ..config() }, "--vary");
+}
+
+/// Packs into several shards as `world` ranks.
+fn pack_as(config: &SynthConfig, out: &Path, world: u32) -> Result<PackReport> {
+    let request = PackRequest {
+        source: PackSource::Synth(config.clone()),
+        out: out.to_owned(),
+        images: Images::Keep,
+        bad: BadImages::Fail,
+        check: false,
+        shard_bytes: 6_000,
+        threads: 2,
+        force: false,
+    };
+    let barrier = Barrier::new(world as usize);
+    let run = |rank| {
+        let wait = || {
+            barrier.wait();
+            Ok::<(), Error>(())
+        };
+        pack(&request, PackRank { rank, world }, &wait, &|_| ())
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..world).map(|rank| scope.spawn(move || run(rank))).collect();
+        let report = run(0);
+        others.into_iter().for_each(|other| drop(other.join().unwrap().unwrap()));
+        Ok(report?.unwrap())
+    })
+}
+
+#[test]
+fn a_packed_set_is_the_same_for_any_number_of_ranks_and_after_a_pause() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let first = pack_as(&config(), &at("one"), 1).unwrap();
+    let roots = |r: &PackReport| r.splits.iter().map(|s| s.root.clone()).collect::<Vec<_>>();
+    assert_eq!(first.splits.iter().map(|s| s.records).collect::<Vec<_>>(), [43, 12]);
+    assert!(first.splits[0].shards >= 4, "{first}");
+    for world in [2, 3] {
+        assert_eq!(roots(&pack_as(&config(), &at(&format!("of {world}")), world).unwrap()), roots(&first));
+    }
+    // A shard is gone, as after an interruption.
+    let train = at("one").join("train");
+    for name in ["dataset.rkyv", "shard-00002.idx"] {
+        fs::remove_file(train.join(name)).unwrap();
+    }
+    let state =
+        format!("{{\"plan\":{:?}}}", ShardSet::open(&at("of 2").join("train")).unwrap().meta()["plan"]);
+    fs::write(train.join(".pack.json"), state).unwrap();
+    let again = pack_as(&config(), &at("one"), 1).unwrap();
+    assert_eq!((roots(&again), again.splits[0].kept), (roots(&first), first.splits[0].shards - 1));
+    // Other images of the same names are another set.
+    let e = pack_as(&SynthConfig { seed: 4, ..config() }, &at("one"), 1).unwrap_err();
+    assert!(e.to_string().contains("holds another set"), "{e}");
+}
+
+#[test]
+fn a_packed_set_holds_what_the_generator_gives() {
+    let dir = tempfile::tempdir().unwrap();
+    let raw = SynthConfig { codec: SynthCodec::Raw, vary: 0.0, val: 0, ..config() };
+    for config in [config(), raw] {
+        let out = dir.path().join(format!("{:?}", config.codec));
+        pack_as(&config, &out, 1).unwrap();
+        let made = Synth::new(&config, false).unwrap();
+        let (mut wanted, mut found) = (HashSet::new(), HashSet::new());
+        let mut record = Record::default();
+        let set = open(out.to_str().unwrap(), Split::Train).unwrap();
+        assert_eq!(set.schema().classes, made.schema().classes);
+        for id in 0..made.len() {
+            for (set, seen) in [(&made as &dyn Source, &mut wanted), (&*set, &mut found)] {
+                set.read(id, &mut record).unwrap();
+                seen.insert((record.fields[0].bytes.clone(), record.fields[1].bytes.clone()));
+            }
+        }
+        assert_eq!(wanted, found);
+        assert_eq!(out.join("val").exists(), config.val > 0);
+    }
 }

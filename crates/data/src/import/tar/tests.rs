@@ -150,7 +150,8 @@ fn what_has_no_place_in_a_data_set_is_refused_by_name() {
     bent[3] ^= 1;
     let mut word = header("a.jpg", b'0', 0, |h| h[124..136].copy_from_slice(b"9999999999z\0"));
     word.extend(END);
-    let endless: Vec<u8> = (0..20).flat_map(|_| [header("n", b'L', 2, |_| ()), padded(b"x\0")].concat()).collect();
+    let endless: Vec<u8> =
+        (0..20).flat_map(|_| [header("n", b'L', 2, |_| ()), padded(b"x\0")].concat()).collect();
     let long = header("n", b'L', 2 << 20, |_| ());
     let bomb = [long, vec![b'a'; 2 << 20], header("a", b'0', 0, |_| ()), END.to_vec()].concat();
     let negative = header("a", b'0', 0, |h| h[124..136].fill(0xff));
@@ -214,7 +215,8 @@ fn what_has_no_place_in_a_data_set_is_refused_by_name() {
 
 #[test]
 fn paths_are_tidied_or_refused() {
-    for (raw, tidy) in [("a", "a"), ("./a//b/", "a/b"), ("./", ""), ("a/./b", "a/b"), ("..a/b..", "..a/b..")] {
+    for (raw, tidy) in [("a", "a"), ("./a//b/", "a/b"), ("./", ""), ("a/./b", "a/b"), ("..a/b..", "..a/b..")]
+    {
         assert_eq!(safe_path(raw.as_bytes()).unwrap(), tidy);
     }
     for raw in ["/", "/a", "..", "a/..", "../a", "a\0b"] {
