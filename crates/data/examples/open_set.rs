@@ -98,11 +98,13 @@ fn read(set: &ShardSet) -> Result<(), Box<dyn Error>> {
     let size = record.fields[0].bytes.len().max(1);
     let from = vec![1u8; (256 << 20) / size * size];
     let mut to = vec![0u8; from.len()];
-    let start = Instant::now();
-    for (a, b) in from.chunks_exact(size).zip(to.chunks_exact_mut(size)) {
-        b.copy_from_slice(a);
-    }
-    let copied = from.len() as f64 / 1e9 / start.elapsed().as_secs_f64();
+    let mut copy = || {
+        let start = Instant::now();
+        from.chunks_exact(size).zip(to.chunks_exact_mut(size)).for_each(|(a, b)| b.copy_from_slice(a));
+        from.len() as f64 / 1e9 / start.elapsed().as_secs_f64()
+    };
+    // The first one is also given its memory by the system.
+    let (_, copied) = (copy(), copy());
     println!("a plain copy: {copied:.2} GB/s (byte {})", std::hint::black_box(&to)[to.len() / 2]);
     Ok(())
 }

@@ -71,7 +71,7 @@ fn element<'a>(rest: &mut &'a [u8]) -> Parsed<(u32, &'a [u8])> {
 }
 
 /// The flags' class, the number of elements, and what comes after the name.
-fn head<'a>(mut matrix: &'a [u8]) -> Parsed<(u8, usize, &'a [u8])> {
+fn head(mut matrix: &[u8]) -> Parsed<(u8, usize, &[u8])> {
     let (_, flags) = element(&mut matrix)?;
     let (_, dims) = element(&mut matrix)?;
     element(&mut matrix)?;

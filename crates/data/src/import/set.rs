@@ -16,8 +16,11 @@ pub(super) fn import(request: &ImportRequest) -> Result<Import> {
     Ok(Import { format: Format::Set, splits: splits.collect::<Result<_>>()?, meta: BTreeMap::new() })
 }
 
+/// A split's name, and its samples.
+type OpenSplit = (Option<&'static str>, Arc<dyn Source>);
+
 /// The splits of what training could open; one without a name where there are no two.
-pub(crate) fn splits_of(source: &Path) -> Result<Vec<(Option<&'static str>, Arc<dyn Source>)>> {
+pub(crate) fn splits_of(source: &Path) -> Result<Vec<OpenSplit>> {
     let Some(spec) = source.to_str() else {
         return Err(Error::usage(source.display().to_string(), "the name is not UTF-8"));
     };

@@ -352,7 +352,7 @@ fn number(field: &[u8]) -> Option<u64> {
     if field[0] & 0x80 != 0 {
         let (high, low) = field.split_at(field.len().saturating_sub(8));
         let high_is_zero = high.iter().enumerate().all(|(i, &b)| if i == 0 { b == 0x80 } else { b == 0 });
-        return (high.len() >= 1 && high_is_zero).then(|| low.iter().fold(0, |n, &b| n << 8 | u64::from(b)));
+        return (!high.is_empty() && high_is_zero).then(|| low.iter().fold(0, |n, &b| n << 8 | u64::from(b)));
     }
     let text = std::str::from_utf8(field).ok()?.trim_matches([' ', '\0']);
     if text.is_empty() {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::{BadImages, Job, PackRank, PackRequest, Skipped};
 use crate::import::Reader;
 use crate::shards::{Sample, SampleField, ShardWriter, finished_shard};
+use crate::threads::on_threads;
 use crate::{Codec, Error, Record, Result, Role};
 
 /// How often progress is told.
@@ -57,15 +58,7 @@ impl<'a> Work<'a> {
             }
         };
         let threads = self.request.threads.clamp(1, mine.len().max(1));
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(thread)).collect();
-            thread();
-            for other in others {
-                if let Err(payload) = other.join() {
-                    std::panic::resume_unwind(payload);
-                }
-            }
-        });
+        on_threads(threads, "pack", thread)?;
         // The first shard's, so that one damage is always told in the same words.
         let mut failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
         failures.sort_by_key(|(shard, _)| *shard);

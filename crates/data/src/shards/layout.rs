@@ -4,6 +4,8 @@
 //! after the other, and then a table with a row for each: so the first, which is the image as a rule, is read straight
 //! to where it belongs.
 
+use phalanx_host::DType;
+
 use crate::{Codec, Error, FieldSpec, Result, Role};
 
 use super::format::{Entry, NO_LABEL, codec_byte, codec_of};
@@ -169,49 +171,53 @@ impl Cell {
         Cell { length, height, width, channels, codec }
     }
 
-    /// Whether a field of the schema can be so. The error is what is wrong.
+    /// Whether an entry says the same of its record's first image.
+    pub(super) fn is_image_of(&self, entry: &Entry) -> bool {
+        let Entry { height, width, channels, codec, .. } = *entry;
+        (self.height, self.width, self.channels, codec_byte(self.codec)) == (height, width, channels, codec)
+    }
+
+    /// Fails when no field of the schema can be so. The error is what is wrong.
     pub(super) fn check(&self, spec: &FieldSpec) -> std::result::Result<(), String> {
+        if self.fits(spec) { Ok(()) } else { Err(self.problem(spec)) }
+    }
+
+    /// Whether [`Cell::check`] passes.
+    #[inline]
+    pub(super) fn fits(&self, spec: &FieldSpec) -> bool {
         let length = self.length as usize;
-        if spec.role != Role::Image {
-            let fits = match row_bytes(spec) {
-                _ if self.codec != Codec::Raw => return Err("is an image file, but no image field".into()),
-                Some(row) if spec.variable => {
-                    length.is_multiple_of(row) && spec.shape.first().is_some_and(|&most| length / row <= most)
-                }
-                Some(row) => row.checked_mul(spec.shape.first().copied().unwrap_or(1)) == Some(length),
-                None => false,
+        if spec.role == Role::Image {
+            let [h, w, c] = self.image_shape();
+            let sides_fit = match spec.variable {
+                true => h <= spec.shape[0] && w <= spec.shape[1],
+                false => h == spec.shape[0] && w == spec.shape[1],
             };
-            let problem =
-                || format!("has {length} bytes where the schema has {} {:?}", spec.dtype, spec.shape);
-            return if fits { Ok(()) } else { Err(problem()) };
+            let bytes_fit = match self.codec {
+                Codec::Raw => c == spec.shape[2] && length == h * w * c * spec.dtype.size(),
+                Codec::Jpeg | Codec::Png => spec.dtype == DType::U8 && length > 0,
+            };
+            return h > 0 && w > 0 && c > 0 && sides_fit && bytes_fit;
         }
-        let [h, w, c] = self.image_shape();
-        if h == 0 || w == 0 || c == 0 {
-            return Err(format!("is {w}x{h} with {c} channels: there is no pixel"));
-        }
-        let size_fits = match spec.variable {
-            true => h <= spec.shape[0] && w <= spec.shape[1],
-            false => [h, w] == spec.shape[..2],
+        let Some(row) = row_bytes(spec).filter(|_| self.codec == Codec::Raw) else { return false };
+        let rows = spec.shape.first().copied().unwrap_or(1);
+        if spec.variable { length.is_multiple_of(row) && length / row <= rows } else { length == row * rows }
+    }
+
+    #[cold]
+    fn problem(&self, spec: &FieldSpec) -> String {
+        let (length, codec) = (self.length, self.codec);
+        let is = match spec.role {
+            Role::Image => {
+                let [h, w, c] = self.image_shape();
+                if h == 0 || w == 0 || c == 0 {
+                    return format!("is {w}x{h} with {c} channels: there is no pixel");
+                }
+                format!("is {w}x{h} with {c} channels in {length} bytes ({codec:?})")
+            }
+            _ if codec != Codec::Raw => return "is an image file, but no image field".into(),
+            _ => format!("has {length} bytes"),
         };
-        let fits = size_fits
-            && match self.codec {
-                Codec::Raw => {
-                    c == spec.shape[2] && length as u64 == (h * w) as u64 * (c * spec.dtype.size()) as u64
-                }
-                Codec::Jpeg | Codec::Png => {
-                    if spec.dtype != phalanx_host::DType::U8 {
-                        return Err(format!("is an image file; its field has elements of {}", spec.dtype));
-                    }
-                    length > 0
-                }
-            };
-        match fits {
-            true => Ok(()),
-            false => Err(format!(
-                "is {w}x{h} with {c} channels in {length} bytes ({:?}) where the schema has {} {:?}",
-                self.codec, spec.dtype, spec.shape
-            )),
-        }
+        format!("{is} where the schema has {} {:?}", spec.dtype, spec.shape)
     }
 
     fn image_shape(&self) -> [usize; 3] {

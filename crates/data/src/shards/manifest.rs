@@ -220,7 +220,7 @@ pub(super) fn load(dir: &Path) -> Result<Loaded> {
     let Manifest { info, shards, for_people } =
         format::manifest(archive).map_err(|e| bad(format!("is no manifest: {e}")))?;
     let info = info.info().ok_or_else(|| bad("has a field of an unknown role or type".into()))?;
-    let layout = Layout::new(&info)?;
+    let layout = Layout::new(&info).map_err(|e| bad(e.to_string()))?;
     if shards.len() > MOST_SHARDS as usize
         || (0..).zip(&shards).any(|(n, s)| s.number != n || s.largest.len() != layout.stored.len())
     {

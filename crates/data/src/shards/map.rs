@@ -42,7 +42,8 @@ impl MappedIndex {
         // SAFETY: the mapping is read only. Files of a set are renamed to their places and never written again; should
         // somebody do that nevertheless, the entries change their values, all of which are valid, and nothing else is
         // read from the mapping after the checks below.
-        let map = unsafe { MmapOptions::new().populate().map(&file) }.map_err(Error::io("map", path))?;
+        let map = unsafe { MmapOptions::new().len(len as usize).populate().map(&file) }
+            .map_err(Error::io("map", path))?;
         let (header, payload) = format::open(Content::Index, &map).map_err(flaw)?;
         let index = access(payload).map_err(flaw)?;
         let first = index.entries.as_ptr() as usize - map.as_ptr() as usize;

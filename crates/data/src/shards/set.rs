@@ -249,9 +249,9 @@ pub(super) fn open_shard(dir: &Path, loaded: &Loaded, summary: &ShardSummary) ->
         return Err(bad(format!("has {} records, the manifest {}", map.entries().len(), summary.records)));
     }
     let mut end = 0;
-    for (i, entry) in map.entries().iter().enumerate() {
-        end = check_entry(loaded, &native(entry), end)
-            .map_err(|problem| bad(format!("record {i} {problem}")))?;
+    for (i, entry) in map.entries().iter().map(native).enumerate() {
+        let next = next_start(loaded, &entry, end);
+        end = next.ok_or_else(|| bad(format!("record {i} {}", entry_problem(loaded, &entry, end))))?;
     }
     match end == summary.bytes {
         true => Ok(map),
@@ -259,30 +259,41 @@ pub(super) fn open_shard(dir: &Path, loaded: &Loaded, summary: &ShardSummary) ->
     }
 }
 
-/// Checks one entry, whose record must start at `end`; returns where the next one must.
-fn check_entry(loaded: &Loaded, entry: &Entry, end: u64) -> std::result::Result<u64, String> {
-    let start = u64::from(entry.start) * ALIGN;
-    if start != end {
-        return Err(format!("starts at byte {start} and should at {end}"));
-    }
+/// Where the record after this one must start, if this one starts at `end` and is as the schema says.
+#[inline]
+fn next_start(loaded: &Loaded, entry: &Entry, end: u64) -> Option<u64> {
     let label_fits = match loaded.layout.label {
         Some(_) => (entry.label as usize) < loaded.info.classes.len(),
         None => entry.label == NO_LABEL,
     };
-    if !label_fits {
-        return Err(format!("has the label {}, of {} classes", entry.label, loaded.info.classes.len()));
-    }
-    let Some(codec) = format::codec_of(entry.codec).filter(|_| entry.flags == 0 && entry.spare == 0) else {
-        return Err("has a codec or flags that are unknown".into());
+    let codec = format::codec_of(entry.codec)?;
+    let fits = match loaded.layout.stored[..] {
+        [] => entry.length == 0,
+        [only] => Cell::of_entry(entry, codec).fits(&loaded.fields[only]),
+        // Of several, the record's table tells.
+        _ => true,
     };
-    match loaded.layout.stored[..] {
-        [] if entry.length != 0 => return Err("has bytes and no field".into()),
-        [only] => Cell::of_entry(entry, codec).check(&loaded.fields[only])?,
-        _ => {}
-    }
-    Ok((start + u64::from(entry.length)).next_multiple_of(ALIGN))
+    let start = u64::from(entry.start) * ALIGN;
+    let fits = fits && label_fits && start == end && entry.flags == 0 && entry.spare == 0;
+    fits.then(|| (start + u64::from(entry.length)).next_multiple_of(ALIGN))
 }
 
+/// Why [`next_start`] has none.
+#[cold]
+fn entry_problem(loaded: &Loaded, entry: &Entry, end: u64) -> String {
+    let start = u64::from(entry.start) * ALIGN;
+    if start != end {
+        return format!("starts at byte {start} and should at {end}");
+    }
+    let codec = format::codec_of(entry.codec).unwrap_or_default();
+    let cell = match loaded.layout.stored[..] {
+        [only] => Cell::of_entry(entry, codec).check(&loaded.fields[only]),
+        _ => Ok(()),
+    };
+    cell.err().unwrap_or_else(|| format!("has an impossible label, codec, flag or length: {entry:?}"))
+}
+
+#[inline]
 pub(super) fn native(e: &ArchivedEntry) -> Entry {
     Entry {
         key_hash: e.key_hash.to_native(),

@@ -179,7 +179,7 @@ struct Reading {
 }
 
 /// What is wrong with a shard.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Found {
     bad: Vec<BadRecord>,
     /// Of the file as a whole.
@@ -332,9 +332,17 @@ fn check_record(loaded: &Loaded, entry: &Entry, bytes: &[u8]) -> std::result::Re
     check_crc(entry, bytes)?;
     let mut result = Ok(());
     split(&loaded.layout, &loaded.fields, entry, bytes, |k, cell, range| {
-        if cell.codec != Codec::Raw && result.is_ok() {
-            let field = &loaded.fields[loaded.layout.stored[k]];
-            result = check_image(&cell, &bytes[range]).map_err(|e| format!("field {:?}: {e}", field.name));
+        if result.is_err() {
+            return;
+        }
+        let field = &loaded.fields[loaded.layout.stored[k]];
+        result = match cell.codec {
+            Codec::Raw => Ok(()),
+            _ => check_image(&cell, &bytes[range]).map_err(|e| format!("field {:?}: {e}", field.name)),
+        };
+        // Whoever counts sizes looks at the index alone.
+        if loaded.layout.image == Some(k) && !cell.is_image_of(entry) {
+            result = Err("the index says another size or codec than the record".into());
         }
     })?;
     result
@@ -351,5 +359,37 @@ fn check_image(cell: &Cell, bytes: &[u8]) -> std::result::Result<(), String> {
     match (picture.height, picture.width) == (h, w) {
         true => Ok(()),
         false => Err(format!("it is {}x{}, the index says {w}x{h}", picture.width, picture.height)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shards::tests::{captioned_set, quiet};
+
+    #[test]
+    fn what_cannot_be_read_costs_only_the_records_it_is_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        captioned_set(dir, &[6]);
+        let loaded = manifest::load(dir).unwrap();
+        let lane = |from| {
+            let index = open_shard(dir, &loaded, &loaded.shards[0]).unwrap();
+            Lane::new(dir, &loaded.shards[0], index, from)
+        };
+        let path = data_path(dir, 0);
+        let bytes = fs::read(&path).unwrap();
+        // As a disk that fails while it is read: the lengths were looked at before.
+        let lanes = [lane(100)];
+        let offset = |record: usize| u64::from(lanes[0].entry(record).start) * ALIGN;
+        File::options().write(true).open(&path).unwrap().set_len(offset(4) + 1).unwrap();
+        let found = run(&lanes, &loaded, 2, &quiet).unwrap();
+        assert_eq!(found[0].bad.iter().map(|b| b.id).collect::<Vec<_>>(), [104, 105]);
+        assert!(found[0].bad.iter().all(|b| b.reason.contains("cannot be read")), "{:?}", found[0].bad);
+        assert!(found[0].problem.is_some());
+        fs::write(&path, bytes).unwrap();
+        let lanes = [lane(0)];
+        fs::remove_file(&path).unwrap();
+        assert_eq!(run(&lanes, &loaded, 1, &quiet).unwrap()[0].bad.len(), 6);
     }
 }

@@ -295,7 +295,7 @@ mod tests {
         says(refused(vec![any()], None, &[jpeg(&[65_536, 1, 3], &[0])]), "at most 65535 a side");
         says(refused(vec![any()], None, &[jpeg(&[1, 1, 3], &[])]), "in 0 bytes");
         let floats = FieldSpec { dtype: DType::F32, ..any() };
-        says(refused(vec![floats], None, &[jpeg(&[1, 1, 3], &[0])]), "elements of f32");
+        says(refused(vec![floats], None, &[jpeg(&[1, 1, 3], &[0])]), "where the schema has f32");
         let pairs = || FieldSpec::array("p", DType::F32, &[0, 2], true);
         says(refused(vec![pairs()], None, &[jpeg(&[1, 2], &[0; 8])]), "no image field");
         says(refused(vec![pairs()], None, &[raw(&[1, 2], &[0; 12])]), "12 bytes");

@@ -40,6 +40,65 @@ fn every_flipped_byte_is_found() {
     assert!(verify(dir, 1, &quiet).unwrap().is_sound());
 }
 
+/// Opens and reads all that is there, whatever comes of it.
+fn use_all(dir: &Path) {
+    let _ = verify(dir, 1, &quiet).unwrap();
+    let Ok(set) = ShardSet::open(dir) else { return };
+    // A forged manifest may promise any number of records.
+    for id in 0..set.len().min(10) {
+        let _ = (record(&set, id), set.label(id).unwrap(), set.entry(id).unwrap());
+    }
+    let _ = (crate::inspect(&set), crate::contact_sheet(&set, 4, 2, 8));
+}
+
+/// A file's header and archive, with checksums that fit.
+fn forge(content: format::Content, hash: [u8; 32], archive: &[u8]) -> Vec<u8> {
+    [&format::header(content, hash, archive), archive].concat()
+}
+
+#[test]
+fn forged_archives_with_fitting_checksums_never_panic() {
+    let dir = scratch();
+    let dir = dir.path();
+    captioned_set(dir, &[2]);
+    let manifest = dir.join("dataset.rkyv");
+    let bytes = fs::read(&manifest).unwrap();
+    let archive = &bytes[format::HEADER..];
+    let mut opened = 0;
+    for at in 0..archive.len() {
+        for flip in [1, 0x80] {
+            let mut forged = archive.to_vec();
+            forged[at] ^= flip;
+            let root = *blake3::hash(&forged).as_bytes();
+            fs::write(&manifest, forge(format::Content::Manifest, root, &forged)).unwrap();
+            use_all(dir);
+            opened += u32::from(ShardSet::open(dir).is_ok());
+        }
+    }
+    // Those that only say something else of the files that nobody compares before all is read.
+    assert!(opened > 0);
+    fs::write(&manifest, &bytes).unwrap();
+
+    let index = dir.join("shard-00000.idx");
+    let original = fs::read(&index).unwrap();
+    let info = captioned();
+    for at in format::HEADER..original.len() {
+        for flip in [1, 0x80] {
+            let mut forged = original[format::HEADER..].to_vec();
+            forged[at - format::HEADER] ^= flip;
+            let hash = format::info_hash(&info).unwrap();
+            fs::write(&index, forge(format::Content::Index, hash, &forged)).unwrap();
+            // The manifest vouches for it.
+            let Some(summary) = finished_shard(dir, 0, &info).unwrap() else { continue };
+            let (shards, info) = (vec![summary], format::InfoRow::of(&info));
+            let archive = format::archive(&format::Manifest { info, shards, for_people: [0; 32] }).unwrap();
+            let root = *blake3::hash(&archive).as_bytes();
+            fs::write(&manifest, forge(format::Content::Manifest, root, &archive)).unwrap();
+            use_all(dir);
+        }
+    }
+}
+
 #[test]
 fn short_and_missing_files_make_a_set_incomplete() {
     let dir = scratch();
@@ -194,4 +253,17 @@ fn a_full_disk_is_named_and_leaves_no_shard() {
     assert!(message.contains("shard-00000.idx"), "{message}");
     assert_eq!(finished_shard(dir, 0, &info).unwrap(), None);
     is_incomplete(ShardSet::open(dir));
+}
+
+#[test]
+fn a_file_that_shrinks_while_the_set_is_open_is_an_error() {
+    let dir = scratch();
+    let dir = dir.path();
+    captioned_set(dir, &[2]);
+    let set = ShardSet::open(dir).unwrap();
+    let path = dir.join("shard-00000.dat");
+    fs::File::options().write(true).open(&path).unwrap().set_len(set.entry(1).unwrap().offset + 1).unwrap();
+    assert_eq!(record(&set, 0).unwrap(), captioned_record(0));
+    let message = record(&set, 1).unwrap_err().to_string();
+    assert!(message.contains("sample 1 at byte") && message.contains("ends before it"), "{message}");
 }

@@ -132,8 +132,8 @@ proptest! {
             set.read(id as u64, &mut record).unwrap();
             let mut wanted = sample(id);
             for (f, largest) in wanted.iter().zip(&mut largest) {
-                for axis in 0..2 {
-                    largest[axis] = f.shape.get(axis).copied().unwrap_or(0).max(largest[axis]);
+                for (axis, largest) in largest.iter_mut().enumerate() {
+                    *largest = f.shape.get(axis).copied().unwrap_or(0).max(*largest);
                 }
             }
             if let Some(at) = label_at {
