@@ -27,7 +27,7 @@ fn main() -> Result<(), Error> {
         [("normalise", vec![]), ("pad-and-crop", vec![crop.clone()]), ("both", vec![crop, rotate])]
     {
         for (shards, threads) in [(1, 0), (1, 1), (1, 2), (8, 0), (8, 1), (8, 2)] {
-            let config = LoaderConfig { threads, transforms: transforms.clone(), prefetch: 4 };
+            let config = LoaderConfig { threads, transforms: transforms.clone(), ..LoaderConfig::default() };
             let plan = Plan::new(n, 128, shards, 0..shards, 2)?;
             let pool = Pool::new();
             let start = Instant::now();

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use phalanx_host::{Buffer, DType, Element, Pool};
 
-use crate::{Error, Result};
+use crate::{Error, Mix, Result};
 
 /// One named array of a batch: images, labels, text, targets alike.
 #[derive(Debug)]
@@ -30,6 +30,13 @@ pub struct Normalise {
     pub mean: Vec<f32>,
     /// One a channel.
     pub std: Vec<f32>,
+}
+
+impl Normalise {
+    /// What becomes of a value of channel `c`.
+    pub fn one(&self, x: f32, c: usize) -> f32 {
+        (x * self.scale - self.mean[c]) / self.std[c]
+    }
 }
 
 impl Field {
@@ -90,6 +97,8 @@ pub struct Batch {
     pub ids: Vec<u64>,
     /// How much each sample counts in sums.
     pub weights: Vec<f32>,
+    /// How samples are to be mixed with each other, where mixup or cutmix is asked for; not done yet.
+    pub mix: Option<Mix>,
 }
 
 impl Batch {
@@ -109,7 +118,7 @@ impl Batch {
             }
         }
         let weights = vec![1.0; ids.len()];
-        Ok(Batch { fields, ids, weights })
+        Ok(Batch { fields, ids, weights, mix: None })
     }
 
     /// The number of samples.

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::open::open_test_of;
-use crate::{Result, Source, Split, Transform, open, split_validation};
+use crate::{Limits, Pixels, Result, Source, Split, Transform, open, split_validation};
 
 /// The `[data]` table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,15 +42,30 @@ impl DataConfig {
 pub struct LoaderConfig {
     /// Loader threads; 0 makes every batch in the caller's thread when it is asked for.
     pub threads: usize,
-    /// What is done to the images, in this order. Without a `normalise` row the default one comes last.
+    /// What is done to the images, in this order. Without a `normalise` row the default one comes last. Evaluation leaves
+    /// random rows out, but for what they do to an image's size.
     pub transforms: Vec<Transform>,
+    /// What is done in evaluation instead, where that should be something else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_transforms: Option<Vec<Transform>>,
+    /// What images are delivered as: `bytes` leaves the normalisation to the device, where the rows allow it.
+    pub pixels: Pixels,
+    /// What an image file may cost.
+    pub limits: Limits,
     /// Shard batches made ahead of the one asked for; at least one a thread.
     pub prefetch: usize,
 }
 
 impl Default for LoaderConfig {
     fn default() -> Self {
-        LoaderConfig { threads: 2, transforms: Vec::new(), prefetch: 4 }
+        LoaderConfig {
+            threads: 2,
+            transforms: Vec::new(),
+            eval_transforms: None,
+            pixels: Pixels::default(),
+            limits: Limits::default(),
+            prefetch: 4,
+        }
     }
 }
 

@@ -49,7 +49,7 @@ pub use order::{Order, shard_positions, step_positions, steps_per_epoch};
 pub use pack::{
     BadImages, Images, PackRank, PackReport, PackRequest, PackSource, Skipped, SplitReport, pack,
 };
-pub use picture::{Picture, Place, Resample, shorter_side};
+pub use picture::{Limits, Picture, Place, Resample, decoder, shorter_side};
 pub use plan::{Plan, WorkItem};
 pub use shards::{
     BadFile, BadRecord, Repaired, Sample, SampleField, SetInfo, ShardEntry, ShardSet, ShardSummary,
@@ -58,5 +58,7 @@ pub use shards::{
 pub use source::{Codec, FieldSpec, Record, RecordField, Role, Schema, Source};
 pub use stats::{BlockStats, ChannelStats, STATS_BLOCK, block_stats, stats_blocks};
 pub use synth::{Synth, SynthCodec, SynthConfig};
-pub use transform::{Param, Pipeline, Row, Transform, Value, rows};
+pub use transform::{
+    Mix, Mixing, Output, Param, Pipeline, Pixels, Row, Signal, Transform, Value, delivered, rows,
+};
 pub use views::{Subset, split_validation};

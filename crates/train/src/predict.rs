@@ -5,7 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use phalanx_data::{FieldSpec, Picture, Pipeline, Place, Resample, Role, Source, Split, Transform, Value};
+use phalanx_data::{
+    Codec, FieldSpec, Output, Picture, Pipeline, Pixels, Place, RecordField, Resample, Role, Source, Split,
+    Transform, Value,
+};
 use phalanx_host::rng::Key;
 use phalanx_host::{Arena, Cpu, DType, Isa};
 use phalanx_nn::{Builder, Forward, Layer, ModelConfig, Norms, Params};
@@ -281,7 +284,12 @@ impl Predictor {
         let spec = FieldSpec { dtype: DType::F32, ..FieldSpec::image(shape, self.max) };
         let stored: Vec<f32> = pixels.iter().map(|&x| f32::from(x) * (self.max / 255.0)).collect();
         let mut out = vec![0.0; pixels.len()];
-        Pipeline::new(&self.transforms, &spec, false)?.run(bytemuck::cast_slice(&stored), None, &mut out);
+        let bytes = bytemuck::cast_slice(&stored).to_vec();
+        let record = RecordField { bytes, shape: shape.to_vec(), codec: Codec::Raw };
+        // The picture has its size already.
+        let rows: Vec<_> = self.transforms.iter().filter(|t| !t.sizes()).cloned().collect();
+        let mut pipeline = Pipeline::new(&rows, &spec, false, Pixels::Floats)?;
+        pipeline.run(&record, None, Output::Floats(&mut out))?;
         Ok(Sample { shape, pixels: out })
     }
 

@@ -9,9 +9,10 @@ use phalanx_host::rng::Key;
 use phalanx_host::{DType, Pool};
 
 use super::{Loaded, Mode};
-use crate::transform::Pipeline;
+use crate::transform::check_fields;
 use crate::{
-    Batch, Error, Field, FieldSpec, LoaderConfig, Order, Record, RecordField, Result, Role, Source, WorkItem,
+    Batch, Codec, Error, Field, FieldSpec, LoaderConfig, Mixing, Order, Output, Pipeline, Pixels, Record,
+    RecordField, Result, Role, Signal, Source, WorkItem,
 };
 
 /// Separates the transforms' random streams from every other one of the same seed.
@@ -23,6 +24,7 @@ pub(super) struct Maker {
     mode: Mode,
     pool: Pool,
     columns: Vec<Filler>,
+    mixing: Option<Mixing>,
     record: Record,
     order: Option<(u64, Order)>,
     /// The sample in work, for the message should it panic.
@@ -33,10 +35,13 @@ pub(super) struct Maker {
 struct Filler {
     spec: FieldSpec,
     dtype: DType,
-    /// Elements of one sample of fixed size.
-    sample: usize,
+    /// The dimensions of one sample as it is delivered; of varying size where `padded`.
+    shape: Vec<usize>,
+    padded: bool,
     /// For images.
     pipeline: Option<Pipeline>,
+    /// For signals.
+    signal: Option<Signal>,
     /// For samples whose size varies: collected here until the longest is known.
     collected: Vec<u8>,
     lengths: Vec<u32>,
@@ -47,22 +52,21 @@ impl Maker {
         source: Arc<dyn Source>,
         config: &LoaderConfig,
         mode: Mode,
+        pixels: Pixels,
         pool: Pool,
     ) -> Result<Self> {
-        let columns = source.schema().fields.iter().map(|spec| {
-            let pipeline = match spec.role {
-                Role::Image => {
-                    Some(Pipeline::new(&config.transforms, spec, matches!(mode, Mode::Train { .. }))?)
-                }
-                _ => None,
-            };
-            let dtype = if pipeline.is_some() { DType::F32 } else { spec.dtype };
-            let sample = spec.shape.iter().product();
-            let (collected, lengths) = (Vec::new(), Vec::new());
-            Ok(Filler { spec: spec.clone(), dtype, sample, pipeline, collected, lengths })
-        });
-        let columns = columns.collect::<Result<_>>()?;
-        Ok(Maker { source, mode, pool, columns, record: Record::default(), order: None, current: None })
+        let fields = &source.schema().fields;
+        check_fields(config, fields)?;
+        let training = matches!(mode, Mode::Train { .. });
+        let columns: Vec<_> =
+            fields.iter().map(|spec| Filler::new(config, spec, training, pixels)).collect::<Result<_>>()?;
+        let image = columns.iter().find_map(|c| c.pipeline.as_ref()).map(Pipeline::output_shape);
+        let mixing = match image {
+            Some([h, w, _]) if training => Mixing::of(&config.transforms, [h, w])?,
+            _ => None,
+        };
+        let record = Record::default();
+        Ok(Maker { source, mode, pool, columns, mixing, record, order: None, current: None })
     }
 
     /// Makes the batch of `item`; a panic on the way is an error like any other. Gives up early, with
@@ -90,9 +94,11 @@ impl Maker {
         for c in &mut self.columns {
             c.collected.clear();
             c.lengths.clear();
-            let rows = if c.spec.variable { 0 } else { ids.len() };
-            let shape: Vec<usize> = std::iter::once(rows).chain(c.spec.shape.iter().copied()).collect();
-            fields.push(Field::new(&self.pool, c.spec.name.clone(), c.dtype, &shape)?);
+            let rows = if c.padded { 0 } else { ids.len() };
+            let shape: Vec<usize> = std::iter::once(rows).chain(c.shape.iter().copied()).collect();
+            let mut field = Field::new(&self.pool, c.spec.name.clone(), c.dtype, &shape)?;
+            field.normalise = c.pipeline.as_ref().and_then(Pipeline::normalise).cloned();
+            fields.push(field);
         }
         for (row, &id) in ids.iter().enumerate() {
             if stop.load(Ordering::Relaxed) {
@@ -112,16 +118,21 @@ impl Maker {
                 Mode::Train { seed } => Some(Key::new(seed).derive(STREAM, item.epoch).derive(id, 0)),
                 Mode::Eval => None,
             };
-            for ((c, from), field) in self.columns.iter_mut().zip(&self.record.fields).zip(&mut fields) {
+            for ((c, from), field) in self.columns.iter_mut().zip(&mut self.record.fields).zip(&mut fields) {
                 c.put(from, field, row, key)?;
             }
             self.check_label(id, &fields, row)?;
         }
         self.current = None;
-        for (c, field) in self.columns.iter().zip(&mut fields).filter(|(c, _)| c.spec.variable) {
+        for (c, field) in self.columns.iter().zip(&mut fields).filter(|(c, _)| c.padded) {
             *field = c.pad(&self.pool)?;
         }
-        Batch::new(fields, ids).map(Some)
+        let count = ids.len();
+        let mut batch = Batch::new(fields, ids)?;
+        if let (Some(mixing), Mode::Train { seed }) = (&self.mixing, self.mode) {
+            batch.mix = Some(mixing.plan(seed, item.epoch, item.step, item.shard, count));
+        }
+        Ok(Some(batch))
     }
 
     /// The samples at the item's positions: shuffled for training, as they come for evaluation.
@@ -150,15 +161,46 @@ impl Maker {
 }
 
 impl Filler {
+    fn new(config: &LoaderConfig, spec: &FieldSpec, training: bool, pixels: Pixels) -> Result<Self> {
+        let mut filler = Filler {
+            spec: spec.clone(),
+            dtype: spec.dtype,
+            shape: spec.shape.clone(),
+            padded: spec.variable,
+            pipeline: None,
+            signal: Signal::of(config, spec, training)?,
+            collected: Vec::new(),
+            lengths: Vec::new(),
+        };
+        if spec.role == Role::Image {
+            let pipeline = Pipeline::of(config, spec, training, pixels)?;
+            filler.shape = pipeline.output_shape().to_vec();
+            filler.padded = false;
+            filler.dtype = if pipeline.pixels() == Pixels::Bytes { DType::U8 } else { DType::F32 };
+            filler.pipeline = Some(pipeline);
+        }
+        Ok(filler)
+    }
+
     /// Puts one sample into row `row` of its field.
-    fn put(&mut self, from: &RecordField, to: &mut Field, row: usize, key: Option<Key>) -> Result<()> {
+    fn put(&mut self, from: &mut RecordField, to: &mut Field, row: usize, key: Option<Key>) -> Result<()> {
         let spec = &self.spec;
+        let sample: usize = self.shape.iter().product();
+        if let Some(pipeline) = &mut self.pipeline {
+            let range = row * sample..(row + 1) * sample;
+            let out = match pipeline.pixels() {
+                Pixels::Floats => Output::Floats(&mut to.as_mut_slice()?[range]),
+                Pixels::Bytes => Output::Bytes(&mut to.as_mut_slice()?[range]),
+            };
+            return pipeline.run(from, key, out);
+        }
         let fits = if spec.variable {
             from.shape.get(1..) == spec.shape.get(1..) && from.shape.first() <= spec.shape.first()
         } else {
             from.shape == spec.shape
         };
-        if !fits || from.bytes.len() != from.shape.iter().product::<usize>() * spec.dtype.size() {
+        let bytes = from.shape.iter().product::<usize>() * spec.dtype.size();
+        if !fits || from.bytes.len() != bytes || from.codec != Codec::Raw {
             let problem = format!(
                 "has {} bytes of shape {:?} where the schema has {} {:?}",
                 from.bytes.len(),
@@ -168,14 +210,14 @@ impl Filler {
             );
             return Err(Error::field(&spec.name, problem));
         }
-        if let Some(pipeline) = &mut self.pipeline {
-            let out = &mut to.as_mut_slice::<f32>()?[row * self.sample..][..self.sample];
-            pipeline.run(&from.bytes, key, out);
-        } else if spec.variable {
+        if let Some(signal) = &mut self.signal {
+            signal.run(&mut from.bytes, &from.shape, key)?;
+        }
+        if spec.variable {
             self.collected.extend_from_slice(&from.bytes);
             self.lengths.push(from.shape[0] as u32);
         } else {
-            let size = self.sample * self.dtype.size();
+            let size = sample * self.dtype.size();
             to.bytes.bytes_mut()[row * size..][..size].copy_from_slice(&from.bytes);
         }
         Ok(())

@@ -139,7 +139,7 @@ impl Loader {
         plan: Plan,
         pool: &Pool,
     ) -> Result<Self> {
-        let maker = || Maker::new(source.clone(), config, mode, pool.clone());
+        let maker = || Maker::new(source.clone(), config, mode, config.pixels, pool.clone());
         if config.threads == 0 {
             let engine = Engine::Caller { maker: Box::new(maker()?), plan };
             return Ok(Loader { engine, finished: false });

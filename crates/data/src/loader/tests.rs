@@ -27,7 +27,7 @@ fn set() -> Arc<dyn Source> {
 fn config(threads: usize) -> LoaderConfig {
     let transforms = [("rotate", "degrees", 30.0), ("translate", "pixels", 2.0), ("flip", "p", 0.5)]
         .map(|(name, key, x)| Transform::new(name, &[(key, Value::Number(x))]).unwrap());
-    LoaderConfig { threads, transforms: transforms.to_vec(), prefetch: 3 }
+    LoaderConfig { threads, transforms: transforms.to_vec(), prefetch: 3, ..LoaderConfig::default() }
 }
 
 fn plan() -> Plan {
@@ -204,7 +204,7 @@ fn errors_and_panics_reach_the_caller_with_the_sample_and_the_set() {
 #[test]
 fn the_window_is_bounded_and_dropping_is_prompt() {
     let source = trap(N, |_| Ok(()));
-    let config = LoaderConfig { threads: 2, prefetch: 3, transforms: vec![] };
+    let config = LoaderConfig { threads: 2, prefetch: 3, ..LoaderConfig::default() };
     let plan = Plan::new(N, 1, 1, 0..1, 1_000_000).unwrap();
     let mut loader = Loader::new(source.clone(), &config, Mode::Eval, plan, &Pool::new()).unwrap();
     loader.next().unwrap().unwrap();
@@ -272,7 +272,7 @@ fn nothing_large_is_allocated_once_the_window_has_been_full() {
     let source = images.unwrap().shared();
     let pool = Pool::new();
     let plan = Plan::new(64, 16, 1, 0..1, 50).unwrap();
-    let config = LoaderConfig { threads: 2, prefetch: 4, transforms: vec![] };
+    let config = LoaderConfig { threads: 2, prefetch: 4, ..LoaderConfig::default() };
     let loader = Loader::new(source, &config, Mode::Train { seed: 0 }, plan, &pool).unwrap();
     for loaded in loader {
         loaded.unwrap();
@@ -286,7 +286,8 @@ fn nothing_large_is_allocated_once_the_window_has_been_full() {
 fn transforms_that_do_not_fit_are_refused_at_the_start() {
     let two = Transform::new("normalise", &[("mean", Value::List(vec![0.5, 0.5]))]).unwrap();
     for threads in [0, 2] {
-        let config = LoaderConfig { threads, transforms: vec![two.clone()], prefetch: 1 };
+        let config =
+            LoaderConfig { threads, transforms: vec![two.clone()], prefetch: 1, ..LoaderConfig::default() };
         let error = Loader::new(set(), &config, Mode::Eval, plan(), &Pool::new()).unwrap_err();
         assert_eq!(error.kind(), Kind::Usage);
     }

@@ -1,8 +1,12 @@
 //! Image files: JPEG and PNG into pixels, in pure Rust.
 
 mod encode;
+mod files;
+mod frame;
+mod jpeg;
 mod probe;
 mod resize;
+mod simd;
 #[cfg(test)]
 mod tests;
 
@@ -10,14 +14,18 @@ use std::fs;
 use std::io::Cursor;
 use std::path::Path;
 
+pub(crate) use files::Files;
+pub use files::{Limits, decoder};
+pub(crate) use frame::{Area, Frame, Framer};
 use png::{BitDepth, ColorType, Transformations};
 pub(crate) use probe::probe;
+pub(crate) use resize::bilinear;
 pub use resize::{Place, Resample, shorter_side};
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use crate::{Error, Result};
+use crate::{Codec, Error, Result};
 
 /// The most pixels of an image file that is decoded: what a few bytes can claim must not exhaust memory.
 const MOST: usize = 1 << 27;
@@ -54,10 +62,9 @@ impl Picture {
 
     /// As [`Picture::read`] for a file's contents. The error is what is wrong, without a name.
     pub fn decode(bytes: &[u8]) -> std::result::Result<Self, String> {
-        match bytes {
-            b if b.starts_with(PNG) => png(b),
-            b if b.starts_with(JPEG) => jpeg(b),
-            b => Err(unknown(b)),
+        match kind(bytes)? {
+            Codec::Jpeg => jpeg(bytes),
+            _ => png(bytes),
         }
     }
 
@@ -70,26 +77,32 @@ impl Picture {
         Picture { channels: 3, pixels, ..self }
     }
 
-    /// With one channel: the weights of ITU-R BT.601 in 16 bits, as Pillow's `convert("L")` has them.
+    /// With one channel, as Pillow's `convert("L")`.
     pub fn into_grey(self) -> Self {
         if self.channels == 1 {
             return self;
         }
-        let luma = |&[r, g, b]: &[u8; 3]| {
-            let [r, g, b] = [r, g, b].map(u32::from);
-            ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16) as u8
-        };
         let pixels = self.pixels.as_chunks().0.iter().map(luma).collect();
         Picture { channels: 1, pixels, ..self }
     }
 }
 
-/// What is wrong with a file that is neither.
-fn unknown(bytes: &[u8]) -> String {
-    match other_format(bytes) {
-        _ if bytes.is_empty() => "it is empty, not an image".into(),
-        Some(name) => format!("it is a {name} image; JPEG and PNG are read"),
-        None => "it is no JPEG or PNG image".into(),
+/// The weights of ITU-R BT.601 in 16 bits, as Pillow's `convert("L")` has them.
+pub(crate) fn luma(&[r, g, b]: &[u8; 3]) -> u8 {
+    let [r, g, b] = [r, g, b].map(u32::from);
+    ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16) as u8
+}
+
+/// Whether a file is a JPEG or a PNG image; else what is wrong with it.
+fn kind(bytes: &[u8]) -> std::result::Result<Codec, String> {
+    match bytes {
+        b if b.starts_with(PNG) => Ok(Codec::Png),
+        b if b.starts_with(JPEG) => Ok(Codec::Jpeg),
+        [] => Err("it is empty, not an image".into()),
+        b => Err(match other_format(b) {
+            Some(name) => format!("it is a {name} image; JPEG and PNG are read"),
+            None => "it is no JPEG or PNG image".into(),
+        }),
     }
 }
 
@@ -140,17 +153,36 @@ fn is_whole(bytes: &[u8]) -> bool {
 }
 
 fn jpeg(bytes: &[u8]) -> std::result::Result<Picture, String> {
-    let damaged = |e: &dyn std::fmt::Display| format!("it is a damaged JPEG image: {e}");
     if !is_whole(bytes) {
-        return Err("it is a JPEG image that is cut off".into());
+        return Err(CUT_OFF.into());
     }
+    let mut decoder = jpeg::Decoder::default();
+    if let Some([height, width, channels]) = decoder.open(bytes).map_err(files::opening)? {
+        check_size(height, width)?;
+        let pixels = decoder.decode(1, [0, 0, height, width]).map_err(damaged_jpeg)?.to_vec();
+        return checked(Picture { height, width, channels, pixels });
+    }
+    let (mut decoder, [height, width], channels) = general(bytes)?;
+    let pixels = decoder.decode().map_err(damaged_jpeg)?;
+    checked(Picture { height, width, channels, pixels })
+}
+
+const CUT_OFF: &str = "it is a JPEG image that is cut off";
+
+fn damaged_jpeg(e: impl std::fmt::Display) -> String {
+    format!("it is a damaged JPEG image: {e}")
+}
+
+/// The decoder of all kinds of JPEG files with the headers read: height and width, and 1 or 3 channels.
+#[allow(clippy::type_complexity)]
+fn general(bytes: &[u8]) -> std::result::Result<(JpegDecoder<Cursor<&[u8]>>, [usize; 2], usize), String> {
     let options = DecoderOptions::default()
         .set_strict_mode(false)
         .set_max_width(LONGEST)
         .set_max_height(LONGEST)
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(Cursor::new(bytes), options);
-    decoder.decode_headers().map_err(|e| damaged(&e))?;
+    decoder.decode_headers().map_err(damaged_jpeg)?;
     let info = decoder.info().ok_or("it is a JPEG image without a header")?;
     let (height, width) = (usize::from(info.height), usize::from(info.width));
     check_size(height, width)?;
@@ -158,8 +190,7 @@ fn jpeg(bytes: &[u8]) -> std::result::Result<Picture, String> {
     if channels == 1 {
         decoder.set_options(options.jpeg_set_out_colorspace(ColorSpace::Luma));
     }
-    let pixels = decoder.decode().map_err(|e| damaged(&e))?;
-    checked(Picture { height, width, channels, pixels })
+    Ok((decoder, [height, width], channels))
 }
 
 fn png(bytes: &[u8]) -> std::result::Result<Picture, String> {

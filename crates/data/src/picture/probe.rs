@@ -1,15 +1,14 @@
 //! What an image file is, from its header alone.
 
-use super::{check_size, is_whole};
+use super::{check_size, is_whole, kind};
 use crate::Codec;
 
 /// Whether `bytes` are a JPEG or PNG file, and its height, width and channels (1 or 3) as its header says them; that
 /// the file has its end, too. Nothing is decoded.
 pub(crate) fn probe(bytes: &[u8]) -> Result<(Codec, [usize; 3]), String> {
-    match bytes {
-        b if b.starts_with(super::PNG) => Ok((Codec::Png, png(b)?)),
-        b if b.starts_with(super::JPEG) => Ok((Codec::Jpeg, jpeg(b)?)),
-        b => Err(super::unknown(b)),
+    match kind(bytes)? {
+        Codec::Jpeg => Ok((Codec::Jpeg, jpeg(bytes)?)),
+        other => Ok((other, png(bytes)?)),
     }
 }
 

@@ -55,30 +55,98 @@ fn middle(room: usize) -> usize {
     half + (room & half & 1)
 }
 
-/// The input pixels that make an output pixel, and their weights.
-#[derive(Debug)]
-struct Taps {
-    first: usize,
+/// The input pixels that make each output pixel, and their weights.
+#[derive(Debug, Default)]
+pub(super) struct Taps {
+    firsts: Vec<usize>,
+    /// Where each one's weights end in `weights`.
+    ends: Vec<usize>,
     weights: Vec<f64>,
 }
 
-/// The taps of the output pixels `wanted`, when `from` pixels become `to`.
-fn taps(from: usize, to: usize, wanted: Range<usize>) -> Vec<Taps> {
-    let scale = from as f64 / to as f64;
-    let wide = scale.max(1.0);
-    let of = |x: usize| {
-        let centre = (x as f64 + 0.5) * scale;
-        let first = ((centre - wide + 0.5) as isize).max(0) as usize;
-        let last = ((centre + wide + 0.5) as usize).min(from);
-        let weight = |i: usize| (1.0 - ((i as f64 + 0.5 - centre) / wide).abs()).max(0.0);
-        let mut weights: Vec<f64> = (first..last).map(weight).collect();
-        let sum: f64 = weights.iter().sum();
-        if sum != 0.0 {
-            weights.iter_mut().for_each(|w| *w /= sum);
+impl Taps {
+    /// The taps of the output pixels `wanted`, when `length` pixels from `start` on become `to`; `pixels` whole ones
+    /// exist. Without antialiasing the triangle is as wide as an input pixel.
+    pub(super) fn plan(
+        &mut self,
+        (start, length, pixels): (f64, f64, usize),
+        to: usize,
+        wanted: Range<usize>,
+        antialias: bool,
+    ) {
+        self.firsts.clear();
+        self.ends.clear();
+        self.weights.clear();
+        let scale = length / to as f64;
+        let wide = if antialias { scale.max(1.0) } else { 1.0 };
+        for x in wanted {
+            let centre = start + (x as f64 + 0.5) * scale;
+            let first = ((centre - wide + 0.5) as isize).max(0) as usize;
+            let last = ((centre + wide + 0.5) as usize).min(pixels);
+            let begin = self.weights.len();
+            let weight = |i: usize| (1.0 - ((i as f64 + 0.5 - centre) / wide).abs()).max(0.0);
+            self.weights.extend((first..last).map(weight));
+            let weights = &mut self.weights[begin..];
+            let sum: f64 = weights.iter().sum();
+            if sum != 0.0 {
+                weights.iter_mut().for_each(|w| *w /= sum);
+            }
+            self.firsts.push(first);
+            self.ends.push(self.weights.len());
         }
-        Taps { first, weights }
+    }
+
+    /// The first input pixel and the weights of each output pixel.
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (usize, &[f64])> {
+        (0..self.firsts.len()).map(|i| {
+            let begin = i.checked_sub(1).map_or(0, |before| self.ends[before]);
+            (self.firsts[i], &self.weights[begin..self.ends[i]])
+        })
+    }
+
+    /// The input pixels that some output pixel needs.
+    pub(super) fn range(&self) -> Range<usize> {
+        let first = self.firsts.iter().copied().min().unwrap_or(0);
+        first..self.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(0)
+    }
+}
+
+/// For each of `wanted` of `out` places the two of `size` (from `from` on) that it lies between and the second one's
+/// weight: pixels are areas, so that the first pixel's middle is at ½.
+fn between(from: usize, size: usize, out: usize, wanted: Range<usize>) -> Vec<(usize, usize, f32)> {
+    let one = |i: usize| {
+        let at = ((i as f64 + 0.5) * size as f64 / out as f64 - 0.5).clamp(0.0, (size - 1) as f64);
+        let low = at as usize;
+        (from + low, from + (low + 1).min(size - 1), (at - low as f64) as f32)
     };
-    wanted.map(of).collect()
+    wanted.map(one).collect()
+}
+
+/// The part `place` of a piece `[top, left, height, width]` of an image [height, width, channels], scaled without
+/// antialiasing: between the two nearest pixels along each axis.
+pub(crate) fn bilinear(
+    pixels: &[f32],
+    [_, w, c]: [usize; 3],
+    [top, left, tall, wide]: [usize; 4],
+    Place { size, from, take }: Place,
+    out: &mut Vec<f32>,
+) {
+    let columns = between(left, wide, size[1], from[1]..from[1] + take[1]);
+    out.clear();
+    for (above, below, down) in between(top, tall, size[0], from[0]..from[0] + take[0]) {
+        let row = |y: usize| &pixels[y * w * c..(y + 1) * w * c];
+        let (above, below) = (row(above), row(below));
+        for &(a, b, across) in &columns {
+            let mix = |row: &[f32], k: usize| {
+                let (a, b) = (row[a * c + k], row[b * c + k]);
+                a + (b - a) * across
+            };
+            out.extend((0..c).map(|k| {
+                let (x, y) = (mix(above, k), mix(below, k));
+                x + (y - x) * down
+            }));
+        }
+    }
 }
 
 /// A type of pixels that can be resized.
@@ -94,14 +162,18 @@ pub trait Resample: Copy + Default {
     fn resize(pixels: &[Self], [height, width, channels]: [usize; 3], place: Place) -> Vec<Self> {
         let [rows, columns] = [0, 1].map(|axis| {
             let wanted = place.from[axis]..place.from[axis] + place.take[axis];
-            taps([height, width][axis], place.size[axis], wanted)
+            let size = [height, width][axis];
+            let mut taps = Taps::default();
+            taps.plan((0.0, size as f64, size), place.size[axis], wanted, true);
+            taps
         });
-        let convert = |taps: &[Taps]| -> Vec<(usize, Vec<Self::Weight>)> {
-            taps.iter().map(|t| (t.first, t.weights.iter().map(|&w| Self::weight(w)).collect())).collect()
+        let convert = |taps: &Taps| -> Vec<(usize, Vec<Self::Weight>)> {
+            taps.iter()
+                .map(|(first, weights)| (first, weights.iter().map(|&w| Self::weight(w)).collect()))
+                .collect()
         };
         // Only the input rows that some output row needs.
-        let first = rows.iter().map(|t| t.first).min().unwrap_or(0);
-        let last = rows.iter().map(|t| t.first + t.weights.len()).max().unwrap_or(0);
+        let Range { start: first, end: last } = rows.range();
         let input = &pixels[first * width * channels..last * width * channels];
         let kept = place.take[1] * channels;
         // An axis that stays as it is is copied: the taps would give the same.
@@ -133,7 +205,7 @@ pub trait Resample: Copy + Default {
 }
 
 /// Bits of a byte's weights behind the point.
-const BITS: u32 = 32 - 8 - 2;
+pub(super) const BITS: u32 = 32 - 8 - 2;
 
 impl Resample for u8 {
     type Weight = i32;

@@ -17,7 +17,7 @@ impl<'de> de::Visitor<'de> for GivenVisitor {
     type Value = Given;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a number, a list of numbers, or the transform's name")
+        f.write_str("a number, a list of numbers, true or false, or a name")
     }
 
     fn visit_str<E: de::Error>(self, v: &str) -> Result<Given, E> {
@@ -26,6 +26,10 @@ impl<'de> de::Visitor<'de> for GivenVisitor {
 
     fn visit_f64<E: de::Error>(self, v: f64) -> Result<Given, E> {
         Ok(Given(Ok(Value::Number(v))))
+    }
+
+    fn visit_bool<E: de::Error>(self, v: bool) -> Result<Given, E> {
+        self.visit_f64(f64::from(u8::from(v)))
     }
 
     fn visit_i64<E: de::Error>(self, v: i64) -> Result<Given, E> {
@@ -58,6 +62,13 @@ impl<'de> Deserialize<'de> for Transform {
             Some(Given(Err(name))) => name,
             _ => return Err(de::Error::custom("a transform needs a name: { name = \"flip\", p = 0.5 }")),
         };
+        let field = match given.remove("field") {
+            None => None,
+            Some(Given(Err(field))) => Some(field),
+            Some(_) => {
+                return Err(de::Error::custom(format!("transform {name}, field: must be a field's name")));
+            }
+        };
         let mut params = Vec::with_capacity(given.len());
         for (key, Given(value)) in &given {
             let value = value.clone().map_err(|text| {
@@ -65,7 +76,11 @@ impl<'de> Deserialize<'de> for Transform {
             });
             params.push((&key[..], value?));
         }
-        Transform::new(&name, &params).map_err(de::Error::custom)
+        let transform = Transform::new(&name, &params).map_err(de::Error::custom)?;
+        Ok(match field {
+            Some(field) => transform.on(field),
+            None => transform,
+        })
     }
 }
 
@@ -73,6 +88,9 @@ impl Serialize for Transform {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         let mut map = s.serialize_map(None)?;
         map.serialize_entry("name", self.row.name)?;
+        if let Some(field) = &self.field {
+            map.serialize_entry("field", &**field)?;
+        }
         for (param, value) in self.row.params.iter().zip(&self.values) {
             match value {
                 Value::Auto => {}

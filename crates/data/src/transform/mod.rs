@@ -1,22 +1,33 @@
-//! What is done to images between the record and the batch: a table of rows, each with a name, checked
+//! What is done to samples between the record and the batch: a table of rows, each with a name, checked
 //! parameters and a builder.
 //!
-//! Images are [H, W, C] and f32 from the first row on, in the units they are stored in; what comes from
-//! outside the image is 0 in the units of the row's place in the list. Random numbers are keyed by seed,
-//! epoch, sample and row: never by thread, rank or batch.
+//! Images are [H, W, C]. Rows that say where pixels come from are planned first, so that of an image file only what is
+//! seen is decoded; they and those that move whole pixels work on bytes, the others on f32, in the units that the set
+//! is stored in. What comes from outside the image is 0 in the units of the row's place in the list. Random numbers are
+//! keyed by seed, epoch, sample and row: never by thread, rank or batch.
 
+mod colour;
 mod config;
-mod imagenet;
+mod geometry;
+mod mix;
+mod moves;
 mod ops;
+mod pipeline;
+mod signal;
 #[cfg(test)]
 mod tests;
+mod warp;
 
 use std::fmt;
+use std::sync::Arc;
 
-use phalanx_host::DType;
-use phalanx_host::rng::{Key, Stream};
+use geometry::Geometry;
+pub use mix::{Mix, Mixing};
+use phalanx_host::rng::Stream;
+pub(crate) use pipeline::check_fields;
+pub use pipeline::{Output, Pipeline, Pixels, Signal, delivered};
 
-use crate::{Error, FieldSpec, Result};
+use crate::{Error, FieldSpec, Normalise, Result};
 
 /// A parameter's value.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,7 +59,7 @@ pub struct Param {
     pub help: &'static str,
 }
 
-/// Makes a row's step for images of that kind.
+/// Makes a row's step for samples of that kind.
 type Build = fn(&[Value], &FieldSpec) -> Result<Box<dyn Step>>;
 
 /// One transform that can be asked for.
@@ -57,11 +68,24 @@ pub struct Row {
     pub name: &'static str,
     /// What it does, for people.
     pub help: &'static str,
-    /// Whether it draws random numbers; such a row is left out in evaluation.
+    /// Whether it draws random numbers; such a row is left out in evaluation, but for its size.
     pub random: bool,
     /// Its parameters.
     pub params: &'static [Param],
-    build: Build,
+    make: Make,
+}
+
+/// What a row works on.
+#[derive(Clone, Copy)]
+enum Make {
+    /// Images.
+    Image(Build),
+    /// Arrays [T, C] of f32: signals of T points in time.
+    Signal(Build),
+    /// Both.
+    Any(Build),
+    /// The images of a batch, of which the loader plans pairs ([`Mixing`]).
+    Batch,
 }
 
 impl fmt::Debug for Row {
@@ -80,11 +104,12 @@ pub fn rows() -> &'static [Row] {
 pub struct Transform {
     row: &'static Row,
     values: Vec<Value>,
+    field: Option<Arc<str>>,
 }
 
 impl PartialEq for Transform {
     fn eq(&self, other: &Self) -> bool {
-        self.row.name == other.row.name && self.values == other.values
+        self.row.name == other.row.name && self.values == other.values && self.field == other.field
     }
 }
 
@@ -109,12 +134,27 @@ impl Transform {
                 .map_err(|problem| Error::usage(format!("transform {name}, {key}"), problem))?;
             values[place] = value.clone();
         }
-        Ok(Transform { row, values })
+        Ok(Transform { row, values, field: None })
+    }
+
+    /// The same for the field of that name alone: `field = "…"` in the configuration.
+    pub fn on(self, field: impl Into<Arc<str>>) -> Self {
+        Transform { field: Some(field.into()), ..self }
+    }
+
+    /// The field that it is for; all images where it says nothing, or all signals where it is for those.
+    pub fn field(&self) -> Option<&str> {
+        self.field.as_deref()
     }
 
     /// The transform's row in the table.
     pub fn row(&self) -> &'static Row {
         self.row
+    }
+
+    /// Whether it gives images a size: what a picture of the model's size needs no more.
+    pub fn sizes(&self) -> bool {
+        ops::SIZES.contains(&self.row.name)
     }
 
     /// The value of the parameter of that name.
@@ -159,111 +199,39 @@ fn unknown(what: &str, name: &str, known: &[&str]) -> String {
     }
 }
 
-/// An image in work.
+/// A sample in work: an image, or a signal [T, C] as [T, 1, C].
 #[derive(Debug, Default)]
-struct Image {
+struct Image<T> {
     /// [H, W, C].
     shape: [usize; 3],
-    pixels: Vec<f32>,
-    /// As large as `pixels`, for what cannot be done in place.
-    scratch: Vec<f32>,
+    pixels: Vec<T>,
+    /// For what cannot be done in place.
+    scratch: Vec<T>,
 }
 
-/// A transform made ready for one set's images. It must not change their shape.
+/// A transform made ready for one field of a set.
 trait Step: Send {
-    fn apply(&self, image: &mut Image, stream: &mut Stream);
+    fn apply(&self, image: &mut Image<f32>, stream: &mut Stream);
 
     /// What it does to each value of channel `c`, if that is all that it does.
     fn pointwise(&self, _x: f32, _c: usize) -> Option<f32> {
         None
     }
-}
 
-/// All steps from a stored image to the batch.
-pub struct Pipeline {
-    dtype: DType,
-    steps: Vec<(u64, Box<dyn Step>)>,
-    image: Image,
-    /// When every step is pointwise and pixels are bytes: what becomes of each, channel by channel.
-    table: Option<Vec<[f32; 256]>>,
-}
-
-impl fmt::Debug for Pipeline {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pipeline({} steps, {:?})", self.steps.len(), self.image.shape)
-    }
-}
-
-impl Pipeline {
-    /// The rows that apply (random ones only in training), then the default normalisation unless a row
-    /// normalises.
-    ///
-    /// Fails when `spec` is no image [H, W, C], on parameters that do not fit it, and on rows in an order that makes no
-    /// sense.
-    pub fn new(transforms: &[Transform], spec: &FieldSpec, training: bool) -> Result<Self> {
-        let &[h, w, c] = &spec.shape[..] else {
-            return Err(Error::field(
-                &spec.name,
-                format!("an image has shape [H, W, C], not {:?}", spec.shape),
-            ));
-        };
-        let mut all = transforms.to_vec();
-        match all.iter().filter(|t| t.row.name == ops::NORMALISE).count() {
-            0 => all.push(Transform::new(ops::NORMALISE, &[])?),
-            1 => {}
-            _ => return Err(Error::usage("loader.transforms", "`normalise` is there twice")),
-        }
-        let mut behind = all.iter().skip_while(|t| t.row.name != ops::NORMALISE);
-        if let Some(t) = behind.find(|t| ops::BEFORE_NORMALISE.contains(&t.row.name)) {
-            return Err(Error::usage(
-                format!("transform {}", t.row.name),
-                "it must stand before `normalise`",
-            ));
-        }
-        let mut steps = Vec::new();
-        for (i, t) in all.iter().enumerate().filter(|(_, t)| training || !t.row.random) {
-            steps.push((i as u64, (t.row.build)(&t.values, spec)?));
-        }
-        let through = |x: u8, c: usize| {
-            steps.iter().try_fold(f32::from(x), |x, (_, step): &(u64, Box<dyn Step>)| step.pointwise(x, c))
-        };
-        let channel = |c: usize| {
-            let mut table = [0.0; 256];
-            for (x, to) in (0..=u8::MAX).zip(&mut table) {
-                *to = through(x, c)?;
-            }
-            Some(table)
-        };
-        let table = if spec.dtype == DType::U8 { (0..c).map(channel).collect() } else { None };
-        let image = Image { shape: [h, w, c], ..Image::default() };
-        Ok(Pipeline { dtype: spec.dtype, steps, image, table })
+    /// Where its pixels come from, if that is all that it says.
+    fn geometry(&self) -> Option<&Geometry> {
+        None
     }
 
-    /// Takes one image from its stored bytes to `out`; both have the schema's size. `key` names the
-    /// sample's random stream in this epoch; `None` in evaluation.
-    pub fn run(&mut self, bytes: &[u8], key: Option<Key>, out: &mut [f32]) {
-        if let Some(table) = &self.table {
-            if let [table] = &table[..] {
-                out.iter_mut().zip(bytes).for_each(|(to, &x)| *to = table[usize::from(x)]);
-                return;
-            }
-            for (to, from) in out.chunks_exact_mut(table.len()).zip(bytes.chunks_exact(table.len())) {
-                to.iter_mut().zip(from).zip(table).for_each(|((to, &x), t)| *to = t[usize::from(x)]);
-            }
-            return;
-        }
-        self.image.pixels.clear();
-        match self.dtype {
-            DType::U8 => self.image.pixels.extend(bytes.iter().map(|&x| f32::from(x))),
-            _ => {
-                let floats = bytes.as_chunks::<4>().0;
-                self.image.pixels.extend(floats.iter().map(|&x| f32::from_ne_bytes(x)));
-            }
-        }
-        for (i, step) in &self.steps {
-            let mut stream = key.unwrap_or(Key::new(0)).derive(*i, 0).stream();
-            step.apply(&mut self.image, &mut stream);
-        }
-        out.copy_from_slice(&self.image.pixels);
+    /// Whether [`Step::apply_bytes`] does the same to images of bytes.
+    fn on_bytes(&self) -> bool {
+        false
+    }
+
+    fn apply_bytes(&self, _: &mut Image<u8>, _: &mut Stream) {}
+
+    /// What it does to each value, if a device can do that later.
+    fn normalise(&self) -> Option<&Normalise> {
+        None
     }
 }

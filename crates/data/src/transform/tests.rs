@@ -1,5 +1,10 @@
+use phalanx_host::DType;
+use phalanx_host::rng::Key;
+
 use super::ops::ROWS;
 use super::*;
+use crate::picture::bilinear;
+use crate::{Codec, Place, RecordField};
 
 fn transform(text: &str) -> std::result::Result<Transform, toml::de::Error> {
     #[derive(serde::Deserialize)]
@@ -13,11 +18,21 @@ fn key(sample: u64) -> Key {
     Key::new(1).derive(2, sample)
 }
 
+/// A record's field of raw elements.
+fn raw(shape: &[usize], bytes: &[u8]) -> RecordField {
+    RecordField { bytes: bytes.to_vec(), shape: shape.to_vec(), codec: Codec::Raw }
+}
+
+fn floats(rows: &[Transform], spec: &FieldSpec, training: bool) -> Result<Pipeline> {
+    Pipeline::new(rows, spec, training, Pixels::Floats)
+}
+
 /// One image through these rows, in training or (without a key) in evaluation.
 fn run(rows: &[&str], spec: &FieldSpec, pixels: &[u8], key: Option<Key>) -> Vec<f32> {
     let rows: Vec<_> = rows.iter().map(|r| transform(r).unwrap()).collect();
-    let mut out = vec![f32::NAN; pixels.len()];
-    Pipeline::new(&rows, spec, key.is_some()).unwrap().run(pixels, key, &mut out);
+    let mut pipeline = floats(&rows, spec, key.is_some()).unwrap();
+    let mut out = vec![f32::NAN; pipeline.output_shape().iter().product()];
+    pipeline.run(&raw(&spec.shape, pixels), key, Output::Floats(&mut out)).unwrap();
     out
 }
 
@@ -26,7 +41,10 @@ const AS_IS: &str = "{ name = \"normalise\", scale = 1.0 }";
 
 fn step(text: &str, spec: &FieldSpec) -> Box<dyn Step> {
     let t = transform(text).unwrap();
-    (t.row.build)(&t.values, spec).unwrap()
+    match t.row.make {
+        Make::Image(build) | Make::Signal(build) | Make::Any(build) => build(&t.values, spec).unwrap(),
+        Make::Batch => panic!("{text} is no step"),
+    }
 }
 
 #[test]
@@ -40,7 +58,9 @@ fn normalisation_by_schema_and_by_hand() {
     let floats = FieldSpec { dtype: DType::F32, ..FieldSpec::image([1, 1, 2], 4.0) };
     let mut out = [0.0; 2];
     let bytes = bytemuck::bytes_of(&[2f32, -1.0]).to_vec();
-    Pipeline::new(&[], &floats, true).unwrap().run(&bytes, Some(key(0)), &mut out);
+    let mut pipeline = Pipeline::new(&[], &floats, true, Pixels::Bytes).unwrap();
+    assert_eq!(pipeline.pixels(), Pixels::Floats);
+    pipeline.run(&raw(&[1, 1, 2], &bytes), Some(key(0)), Output::Floats(&mut out)).unwrap();
     assert_eq!(out, [0.5, -0.25]);
 }
 
@@ -103,16 +123,16 @@ fn rotations_by_hand() {
     let image = |pixels: &[f32], shape| Image { shape, pixels: pixels.to_vec(), scratch: Vec::new() };
     // A quarter turn counter-clockwise: the right column becomes the top row.
     let mut square = image(&[1., 2., 3., 4., 5., 6., 7., 8., 9.], [3, 3, 1]);
-    ops::rotate(&mut square, 1.0, 0.0);
+    warp::rotate(&mut square, 1.0, 0.0);
     assert_eq!(square.pixels, [3., 6., 9., 2., 5., 8., 1., 4., 7.]);
     // Half a turn, two channels.
     let mut two = image(&[1., 2., 3., 4., 5., 6., 7., 8.], [2, 2, 2]);
-    ops::rotate(&mut two, 0.0, -1.0);
+    warp::rotate(&mut two, 0.0, -1.0);
     assert_eq!(two.pixels, [7., 8., 5., 6., 3., 4., 1., 2.]);
     // An eighth of a turn of a 1 by 3 line: its ends come from above and below, half a pixel's diagonal
     // away: (±√½, ∓√½) has the weight (1 − √½) of the line's row and √½ of its outer pixel.
     let (s, mut line) = (0.5f32.sqrt(), image(&[8., 4., 8.], [1, 3, 1]));
-    ops::rotate(&mut line, s, s);
+    warp::rotate(&mut line, s, s);
     let end = (4.0 * (1.0 - s) + 8.0 * s) * (1.0 - s);
     for (got, want) in line.pixels.iter().zip([end, 4.0, end]) {
         assert!((got - want).abs() < 1e-5, "{:?}", line.pixels);
@@ -143,11 +163,12 @@ fn random_numbers_belong_to_the_sample() {
     let pixels: Vec<u8> = (0..64).map(|i| i * 3).collect();
     let texts = ["{ name = \"rotate\" }", "{ name = \"translate\" }", "{ name = \"flip\" }"];
     let rows: Vec<_> = texts.iter().map(|r| transform(r).unwrap()).collect();
-    let mut pipeline = Pipeline::new(&rows, &spec, true).unwrap();
+    let mut pipeline = floats(&rows, &spec, true).unwrap();
+    let record = raw(&spec.shape, &pixels);
     let mut all = |ids: &[u64]| -> Vec<Vec<f32>> {
         let one = |&i: &u64| {
             let mut out = vec![0.0; 64];
-            pipeline.run(&pixels, Some(key(i)), &mut out);
+            pipeline.run(&record, Some(key(i)), Output::Floats(&mut out)).unwrap();
             out
         };
         ids.iter().map(one).collect()
@@ -171,7 +192,7 @@ fn rows_are_checked_and_misspellings_corrected() {
         ("{ name = \"flop\" }", "unknown transform \"flop\"; did you mean \"flip\"?"),
         (
             "{ name = \"zzz\" }",
-            "there are normalise, pad-and-crop, flip, rotate, translate, random-resized-crop",
+            "there are normalise, random-resized-crop, resize, centre-crop, random-crop, pad-and-crop, flip",
         ),
         ("{ name = \"rotate\", degree = 3 }", "unknown parameter \"degree\"; did you mean \"degrees\"?"),
         ("{ name = \"flip\", p = 1.5 }", "transform flip, p: is 1.5, and must be in [0, 1]"),
@@ -190,7 +211,7 @@ fn rows_are_checked_and_misspellings_corrected() {
     let spec = FieldSpec::image([4, 4, 3], 255.0);
     let refused = |rows: &[&str]| {
         let rows: Vec<_> = rows.iter().map(|r| transform(r).unwrap()).collect();
-        let error = Pipeline::new(&rows, &spec, true).err().unwrap();
+        let error = floats(&rows, &spec, true).err().unwrap();
         assert_eq!(error.kind(), crate::Kind::Usage);
         error.to_string()
     };
@@ -204,11 +225,19 @@ fn rows_are_checked_and_misspellings_corrected() {
         let e = refused(&[AS_IS, "{ name = \"flip\" }", &row]);
         assert_eq!(e, format!("transform {name}: it must stand before `normalise`"));
         let rows = [&row, AS_IS].map(|r| transform(r).unwrap());
-        assert!(Pipeline::new(&rows, &spec, true).is_ok());
+        assert!(floats(&rows, &spec, true).is_ok());
         let grey = FieldSpec::image([4, 4, 1], 255.0);
         let rows = [transform(&format!("{{ name = \"{name}\" }}")).unwrap()];
-        let error = Pipeline::new(&rows, &grey, true).err().unwrap().to_string();
+        let error = floats(&rows, &grey, true).err().unwrap().to_string();
         assert!(error.contains("red, green and blue, not [4, 4, 1]"), "{error}");
+    }
+}
+
+/// Those rows have no default size.
+fn size_for(row: &Row) -> Vec<(&'static str, Value)> {
+    match row.name {
+        "resize" | "centre-crop" | "random-crop" => vec![("size", Value::List(vec![4.0, 6.0]))],
+        _ => Vec::new(),
     }
 }
 
@@ -216,11 +245,12 @@ fn rows_are_checked_and_misspellings_corrected() {
 fn every_row_has_working_defaults_and_survives_a_round_trip() {
     let spec = FieldSpec::image([4, 6, 3], 255.0);
     for row in ROWS {
-        let t = Transform::new(row.name, &[]).unwrap();
+        let t = Transform::new(row.name, &size_for(row)).unwrap().on("image");
         let text = toml::to_string(&t).unwrap();
         assert_eq!(toml::from_str::<Transform>(&text).unwrap(), t, "{text}");
+        let (Make::Image(build) | Make::Signal(build) | Make::Any(build)) = row.make else { continue };
         let mut image = Image { shape: [4, 6, 3], pixels: vec![1.0; 72], scratch: Vec::new() };
-        step(&format!("{{ name = \"{}\" }}", row.name), &spec).apply(&mut image, &mut key(1).stream());
+        build(&t.values, &spec).unwrap().apply(&mut image, &mut key(1).stream());
         assert!(image.pixels.len() == 72 && image.pixels.iter().all(|x| x.is_finite()), "{}", row.name);
     }
     let given = Transform::new("normalise", &[("mean", Value::List(vec![0.5, 0.25]))]).unwrap();
@@ -228,15 +258,22 @@ fn every_row_has_working_defaults_and_survives_a_round_trip() {
     assert_eq!(given.value("std"), Some(&Value::Auto));
 }
 
+/// Scales a piece to the image's size.
+fn enlarge(image: &mut Image<f32>, piece: [usize; 4]) {
+    let [h, w, _] = image.shape;
+    bilinear(&image.pixels, image.shape, piece, Place::whole([h, w]), &mut image.scratch);
+    std::mem::swap(&mut image.pixels, &mut image.scratch);
+}
+
 #[test]
 fn pieces_are_scaled_as_areas() {
     // PyTorch's interpolate(mode = "bilinear") of the piece: a pixel's middle is at half of it.
     let mut line = Image { shape: [1, 4, 1], pixels: vec![9.0, 2.0, 6.0, 9.0], scratch: Vec::new() };
-    imagenet::enlarge(&mut line, [0, 1, 1, 2]);
+    enlarge(&mut line, [0, 1, 1, 2]);
     assert_eq!(line.pixels, [2.0, 3.0, 5.0, 6.0]);
     let mut square = Image { shape: [3, 3, 2], pixels: vec![0.0; 18], scratch: Vec::new() };
     square.pixels.iter_mut().enumerate().for_each(|(i, x)| *x = i as f32);
-    imagenet::enlarge(&mut square, [1, 0, 2, 2]);
+    enlarge(&mut square, [1, 0, 2, 2]);
     // Of the rows [6, 7, 8, 9] and [12, 13, 14, 15].
     let want = [6., 7., 7., 8., 8., 9., 9., 10., 10., 11., 11., 12., 12., 13., 13., 14., 14., 15.];
     for (got, want) in square.pixels.iter().zip(want) {
@@ -251,10 +288,11 @@ fn pieces_keep_to_their_bounds_and_reach_the_rims() {
     let pixels: Vec<f32> = (0..2400).flat_map(|i| [(i / 60) as f32, (i % 60) as f32]).collect();
     let rows = ["{ name = \"random-resized-crop\", scale_min = 0.2, scale_max = 0.5, ratio = 1.5 }", AS_IS];
     let rows: Vec<_> = rows.iter().map(|r| transform(r).unwrap()).collect();
-    let mut pipeline = Pipeline::new(&rows, &spec, true).unwrap();
+    let mut pipeline = floats(&rows, &spec, true).unwrap();
     let (mut out, mut rims) = (vec![0.0; 4800], [false; 4]);
     for i in 0..300 {
-        pipeline.run(bytemuck::cast_slice(&pixels), Some(key(i)), &mut out);
+        let record = raw(&spec.shape, bytemuck::cast_slice(&pixels));
+        pipeline.run(&record, Some(key(i)), Output::Floats(&mut out)).unwrap();
         let ([top, left], [bottom, right]) = ([out[0], out[1]], [out[4798], out[4799]]);
         let (tall, wide) = (bottom - top + 1.0, right - left + 1.0);
         let (area, ratio) = (tall * wide / 2400.0, wide / tall);
