@@ -1,5 +1,6 @@
 //! The command line.
 
+pub(crate) mod data;
 pub(crate) mod pack;
 
 use std::path::PathBuf;
@@ -43,9 +44,9 @@ pub(crate) enum Command {
     /// The exit code is the command's, 128 + N when signal N has ended it.
     #[command(verbatim_doc_comment)]
     Launch(Launch),
-    /// Get and look at data sets
+    /// Get, make, check and look at data sets
     #[command(subcommand)]
-    Data(Data),
+    Data(data::Data),
     /// Prove what a run consumed
     #[command(subcommand)]
     Ledger(LedgerCommand),
@@ -288,27 +289,10 @@ pub(crate) struct Launch {
     /// Print the line instead of running it
     #[arg(long)]
     pub dry_run: bool,
-    /// train, evaluate, bench step or bench allreduce, with its arguments
+    /// train, evaluate, data pack, data synth, data stats, bench step or bench allreduce, with its
+    /// arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<String>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Data {
-    /// Get a data set and check it: from a folder, a system package or the network
-    Fetch {
-        /// mnist or fashion-mnist
-        name: String,
-        /// Where to put it
-        dir: PathBuf,
-        /// A folder that has the files already
-        #[arg(long, value_name = "DIR")]
-        from: Option<PathBuf>,
-    },
-    /// Turn a data set into sets of shards, which train = "OUT" then names
-    Pack(pack::Pack),
-    /// Write a set as files that other programs read
-    Export(pack::Export),
 }
 
 #[derive(Debug, Subcommand)]

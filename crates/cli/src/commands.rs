@@ -18,9 +18,10 @@ use phalanx_train::rundir::keep_failure;
 use phalanx_train::task::Views;
 use phalanx_train::{DeviceChoice, bench, ledger};
 
+use crate::args::data::Data;
 use crate::args::{
-    Args, Bench, BenchCommon, BenchMode, BenchStep, Command, ConfigCommand, Data, Evaluate, Launch,
-    LedgerCommand, ModelCommand, OnName, Predict, Train, TransformName, WorldArgs,
+    Args, Bench, BenchCommon, BenchMode, BenchStep, Command, ConfigCommand, Evaluate, Launch, LedgerCommand,
+    ModelCommand, OnName, Predict, Train, TransformName, WorldArgs,
 };
 use crate::world::{self, World};
 
@@ -55,7 +56,12 @@ pub(crate) fn run(args: Args) -> Result<u8> {
             Ok(0)
         }
         Command::Data(Data::Pack(args)) => crate::packing::pack(&args),
+        Command::Data(Data::Synth(args)) => crate::packing::synth(&args),
         Command::Data(Data::Export(args)) => crate::packing::export(&args),
+        Command::Data(Data::Inspect(args)) => crate::datasets::inspect(&args),
+        Command::Data(Data::Verify(args)) => crate::datasets::verify(&args),
+        Command::Data(Data::Stats(args)) => crate::datasets::stats(&args),
+        Command::Data(Data::Repair(args)) => crate::datasets::repair(&args),
         Command::Ledger(LedgerCommand::Verify { run, json }) => {
             let proof = ledger::verify(&run)?;
             if json {
@@ -239,6 +245,8 @@ fn world_of(command: &Command) -> Option<&WorldArgs> {
         Command::Bench(Bench::Step(args)) => Some(&args.world),
         Command::Bench(Bench::Allreduce { world, .. }) => Some(world),
         Command::Data(Data::Pack(args)) => Some(&args.world),
+        Command::Data(Data::Synth(args)) => Some(&args.world),
+        Command::Data(Data::Stats(args)) => Some(&args.world),
         _ => None,
     }
 }
@@ -249,7 +257,8 @@ fn run_launch(args: Launch) -> Result<u8> {
     let inner = Args::try_parse_from(words).unwrap_or_else(|e| e.exit());
     let Some(world) = world_of(&inner.command) else {
         bail!(
-            "{}: it has no ranks to start; train, evaluate, data pack, bench step and bench allreduce have",
+            "{}: it has no ranks to start; train, evaluate, data pack, data synth, data stats, bench step and \
+             bench allreduce have",
             args.command.join(" ")
         );
     };

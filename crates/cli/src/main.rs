@@ -3,6 +3,7 @@
 
 mod args;
 mod commands;
+mod datasets;
 mod packing;
 mod world;
 

@@ -1,8 +1,13 @@
-//! `phalanx data pack` and `phalanx data export`.
+//! `phalanx data pack`, `synth` and `export`.
 
 use anyhow::{Result, bail};
-use phalanx_data::{BadImages, ExportFormat, ExportRequest, Images, ImportRequest, PackRequest};
+use phalanx_data::{
+    BadImages, ExportFormat, ExportRequest, Images, ImportRequest, PackRequest, PackSource, SynthCodec,
+    SynthConfig,
+};
 
+use crate::args::WorldArgs;
+use crate::args::data::{Synth, SynthCodecName};
 use crate::args::pack::{BadName, CodecName, Export, ExportName, Pack};
 use crate::commands::{print_all, print_json};
 use crate::world::{self, World};
@@ -18,13 +23,13 @@ pub(crate) fn pack(args: &Pack) -> Result<u8> {
         (CodecName::Raw, None) => bail!("--codec raw stores images of one size: give it with --resize"),
     };
     let request = PackRequest {
-        import: ImportRequest {
+        source: PackSource::Import(ImportRequest {
             source: args.source.clone(),
             format: args.format.map(Into::into),
             ground_truth: args.ground_truth.clone(),
             class_names: args.class_names.clone(),
             root: args.root.clone(),
-        },
+        }),
         out: args.out.clone(),
         images,
         bad: match args.bad {
@@ -36,16 +41,48 @@ pub(crate) fn pack(args: &Pack) -> Result<u8> {
         threads: args.threads,
         force: args.force,
     };
-    let report = match world::find_on_host(&args.world, 1)? {
-        World::Threads(ranks) => Some(phalanx_train::pack::pack(&request, ranks, &tell)?),
+    run(&request, &args.world, args.json)
+}
+
+pub(crate) fn synth(args: &Synth) -> Result<u8> {
+    let codec = match args.codec {
+        SynthCodecName::Jpeg => SynthCodec::Jpeg(args.quality),
+        SynthCodecName::Raw => SynthCodec::Raw,
+    };
+    let [width, height] = args.size;
+    let config = SynthConfig {
+        classes: args.classes,
+        images: args.images,
+        val: args.val.unwrap_or(args.images.div_ceil(20)),
+        size: [height, width],
+        vary: args.vary.unwrap_or(if codec == SynthCodec::Raw { 0.0 } else { 0.1 }),
+        codec,
+        seed: args.seed,
+    };
+    let request = PackRequest {
+        source: PackSource::Synth(config),
+        out: args.out.clone(),
+        images: Images::Keep,
+        bad: BadImages::Fail,
+        check: false,
+        shard_bytes: args.shard_mb.saturating_mul(MB),
+        threads: args.threads,
+        force: args.force,
+    };
+    run(&request, &args.world, args.json)
+}
+
+fn run(request: &PackRequest, world: &WorldArgs, json: bool) -> Result<u8> {
+    let report = match world::find_on_host(world, 1)? {
+        World::Threads(ranks) => Some(phalanx_train::pack::pack(request, ranks, &tell)?),
         #[cfg(feature = "mpi")]
         World::Mpi(place) => world::run(&place, None, &crate::commands::say, |comm| {
-            phalanx_train::pack::pack_rank(&request, &*comm, &tell)
+            phalanx_train::pack::pack_rank(request, &*comm, &tell)
         })?,
     };
     match report {
         None => Ok(0),
-        Some(report) if args.json => print_json(&report),
+        Some(report) if json => print_json(&report),
         Some(report) => print_all(&report),
     }
 }
@@ -64,7 +101,7 @@ pub(crate) fn export(args: &Export) -> Result<u8> {
 }
 
 /// Warnings and progress, which are no part of the report.
-fn tell(text: &str) {
+pub(crate) fn tell(text: &str) {
     use std::io::Write;
     // A standard error that is closed is no reason to stop.
     let _ = writeln!(std::io::stderr(), "{text}");

@@ -27,9 +27,11 @@ mod pack;
 mod picture;
 mod plan;
 mod shards;
+mod shown;
 mod source;
 mod stage;
 mod stats;
+mod synth;
 mod threads;
 mod transform;
 mod views;
@@ -45,9 +47,11 @@ pub use loader::{
     BadRecords, BadSample, Cores, Loaded, Loader, LoaderStats, Mode, Threads, substitutes, too_many_bad,
 };
 pub use memory::{Column, Memory};
-pub use open::{Split, embedded_names, open};
+pub use open::{Split, embedded_names, open, shard_sets};
 pub use order::{Order, OrderKind, shard_positions, step_positions, steps_per_epoch};
-pub use pack::{BadImages, Images, PackRank, PackReport, PackRequest, Skipped, SplitReport, pack};
+pub use pack::{
+    BadImages, Images, PackRank, PackReport, PackRequest, PackSource, Skipped, SplitReport, pack,
+};
 pub use picture::{Limits, Picture, Place, Resample, decoder, shorter_side};
 pub use plan::{Plan, WorkItem};
 pub use shards::{
@@ -57,6 +61,7 @@ pub use shards::{
 pub use source::{Codec, FieldSpec, Record, RecordField, Role, Schema, Source};
 pub use stage::{Stage, Staged, StagedSet, Stager};
 pub use stats::{BlockStats, ChannelStats, STATS_BLOCK, block_stats, stats_blocks};
+pub use synth::{Synth, SynthCodec, SynthConfig};
 pub use transform::{
     Mix, Mixing, Output, Param, Pipeline, Pixels, Row, Signal, Transform, Value, delivered, rows,
 };

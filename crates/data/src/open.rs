@@ -20,6 +20,14 @@ impl Split {
             Split::Test => "test",
         }
     }
+
+    /// The folders in which its shard set may be.
+    const fn folders(self) -> &'static [&'static str] {
+        match self {
+            Split::Train => &["train"],
+            Split::Test => &["val", "test", "validation"],
+        }
+    }
 }
 
 /// The names of the sets that are part of the program.
@@ -72,13 +80,8 @@ fn shard_dir(dir: &Path, split: Split) -> Result<Option<PathBuf>> {
     if shards::looks_like(dir) {
         return Ok(Some(dir.to_owned()));
     }
-    let names = |split| -> &[&str] {
-        match split {
-            Split::Train => &["train"],
-            Split::Test => &["val", "test", "validation"],
-        }
-    };
-    let find = |split| names(split).iter().map(|name| dir.join(name)).find(|dir| shards::looks_like(dir));
+    let find =
+        |split: Split| split.folders().iter().map(|name| dir.join(name)).find(|dir| shards::looks_like(dir));
     if let Some(found) = find(split) {
         return Ok(Some(found));
     }
@@ -88,11 +91,27 @@ fn shard_dir(dir: &Path, split: Split) -> Result<Option<PathBuf>> {
                 "has a shard set in {} and none for the {} split, which would be in {}",
                 other.file_name().unwrap_or_default().to_string_lossy(),
                 split.name(),
-                names(split).join(", ")
+                split.folders().join(", ")
             );
             Err(Error::format(dir, problem))
         }
         None => Ok(None),
+    }
+}
+
+/// The shard sets in a directory, finished or not: itself, or those of its splits.
+///
+/// Fails with [`Error::Format`] when there are none.
+pub fn shard_sets(dir: &Path) -> Result<Vec<PathBuf>> {
+    if shards::looks_like(dir) {
+        return Ok(vec![dir.to_owned()]);
+    }
+    let splits = [Split::Train, Split::Test].into_iter().flat_map(|split| split.folders());
+    let found: Vec<PathBuf> =
+        splits.map(|name| dir.join(name)).filter(|dir| shards::looks_like(dir)).collect();
+    match found.is_empty() {
+        true => Err(Error::format(dir, "there is no shard set, and none in train, val, test or validation")),
+        false => Ok(found),
     }
 }
 

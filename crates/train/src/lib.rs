@@ -35,6 +35,7 @@ pub mod setup;
 mod share;
 mod snapshot;
 mod staging;
+pub mod stats;
 pub mod sums;
 pub mod task;
 mod tfevents;

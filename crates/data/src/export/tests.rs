@@ -5,12 +5,12 @@ use super::place::folder_names;
 use super::*;
 use crate::import::tests::{GREY_PNG, JPEG, files};
 use crate::import::{ImportRequest, import};
-use crate::pack::{BadImages, Images, PackRank, PackRequest, pack};
+use crate::pack::{BadImages, Images, PackRank, PackRequest, PackSource, pack};
 use crate::{Kind, Picture};
 
 fn packed(source: &Path, out: &Path) {
     let request = PackRequest {
-        import: ImportRequest { source: source.to_owned(), ..Default::default() },
+        source: PackSource::Import(ImportRequest { source: source.to_owned(), ..Default::default() }),
         out: out.to_owned(),
         images: Images::Keep,
         bad: BadImages::Fail,

@@ -18,6 +18,7 @@ mod webdataset;
 use std::path::{Path, PathBuf};
 
 pub use listing::{Import, Listing};
+pub(crate) use listing::{Layout, Listed, Part, Store};
 pub(crate) use read::Reader;
 use serde::Serialize;
 pub(crate) use set::splits_of;
@@ -40,6 +41,8 @@ pub enum Format {
     Cifar,
     /// A table with the columns `file` and `label`, and the files.
     Csv,
+    /// None: images are computed; see [`crate::Synth`].
+    Synth,
 }
 
 impl Format {
@@ -52,6 +55,7 @@ impl Format {
             Format::Set => "set",
             Format::Cifar => "cifar",
             Format::Csv => "csv",
+            Format::Synth => "synth",
         }
     }
 }
@@ -87,6 +91,9 @@ pub fn import(request: &ImportRequest) -> Result<Import> {
         Format::Set => set::import(request)?,
         Format::Cifar => cifar::import(request)?,
         Format::Csv => csv::import(request)?,
+        Format::Synth => {
+            return Err(Error::usage("--format", "synthetic sets have no source; see `phalanx data synth`"));
+        }
     };
     import.meta.insert("source_format".into(), format.name().into());
     for (split, listing) in &import.splits {

@@ -8,11 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Job, Skipped, shown};
 use crate::files::{TEMPORARY, write_whole};
-use crate::shards::{MANIFEST, SetInfo, ShardSet};
+use crate::shards::{MANIFEST, PACKING as STATE, SetInfo, ShardSet};
 use crate::{Error, Result};
 
-/// Says which set the shards of an unfinished folder are of.
-const STATE: &str = ".pack.json";
 /// The list of left-out samples in a finished set.
 pub(super) const SKIPPED: &str = "skipped.json";
 

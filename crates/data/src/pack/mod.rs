@@ -12,6 +12,7 @@ mod report;
 mod tests;
 mod work;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use folder::Folder;
@@ -22,6 +23,7 @@ use work::Work;
 
 use crate::import::{Import, ImportRequest, Listing, import};
 use crate::shards::{SetInfo, ShardSummary, finished_shard, seal};
+use crate::synth::{self, SynthConfig};
 use crate::{Error, FieldSpec, Result, picture};
 
 /// What becomes of images that cannot be read, and of files that a table names and that are not there.
@@ -33,11 +35,40 @@ pub enum BadImages {
     Skip,
 }
 
+/// Where samples come from.
+#[derive(Debug, Clone)]
+pub enum PackSource {
+    /// Files.
+    Import(ImportRequest),
+    /// They are computed.
+    Synth(SynthConfig),
+}
+
+impl PackSource {
+    fn list(&self) -> Result<Import> {
+        match self {
+            PackSource::Import(request) => import(request),
+            PackSource::Synth(config) => synth::import(config),
+        }
+    }
+
+    /// For people.
+    fn name(&self) -> String {
+        match self {
+            PackSource::Import(request) => {
+                let name = request.source.file_name().map(|n| n.to_string_lossy().into_owned());
+                name.unwrap_or_else(|| "source".into())
+            }
+            PackSource::Synth(config) => format!("synth {}", config.seed),
+        }
+    }
+}
+
 /// What is to be packed, and how.
 #[derive(Debug, Clone)]
 pub struct PackRequest {
-    /// The source.
-    pub import: ImportRequest,
+    /// Where it comes from.
+    pub source: PackSource,
     /// The folder to write to: a set, or `train` and `val` where the source has two splits.
     pub out: PathBuf,
     /// How images are stored.
@@ -116,10 +147,9 @@ fn plan(request: &PackRequest) -> Result<Vec<Job>> {
     if request.shard_bytes == 0 {
         return Err(Error::usage("--shard-mb", "must be above 0"));
     }
-    let Import { splits, meta, .. } = import(&request.import)?;
+    let Import { splits, meta: of_source, .. } = request.source.list()?;
     let several = splits.len() > 1 || splits.iter().any(|(split, _)| split.is_some());
-    let source = request.import.source.file_name().map(|n| n.to_string_lossy().into_owned());
-    let source = source.unwrap_or_else(|| "source".into());
+    let source = request.source.name();
     let mut jobs = Vec::new();
     for (split, listing) in splits {
         if request.bad == BadImages::Fail
@@ -133,7 +163,7 @@ fn plan(request: &PackRequest) -> Result<Vec<Job>> {
             );
             return Err(Error::format(&listing.path, problem));
         }
-        let mut meta = meta.clone();
+        let mut meta = of_source.clone();
         meta.insert("source".into(), source.clone());
         describe(request.images, &mut meta);
         let name = split.map_or_else(|| source.clone(), |split| format!("{source} ({split})"));
@@ -143,7 +173,7 @@ fn plan(request: &PackRequest) -> Result<Vec<Job>> {
             _ => listing.bytes(),
         };
         let plan = PackPlan::new(listing.len(), bytes, request.shard_bytes);
-        meta.insert("plan".into(), hash(request, &listing, &plan));
+        meta.insert("plan".into(), hash(request, &listing, &of_source, &plan));
         let info = SetInfo { name, fields, classes: listing.classes.clone(), meta };
         let dir = if several { request.out.join(split.unwrap_or("all")) } else { request.out.clone() };
         let folder = Folder::new(dir, &info);
@@ -153,7 +183,7 @@ fn plan(request: &PackRequest) -> Result<Vec<Job>> {
 }
 
 /// What the options add to a set's description.
-fn describe(images: Images, meta: &mut std::collections::BTreeMap<String, String>) {
+fn describe(images: Images, meta: &mut BTreeMap<String, String>) {
     match images {
         Images::Keep => {}
         Images::Resize { short, quality } => {
@@ -176,13 +206,19 @@ fn fields(images: Images, listing: &Listing) -> Result<Vec<FieldSpec>> {
     Ok(fields)
 }
 
-/// What must be equal for shards to belong to one set: the names, labels and sizes of the samples, and the options.
-fn hash(request: &PackRequest, listing: &Listing, plan: &PackPlan) -> String {
+/// What must be equal for shards to belong to one set: the names, labels and sizes of the samples, what else is known
+/// of their source, and the options.
+fn hash(
+    request: &PackRequest,
+    listing: &Listing,
+    of_source: &BTreeMap<String, String>,
+    plan: &PackPlan,
+) -> String {
     let mut hash = blake3::Hasher::new();
     let options = (request.images, request.bad, request.check, plan.shards());
     // Another decoder may give other bits.
     let decoder = if request.images == Images::Keep { String::new() } else { picture::decoder() };
-    hash.update(format!("pack 1 {options:?} {decoder} ").as_bytes());
+    hash.update(format!("pack 1 {options:?} {of_source:?} {decoder} ").as_bytes());
     listing.hash_into(&mut hash);
     hash.finalize().to_hex().to_string()
 }

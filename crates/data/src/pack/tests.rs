@@ -29,7 +29,7 @@ fn source() -> tempfile::TempDir {
 /// Packs into about seven shards.
 fn request(source: &Path, out: &Path) -> PackRequest {
     PackRequest {
-        import: ImportRequest { source: source.to_owned(), ..Default::default() },
+        source: PackSource::Import(ImportRequest { source: source.to_owned(), ..Default::default() }),
         out: out.to_owned(),
         images: Images::Keep,
         bad: BadImages::Fail,

@@ -91,8 +91,6 @@ pub(crate) fn luma(&[r, g, b]: &[u8; 3]) -> u8 {
 
 /// Whether a file is a JPEG or a PNG image; else what is wrong with it.
 fn kind(bytes: &[u8]) -> std::result::Result<Codec, String> {
-    const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
-    const JPEG: &[u8] = b"\xff\xd8\xff";
     match bytes {
         b if b.starts_with(PNG) => Ok(Codec::Png),
         b if b.starts_with(JPEG) => Ok(Codec::Jpeg),

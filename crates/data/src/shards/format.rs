@@ -31,6 +31,8 @@ pub(crate) const MANIFEST: &str = "dataset.rkyv";
 pub(super) const FOR_PEOPLE: &str = "dataset.json";
 /// The name of the list of records to leave out.
 pub(super) const QUARANTINE: &str = "quarantine.json";
+/// Is there while a set is being packed.
+pub(crate) const PACKING: &str = ".pack.json";
 
 pub(crate) fn data_path(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("shard-{number:05}.dat"))

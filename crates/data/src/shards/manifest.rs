@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::format::{
-    self, Content, FOR_PEOPLE, FieldRow, Flaw, InfoRow, MANIFEST, MOST_SHARDS, Manifest, data_path,
+    self, Content, FOR_PEOPLE, FieldRow, Flaw, InfoRow, MANIFEST, MOST_SHARDS, Manifest, PACKING, data_path,
     index_path,
 };
 use super::layout::{Layout, bounded};
@@ -17,7 +17,7 @@ use crate::{Error, FieldSpec, Result};
 
 /// Whether a directory holds a shard set, or the beginnings of one.
 pub(crate) fn looks_like(dir: &Path) -> bool {
-    [MANIFEST, FOR_PEOPLE].iter().any(|name| dir.join(name).exists())
+    [MANIFEST, FOR_PEOPLE, PACKING].iter().any(|name| dir.join(name).exists())
         || [data_path(dir, 0), index_path(dir, 0)].iter().any(|path| path.exists())
 }
 

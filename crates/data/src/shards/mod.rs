@@ -21,7 +21,7 @@ mod writer;
 
 use std::collections::BTreeMap;
 
-pub(crate) use format::MANIFEST;
+pub(crate) use format::{MANIFEST, PACKING};
 pub(crate) use format::data_path;
 pub(crate) use manifest::looks_like;
 pub use manifest::{finished_shard, seal};
