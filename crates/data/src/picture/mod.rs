@@ -32,6 +32,10 @@ const MOST: usize = 1 << 27;
 /// The longest side.
 const LONGEST: usize = 1 << 20;
 
+/// What files begin with.
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
+const JPEG: &[u8] = b"\xff\xd8\xff";
+
 /// An image of bytes: grey, or red, green and blue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
