@@ -65,7 +65,7 @@ pub(crate) fn synth(args: &Synth) -> Result<u8> {
         images: Images::Keep,
         bad: BadImages::Fail,
         check: false,
-        shard_bytes: args.shard_mb.saturating_mul(MB),
+        shard_bytes: (args.shard_mb * MB) as u64,
         threads: args.threads,
         force: args.force,
     };
