@@ -286,7 +286,8 @@ fn nothing_large_is_allocated_once_the_window_has_been_full() {
 fn transforms_that_do_not_fit_are_refused_at_the_start() {
     let two = Transform::new("normalise", &[("mean", Value::List(vec![0.5, 0.5]))]).unwrap();
     for threads in [0, 2] {
-        let config = LoaderConfig { threads, transforms: vec![two.clone()], prefetch: 1, ..LoaderConfig::default() };
+        let config =
+            LoaderConfig { threads, transforms: vec![two.clone()], prefetch: 1, ..LoaderConfig::default() };
         let error = Loader::new(set(), &config, Mode::Eval, plan(), &Pool::new()).unwrap_err();
         assert_eq!(error.kind(), Kind::Usage);
     }

@@ -12,10 +12,10 @@ use std::fs;
 use std::io::Cursor;
 use std::path::Path;
 
-use png::{BitDepth, ColorType, Transformations};
-pub use files::{Limits, decoder};
 pub(crate) use files::Files;
+pub use files::{Limits, decoder};
 pub(crate) use frame::{Area, Frame, Framer};
+use png::{BitDepth, ColorType, Transformations};
 pub(crate) use resize::bilinear;
 pub use resize::{Place, Resample, shorter_side};
 use zune_jpeg::JpegDecoder;
@@ -154,7 +154,8 @@ fn jpeg(bytes: &[u8]) -> std::result::Result<Picture, String> {
     let mut decoder = jpeg::Decoder::default();
     if let Some([height, width, channels]) = decoder.open(bytes).map_err(files::opening)? {
         check_size(height, width)?;
-        let pixels = decoder.decode(1, [0, 0, height, width]).map_err(damaged_jpeg)?.to_vec();
+        let pixels = decoder.decode(1, [0, 0, height, width]).map_err(damaged_jpeg)?;
+        let pixels = pixels[..height * width * channels].to_vec();
         return checked(Picture { height, width, channels, pixels });
     }
     let (mut decoder, [height, width], channels) = general(bytes)?;

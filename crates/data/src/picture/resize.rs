@@ -168,7 +168,9 @@ pub trait Resample: Copy + Default {
             taps
         });
         let convert = |taps: &Taps| -> Vec<(usize, Vec<Self::Weight>)> {
-            taps.iter().map(|(first, weights)| (first, weights.iter().map(|&w| Self::weight(w)).collect())).collect()
+            taps.iter()
+                .map(|(first, weights)| (first, weights.iter().map(|&w| Self::weight(w)).collect()))
+                .collect()
         };
         // Only the input rows that some output row needs.
         let Range { start: first, end: last } = rows.range();

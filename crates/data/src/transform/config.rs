@@ -65,7 +65,9 @@ impl<'de> Deserialize<'de> for Transform {
         let field = match given.remove("field") {
             None => None,
             Some(Given(Err(field))) => Some(field),
-            Some(_) => return Err(de::Error::custom(format!("transform {name}, field: must be a field's name"))),
+            Some(_) => {
+                return Err(de::Error::custom(format!("transform {name}, field: must be a field's name")));
+            }
         };
         let mut params = Vec::with_capacity(given.len());
         for (key, Given(value)) in &given {

@@ -94,7 +94,8 @@ impl Geometry {
             Geometry::Crop { size, random } => {
                 let take = [0, 1].map(|axis| size[axis].min(frame.place.take[axis]));
                 let from = match random {
-                    true => [0, 1].map(|axis| stream.below((frame.place.take[axis] - take[axis] + 1) as u64) as usize),
+                    true => [0, 1]
+                        .map(|axis| stream.below((frame.place.take[axis] - take[axis] + 1) as u64) as usize),
                     false => Place::middle_of(frame.place.take, take).from,
                 };
                 frame.place.from = from;
@@ -147,7 +148,8 @@ impl Geometry {
             if frame.antialias {
                 let [top, left, tall, wide] = piece;
                 let rows = pixels.chunks_exact(*w * *c).skip(top).take(tall);
-                let cut: Vec<f32> = rows.flat_map(|row| &row[left * *c..(left + wide) * *c]).copied().collect();
+                let cut: Vec<f32> =
+                    rows.flat_map(|row| &row[left * *c..(left + wide) * *c]).copied().collect();
                 *scratch = f32::resize(&cut, [tall, wide, *c], place);
             } else {
                 bilinear(pixels, [*h, *w, *c], piece, place, scratch);

@@ -43,7 +43,8 @@ impl Mixing {
     /// Fails on a row that is there twice.
     pub fn of(transforms: &[Transform], size: [usize; 2]) -> Result<Option<Self>> {
         let row = |name: &str| {
-            let mut rows = transforms.iter().filter(|t| matches!(t.row.make, Make::Batch) && t.row.name == name);
+            let mut rows =
+                transforms.iter().filter(|t| matches!(t.row.make, Make::Batch) && t.row.name == name);
             let row = rows.next().map(|t| [at(&t.values, 0), at(&t.values, 1)]);
             match rows.next() {
                 Some(_) => Err(Error::usage("loader.transforms", format!("`{name}` is there twice"))),
@@ -75,7 +76,13 @@ impl Mixing {
 
     fn one(&self, stream: &mut Stream) -> (f32, [u32; 4]) {
         let ([alpha, p], cut) = match (self.mixup, self.cutmix) {
-            (Some(mixup), Some(cutmix)) => if stream.below(2) == 0 { (mixup, false) } else { (cutmix, true) },
+            (Some(mixup), Some(cutmix)) => {
+                if stream.below(2) == 0 {
+                    (mixup, false)
+                } else {
+                    (cutmix, true)
+                }
+            }
             (Some(mixup), None) => (mixup, false),
             (None, Some(cutmix)) => (cutmix, true),
             (None, None) => return (1.0, [0; 4]),
@@ -91,7 +98,8 @@ impl Mixing {
         // "CutMix", 2019, section 3.1).
         let side = (1.0 - lambda).sqrt();
         let [(top, tall), (left, wide)] = self.size.map(|length| {
-            let (half, centre) = ((length as f64 * side) as usize / 2, stream.below(length.max(1) as u64) as usize);
+            let (half, centre) =
+                ((length as f64 * side) as usize / 2, stream.below(length.max(1) as u64) as usize);
             let (from, to) = (centre.saturating_sub(half), (centre + half).min(length));
             (from, to - from)
         });
@@ -176,7 +184,10 @@ mod tests {
             let mean = draws.iter().sum::<f64>() / 20_000.0;
             let variance = draws.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 20_000.0;
             let wanted = 1.0 / (4.0 * (2.0 * alpha + 1.0));
-            assert!((mean - 0.5).abs() < 0.012 && (variance / wanted - 1.0).abs() < 0.05, "{alpha}: {mean} {variance}");
+            assert!(
+                (mean - 0.5).abs() < 0.012 && (variance / wanted - 1.0).abs() < 0.05,
+                "{alpha}: {mean} {variance}"
+            );
         }
     }
 

@@ -225,7 +225,10 @@ pub(super) const ROWS: &[Row] = &[
         help: "mixes each image and its target with another's of its batch (Zhang et al., 2017)",
         random: true,
         params: &[
-            Param { min: 1e-3, ..number("alpha", 0.2, 100.0, false, "both parameters of the beta distribution") },
+            Param {
+                min: 1e-3,
+                ..number("alpha", 0.2, 100.0, false, "both parameters of the beta distribution")
+            },
             often(1.0),
         ],
         make: Make::Batch,
@@ -235,7 +238,10 @@ pub(super) const ROWS: &[Row] = &[
         help: "puts a rectangle of another image of the batch into each, and mixes the targets (Yun et al., 2019)",
         random: true,
         params: &[
-            Param { min: 1e-3, ..number("alpha", 1.0, 100.0, false, "both parameters of the beta distribution") },
+            Param {
+                min: 1e-3,
+                ..number("alpha", 1.0, 100.0, false, "both parameters of the beta distribution")
+            },
             often(1.0),
         ],
         make: Make::Batch,

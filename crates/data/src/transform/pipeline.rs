@@ -131,7 +131,9 @@ impl Pipeline {
             size = geometry.map_or(size, |g| g.size(size));
             match geometry {
                 _ if spec.dtype != DType::U8 => floats.push((i, step)),
-                Some(g) if moves.is_empty() && floats.is_empty() && g.follows(&looks) => looks.push((i, g.clone())),
+                Some(g) if moves.is_empty() && floats.is_empty() && g.follows(&looks) => {
+                    looks.push((i, g.clone()))
+                }
                 _ if floats.is_empty() && step.on_bytes() => moves.push((i, step)),
                 _ => floats.push((i, step)),
             }
@@ -287,8 +289,7 @@ impl Pipeline {
             let [top, left, tall, wide] = self.framer.plan(&frame, &Area::of(&frame, 1, size));
             let stride = size[1] * channels;
             let first = (top * size[1] + left) * channels;
-            let count = tall.saturating_sub(1) * stride + wide * channels;
-            self.framer.run(&frame, &field.bytes[first..][..count], (wide, stride, channels), out);
+            self.framer.run(&frame, &field.bytes[first..], ([tall, wide], stride, channels), out);
             return Ok(());
         }
         let shrink = if self.shrinks { frame.shrink() } else { 1 };
@@ -296,7 +297,7 @@ impl Pipeline {
         let window = self.framer.plan(&frame, &Area::of(&frame, shrink, size));
         let decoded = self.files.decode(&field.bytes, channels, shrink, window);
         let (pixels, stride) = decoded.map_err(|e| Error::field(&self.spec.name, e))?;
-        self.framer.run(&frame, pixels, (window[3], stride, channels), out);
+        self.framer.run(&frame, pixels, ([window[2], window[3]], stride, channels), out);
         Ok(())
     }
 
@@ -430,11 +431,13 @@ impl Signal {
             Some(rows) if !training => rows,
             _ => &config.transforms,
         };
-        let fits = spec.role == Role::Array && spec.dtype == DType::F32 && (1..=2).contains(&spec.shape.len());
+        let fits =
+            spec.role == Role::Array && spec.dtype == DType::F32 && (1..=2).contains(&spec.shape.len());
         if !fits {
             return match rows.iter().find(|t| spec.role != Role::Image && t.field() == Some(&*spec.name)) {
                 Some(t) => {
-                    let problem = format!("field {:?} is neither an image nor a signal [T, C] of f32", spec.name);
+                    let problem =
+                        format!("field {:?} is neither an image nor a signal [T, C] of f32", spec.name);
                     Err(Error::usage(format!("transform {}", t.row.name), problem))
                 }
                 None => Ok(None),

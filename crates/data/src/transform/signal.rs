@@ -50,7 +50,9 @@ impl Step for PitchShift {
                 true => pixels[at as usize * width + k],
                 false => 0.0,
             };
-            scratch.extend((0..width).map(|k| value(before, k) * (1.0 - after) + value(before + 1.0, k) * after));
+            scratch.extend(
+                (0..width).map(|k| value(before, k) * (1.0 - after) + value(before + 1.0, k) * after),
+            );
         }
         std::mem::swap(&mut image.pixels, &mut image.scratch);
     }
