@@ -1,5 +1,7 @@
 //! The command line.
 
+pub(crate) mod pack;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -303,6 +305,10 @@ pub(crate) enum Data {
         #[arg(long, value_name = "DIR")]
         from: Option<PathBuf>,
     },
+    /// Turn a data set into sets of shards, which train = "OUT" then names
+    Pack(pack::Pack),
+    /// Write a set as files that other programs read
+    Export(pack::Export),
 }
 
 #[derive(Debug, Subcommand)]

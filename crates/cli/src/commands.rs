@@ -33,8 +33,11 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let data = error.chain().find_map(|e| e.downcast_ref::<phalanx_data::Error>());
     match (train, data) {
         (Some(e), _) => e.exit_code(),
-        (None, Some(e)) if e.kind() == phalanx_data::Kind::Data => 3,
-        (None, Some(_)) => 2,
+        (None, Some(e)) => match e.kind() {
+            phalanx_data::Kind::Usage => 2,
+            phalanx_data::Kind::Data => 3,
+            phalanx_data::Kind::System => 1,
+        },
         (None, None) => 2,
     }
 }
@@ -51,6 +54,8 @@ pub(crate) fn run(args: Args) -> Result<u8> {
             print(&report.to_string());
             Ok(0)
         }
+        Command::Data(Data::Pack(args)) => crate::packing::pack(&args),
+        Command::Data(Data::Export(args)) => crate::packing::export(&args),
         Command::Ledger(LedgerCommand::Verify { run, json }) => {
             let proof = ledger::verify(&run)?;
             if json {
@@ -85,7 +90,7 @@ pub(crate) fn run(args: Args) -> Result<u8> {
 
 /// Prints the failure of a command that has no run directory.
 #[cfg(feature = "mpi")]
-fn say(_: phalanx_train::AbortKind, text: &str) {
+pub(crate) fn say(_: phalanx_train::AbortKind, text: &str) {
     crate::report(text);
 }
 
@@ -233,6 +238,7 @@ fn world_of(command: &Command) -> Option<&WorldArgs> {
         Command::Evaluate(args) => Some(&args.world),
         Command::Bench(Bench::Step(args)) => Some(&args.world),
         Command::Bench(Bench::Allreduce { world, .. }) => Some(world),
+        Command::Data(Data::Pack(args)) => Some(&args.world),
         _ => None,
     }
 }
@@ -243,7 +249,7 @@ fn run_launch(args: Launch) -> Result<u8> {
     let inner = Args::try_parse_from(words).unwrap_or_else(|e| e.exit());
     let Some(world) = world_of(&inner.command) else {
         bail!(
-            "{}: it has no ranks to start; train, evaluate, bench step and bench allreduce have",
+            "{}: it has no ranks to start; train, evaluate, data pack, bench step and bench allreduce have",
             args.command.join(" ")
         );
     };
@@ -382,12 +388,12 @@ fn show(common: &BenchCommon, report: &impl serde::Serialize, text: &str) -> Res
     Ok(0)
 }
 
-fn print_json(value: &impl serde::Serialize) -> Result<u8> {
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<u8> {
     print(&serde_json::to_string(value)?);
     Ok(0)
 }
 
-fn print_all(what: &impl std::fmt::Display) -> Result<u8> {
+pub(crate) fn print_all(what: &impl std::fmt::Display) -> Result<u8> {
     print(what.to_string().trim_end());
     Ok(0)
 }

@@ -3,6 +3,7 @@
 
 mod args;
 mod commands;
+mod packing;
 mod world;
 
 use std::process::ExitCode;

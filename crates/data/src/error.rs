@@ -7,6 +7,8 @@ pub enum Kind {
     Usage,
     /// The data are missing, damaged or unreadable: exit code 3.
     Data,
+    /// The system cannot do what is asked of it, as on a full disk: exit code 1.
+    System,
 }
 
 /// What can go wrong with data sets, transforms and the loader.
@@ -36,6 +38,14 @@ pub enum Error {
         /// The file, or the place an embedded set stands for.
         path: PathBuf,
         /// What was found, where, and what was expected.
+        problem: String,
+    },
+    /// A shard set whose writing did not come to its end, or of which a part is gone.
+    #[error("{} is incomplete: {problem}", path.display())]
+    Incomplete {
+        /// The set's directory.
+        path: PathBuf,
+        /// What is not there.
         problem: String,
     },
     /// A label outside the classes of its set.
@@ -121,6 +131,8 @@ impl Error {
         match self {
             Error::UnknownSet { .. } | Error::Usage { .. } => Kind::Usage,
             Error::Sample { cause, .. } => cause.kind(),
+            // What cannot be read is missing or damaged; what cannot be written is no fault of the data.
+            Error::Io { doing, .. } if *doing != "read" => Kind::System,
             _ => Kind::Data,
         }
     }
@@ -131,6 +143,10 @@ impl Error {
 
     pub(crate) fn format(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
         Error::Format { path: path.into(), problem: problem.into() }
+    }
+
+    pub(crate) fn incomplete(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
+        Error::Incomplete { path: path.into(), problem: problem.into() }
     }
 
     pub(crate) fn field(field: &str, problem: impl Into<String>) -> Self {

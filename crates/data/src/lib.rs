@@ -5,7 +5,7 @@
 //! number of ranks, threads and restarts is no input of either, so a run that is killed, resized and
 //! started again sees every sample exactly once and in the same place.
 //!
-//! Around it: [`Source`] gives raw records (in memory today, shard sets on disk later), the
+//! Around it: [`Source`] gives raw records (from memory, or from a [`ShardSet`] on disk), the
 //! [`Transform`] table turns images into what a model eats, and [`Loader`] does both on its own threads
 //! and delivers in the plan's order. Nothing here knows tensors or ranks.
 
@@ -13,30 +13,51 @@ mod batch;
 mod config;
 mod embedded;
 mod error;
+mod export;
 mod fetch;
+mod files;
 mod idx;
+mod import;
+mod inspect;
 mod loader;
 mod memory;
 mod open;
 mod order;
+mod pack;
 mod picture;
 mod plan;
+mod shards;
 mod source;
+mod stage;
+mod stats;
+mod threads;
 mod transform;
 mod views;
 
 pub use batch::{Batch, Field, Normalise};
 pub use config::{DataConfig, LoaderConfig};
 pub use error::{Error, Kind, Result};
+pub use export::{ExportFormat, ExportReport, ExportRequest, ExportedSplit, export};
 pub use fetch::{FetchedFile, Report, fetch, fetchable};
-pub use loader::{Loaded, Loader, Mode};
+pub use import::{Format, Import, ImportRequest, Listing, import};
+pub use inspect::{ClassCount, InspectReport, SizeCount, Sizes, Spread, contact_sheet, inspect};
+pub use loader::{
+    BadRecords, BadSample, Cores, Loaded, Loader, LoaderStats, Mode, Threads, substitutes, too_many_bad,
+};
 pub use memory::{Column, Memory};
 pub use open::{Split, embedded_names, open};
-pub use order::{Order, shard_positions, step_positions, steps_per_epoch};
+pub use order::{Order, OrderKind, shard_positions, step_positions, steps_per_epoch};
+pub use pack::{BadImages, Images, PackRank, PackReport, PackRequest, Skipped, SplitReport, pack};
 pub use picture::{Limits, Picture, Place, Resample, decoder, shorter_side};
 pub use plan::{Plan, WorkItem};
+pub use shards::{
+    BadFile, BadRecord, Repaired, Sample, SampleField, SetInfo, ShardEntry, ShardSet, ShardSummary,
+    ShardWriter, VerifyReport, finished_shard, repair, seal, verify,
+};
 pub use source::{Codec, FieldSpec, Record, RecordField, Role, Schema, Source};
+pub use stage::{Stage, Staged, StagedSet, Stager};
+pub use stats::{BlockStats, ChannelStats, STATS_BLOCK, block_stats, stats_blocks};
 pub use transform::{
     Mix, Mixing, Output, Param, Pipeline, Pixels, Row, Signal, Transform, Value, delivered, rows,
 };
-pub use views::{Subset, split_validation};
+pub use views::{Balance, Subset, balanced, few_shots, split_validation};

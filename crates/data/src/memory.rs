@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use phalanx_host::{DType, Element};
+use phalanx_host::Element;
 
 use crate::{Error, FieldSpec, Record, Result, Role, Schema, Source};
 
@@ -97,7 +97,10 @@ impl Memory {
             if columns[..i].iter().any(|other| other.spec.name == *field) {
                 return Err(Error::field(field, "is there twice"));
             }
-            check_spec(&c.spec)?;
+            c.spec.check()?;
+            if c.spec.role == Role::Image && c.spec.variable {
+                return Err(Error::field(field, "images in memory are of one size"));
+            }
         }
         let label = columns.iter().position(|c| c.spec.role == Role::Label);
         let schema = Schema { fields: columns.iter().map(|c| c.spec.clone()).collect(), classes };
@@ -146,27 +149,6 @@ impl Memory {
     }
 }
 
-/// Whether a field's parts agree with its role.
-fn check_spec(spec: &FieldSpec) -> Result<()> {
-    let fits = match spec.role {
-        Role::Image => {
-            spec.shape.len() == 3
-                && !spec.variable
-                && matches!(spec.dtype, DType::U8 | DType::F32)
-                && spec.max > 0.0
-        }
-        Role::Label => spec.shape.is_empty() && spec.dtype == DType::I64,
-        Role::Array => !(spec.variable && spec.shape.is_empty()),
-    };
-    if fits {
-        return Ok(());
-    }
-    Err(Error::field(
-        &spec.name,
-        format!("a {} of shape {:?} cannot be an {:?} field", spec.dtype, spec.shape, spec.role),
-    ))
-}
-
 impl Source for Memory {
     fn name(&self) -> &str {
         &self.name
@@ -201,6 +183,8 @@ impl Source for Memory {
 
 #[cfg(test)]
 mod tests {
+    use phalanx_host::DType;
+
     use super::*;
 
     fn classes(n: usize) -> Vec<String> {

@@ -355,7 +355,7 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
                 // The forward pass alone: nobody waits for what comes out.
                 let cx = engine.inference();
                 for batch in &batches {
-                    layers.forward(&cx, &cx.enter(batch.field("image")?)?)?;
+                    layers.forward(&cx, &batch.input("image", &cx)?)?;
                 }
             }
             number += 1;

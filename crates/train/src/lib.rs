@@ -6,7 +6,9 @@
 //! it again: the same bits, every sample exactly once.
 
 mod audit;
+pub mod bad;
 pub mod bench;
+pub mod bound;
 pub mod buckets;
 pub mod checkpoint;
 pub mod config;
@@ -19,6 +21,7 @@ pub mod ledger;
 pub mod machine;
 mod memory;
 pub mod model;
+pub mod pack;
 pub mod predict;
 #[cfg(feature = "mpi")]
 pub mod process;
@@ -31,6 +34,7 @@ mod scaler;
 pub mod setup;
 mod share;
 mod snapshot;
+mod staging;
 pub mod sums;
 pub mod task;
 mod tfevents;

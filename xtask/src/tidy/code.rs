@@ -16,6 +16,8 @@ const ROOMS: &[&str] = &[
     "crates/host/src/pool.rs",
     // Pieces of a slice, each for one task.
     "crates/host/src/workers.rs",
+    // Index files, mapped.
+    "crates/data/src/shards/map.rs",
     // CPU kernels in SIMD intrinsics.
     "crates/host/src/simd/**",
     "crates/host/src/gemm/**",

@@ -64,7 +64,7 @@ mod tests {
         let hash = Sha256::new().chain_update(&labels).chain_update(&images).finalize();
         // As printed by make_digits.py from scikit-learn's arrays.
         let expected = "e1d88a0854e29e01d16358d2cd026aa8fc20dfc4cdb3fce004300857ea82aa70";
-        assert_eq!(crate::fetch::hex(&hash), expected);
+        assert_eq!(crate::files::hex(&hash), expected);
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Verified, atomic writing.
 
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use super::Wanted;
+use crate::files::{Temporary, hex};
 use crate::{Error, Result, idx};
 
 /// Who is to blame when a file could not be put in place.
@@ -15,11 +15,6 @@ pub(super) enum Failure {
     Origin(String),
     /// The directory it should go to: no other origin would help.
     Here(Error),
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Feeds a reader's content to `sink` and compares size and digest with what is wanted.
@@ -66,53 +61,8 @@ pub(super) fn install(
     dir: &Path,
 ) -> std::result::Result<PathBuf, Failure> {
     let path = dir.join(wanted.stem);
-    let mut out = Temporary::create(&path).map_err(Failure::Here)?;
+    let mut out = Temporary::unique(&path).map_err(Failure::Here)?;
     verified(input, wanted, |bytes| out.write(bytes))?;
     out.rename_to(&path).map_err(Failure::Here)?;
     Ok(path)
-}
-
-/// Writes a small file whole or not at all.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut out = Temporary::create(path)?;
-    out.write(bytes)?;
-    out.rename_to(path)
-}
-
-/// A file under a temporary name, removed unless it is renamed.
-struct Temporary {
-    file: File,
-    path: PathBuf,
-}
-
-impl Temporary {
-    /// In the directory of `target`, with this process's id in its name.
-    fn create(target: &Path) -> Result<Self> {
-        let mut name = target.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let path = target.with_file_name(name);
-        let file = File::create(&path).map_err(Error::io("create", &path))?;
-        Ok(Temporary { file, path })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(Error::io("write", &self.path))
-    }
-
-    /// Syncs, renames, and syncs the directory, so that a crash leaves the old state or the new one.
-    fn rename_to(self, target: &Path) -> Result<()> {
-        self.file.sync_all().map_err(Error::io("sync", &self.path))?;
-        std::fs::rename(&self.path, target).map_err(Error::io("rename a temporary file to", target))?;
-        let dir = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // Some file systems cannot sync a directory; the file itself is safe by now.
-        let _ = File::open(dir).and_then(|d| d.sync_all());
-        Ok(())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // Gone already after a rename.
-        let _ = std::fs::remove_file(&self.path);
-    }
 }

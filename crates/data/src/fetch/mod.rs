@@ -13,13 +13,11 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use install::{Failure, install, intact, write_whole};
+use install::{Failure, install, intact};
 use origin::Origin;
 
+use crate::files::write_whole;
 use crate::{Error, Result, idx};
-
-#[cfg(test)]
-pub(crate) use install::hex;
 
 /// One file that [`fetch`] left in place.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::files::hex;
 use crate::{Kind, Split};
 
 const STEMS: [&str; 4] = [

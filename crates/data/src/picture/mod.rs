@@ -1,8 +1,10 @@
 //! Image files: JPEG and PNG into pixels, in pure Rust.
 
+mod encode;
 mod files;
 mod frame;
 mod jpeg;
+mod probe;
 mod resize;
 mod simd;
 #[cfg(test)]
@@ -16,6 +18,7 @@ pub(crate) use files::Files;
 pub use files::{Limits, decoder};
 pub(crate) use frame::{Area, Frame, Framer};
 use png::{BitDepth, ColorType, Transformations};
+pub(crate) use probe::probe;
 pub(crate) use resize::bilinear;
 pub use resize::{Place, Resample, shorter_side};
 use zune_jpeg::JpegDecoder;

@@ -186,6 +186,15 @@ impl Pipeline {
         self.normalise.as_ref()
     }
 
+    /// Whether raw images are delivered as they are stored: there is nothing to do but to put them in their place.
+    pub(crate) fn only_copies(&self) -> bool {
+        self.normalise.is_some()
+            && self.looks.is_empty()
+            && self.moves.is_empty()
+            && !self.spec.variable
+            && self.output[..] == self.spec.shape[..]
+    }
+
     /// Takes one image from its record to `out`, which has the size of [`Pipeline::output_shape`] and the type of
     /// [`Pipeline::pixels`]. `key` names the sample's random stream in this epoch; `None` in evaluation.
     ///

@@ -1,0 +1,71 @@
+//! `phalanx data pack` and `phalanx data export`.
+
+use anyhow::{Result, bail};
+use phalanx_data::{BadImages, ExportFormat, ExportRequest, Images, ImportRequest, PackRequest};
+
+use crate::args::pack::{BadName, CodecName, Export, ExportName, Pack};
+use crate::commands::{print_all, print_json};
+use crate::world::{self, World};
+
+/// Bytes of a megabyte as the options count them.
+const MB: f64 = 1e6;
+
+pub(crate) fn pack(args: &Pack) -> Result<u8> {
+    let images = match (args.codec, args.resize) {
+        (CodecName::Keep, None) => Images::Keep,
+        (CodecName::Keep, Some(short)) => Images::Resize { short, quality: args.quality },
+        (CodecName::Raw, Some(side)) => Images::Raw { side },
+        (CodecName::Raw, None) => bail!("--codec raw stores images of one size: give it with --resize"),
+    };
+    let request = PackRequest {
+        import: ImportRequest {
+            source: args.source.clone(),
+            format: args.format.map(Into::into),
+            ground_truth: args.ground_truth.clone(),
+            class_names: args.class_names.clone(),
+            root: args.root.clone(),
+        },
+        out: args.out.clone(),
+        images,
+        bad: match args.bad {
+            BadName::Fail => BadImages::Fail,
+            BadName::Skip => BadImages::Skip,
+        },
+        check: args.check,
+        shard_bytes: (args.shard_mb * MB) as u64,
+        threads: args.threads,
+        force: args.force,
+    };
+    let report = match world::find_on_host(&args.world, 1)? {
+        World::Threads(ranks) => Some(phalanx_train::pack::pack(&request, ranks, &tell)?),
+        #[cfg(feature = "mpi")]
+        World::Mpi(place) => world::run(&place, None, &crate::commands::say, |comm| {
+            phalanx_train::pack::pack_rank(&request, &*comm, &tell)
+        })?,
+    };
+    match report {
+        None => Ok(0),
+        Some(report) if args.json => print_json(&report),
+        Some(report) => print_all(&report),
+    }
+}
+
+pub(crate) fn export(args: &Export) -> Result<u8> {
+    let report = phalanx_data::export(&ExportRequest {
+        set: args.set.clone(),
+        out: args.out.clone(),
+        format: match args.format {
+            ExportName::Webdataset => ExportFormat::Webdataset,
+            ExportName::Folder => ExportFormat::Folder,
+        },
+        tar_bytes: (args.shard_mb * MB) as u64,
+    })?;
+    if args.json { print_json(&report) } else { print_all(&report) }
+}
+
+/// Warnings and progress, which are no part of the report.
+fn tell(text: &str) {
+    use std::io::Write;
+    // A standard error that is closed is no reason to stop.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

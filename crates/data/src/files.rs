@@ -1,0 +1,70 @@
+//! Files that are there whole or not at all.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Writes a small file whole or not at all.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut out = Temporary::unique(path)?;
+    out.write(bytes)?;
+    out.rename_to(path)
+}
+
+/// A file under a temporary name, removed unless it is renamed.
+#[derive(Debug)]
+pub(crate) struct Temporary {
+    file: File,
+    path: PathBuf,
+}
+
+impl Temporary {
+    /// In the directory of `target`, with this process's id in its name: others may write the same file.
+    pub(crate) fn unique(target: &Path) -> Result<Self> {
+        Self::create(target, &format!(".{}.tmp", std::process::id()))
+    }
+
+    /// In the directory of `target`, under a name that the next process overwrites should this one be killed.
+    pub(crate) fn fixed(target: &Path) -> Result<Self> {
+        Self::create(target, TEMPORARY)
+    }
+
+    fn create(target: &Path, suffix: &str) -> Result<Self> {
+        let mut name = target.file_name().unwrap_or_default().to_owned();
+        name.push(suffix);
+        let path = target.with_file_name(name);
+        let file = File::create(&path).map_err(Error::io("create", &path))?;
+        Ok(Temporary { file, path })
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(Error::io("write", &self.path))
+    }
+
+    /// Syncs, renames, and syncs the directory, so that a crash leaves the old state or the new one.
+    pub(crate) fn rename_to(self, target: &Path) -> Result<()> {
+        self.file.sync_all().map_err(Error::io("sync", &self.path))?;
+        std::fs::rename(&self.path, target).map_err(Error::io("rename a temporary file to", target))?;
+        let dir = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // Some file systems cannot sync a directory; the file itself is safe by now.
+        let _ = File::open(dir).and_then(|d| d.sync_all());
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Gone already after a rename.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// What the names of temporary files end in.
+pub(crate) const TEMPORARY: &str = ".tmp";

@@ -1,0 +1,315 @@
+//! A table and the files that it names: a header with the columns `file` and, as far as there are, `label` (numbers
+//! from 0, or names of classes), `target` (numbers) and `text`. Quotes as in RFC 4180.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use phalanx_host::DType;
+
+use super::listing::{Import, Layout, LeftOut, Listed, Listing, Missing, Part, Store};
+use super::tar::safe_path;
+use super::{Format, ImportRequest, class_names};
+use crate::{Error, FieldSpec, Result};
+
+/// The longest row, however many lines it has.
+const LONGEST_ROW: usize = 1 << 24;
+/// What labels may be without a list of the classes.
+const MOST_CLASSES: usize = 1 << 20;
+
+/// What a column is for, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Column {
+    File,
+    Label,
+    Target,
+    Text,
+}
+
+fn column(name: &str) -> Option<Column> {
+    match name.trim().to_ascii_lowercase().as_str() {
+        "file" | "filename" | "path" | "image" => Some(Column::File),
+        "label" | "class" => Some(Column::Label),
+        "target" => Some(Column::Target),
+        "text" | "caption" => Some(Column::Text),
+        _ => None,
+    }
+}
+
+pub(super) fn import(request: &ImportRequest) -> Result<Import> {
+    let path = &request.source;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let root = request.root.clone().unwrap_or_else(|| folder.to_owned());
+    let given = match &request.class_names {
+        Some(_) => class_names(request, folder)?,
+        None => None,
+    };
+    let listing = Table::open(path)?.list(root, given)?;
+    Ok(Import { format: Format::Csv, splits: vec![(None, listing)], meta: BTreeMap::new() })
+}
+
+struct Table {
+    path: PathBuf,
+    rows: Rows<BufReader<std::fs::File>>,
+    /// What each column is.
+    columns: Vec<Option<Column>>,
+    left_out: LeftOut,
+}
+
+impl Table {
+    fn open(path: &Path) -> Result<Self> {
+        let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
+        let mut rows = Rows::new(BufReader::new(file));
+        let bad = |problem: String| Error::format(path, problem);
+        let header = rows.next_row().map_err(|e| e.at(path))?.ok_or_else(|| bad("is empty".into()))?;
+        let columns: Vec<Option<Column>> = header.iter().map(|name| column(name)).collect();
+        let mut left_out = LeftOut::default();
+        for (name, column) in header.iter().zip(&columns) {
+            match column {
+                None => left_out.add("columns of another name", name),
+                Some(c) if columns.iter().flatten().filter(|o| *o == c).count() > 1 => {
+                    return Err(bad(format!("line 1: two columns are the {c:?}, one of them {name:?}")));
+                }
+                Some(_) => {}
+            }
+        }
+        if !columns.contains(&Some(Column::File)) {
+            let problem =
+                format!("line 1 must name the columns, one of them `file`; it is {}", header.join(","));
+            return Err(bad(problem));
+        }
+        Ok(Table { path: path.to_owned(), rows, columns, left_out })
+    }
+
+    fn list(mut self, root: PathBuf, given: Option<Vec<String>>) -> Result<Listing> {
+        let has = |c: Column| self.columns.contains(&Some(c));
+        let (labelled, targeted, told) = (has(Column::Label), has(Column::Target), has(Column::Text));
+        let mut fields = vec![Listed::images()];
+        if targeted {
+            let spec = FieldSpec::array("target", DType::F32, &[], false);
+            fields.push(Listed { spec, layout: Layout::Elements });
+        }
+        if told {
+            fields.push(Listed::text("text"));
+        }
+        let mut listing = Listing::new(&self.path, fields);
+        let files = listing.store(Store::Folder(root.clone()));
+        let beside = listing.store(Store::Memory(Vec::new()));
+        let mut memory = Vec::new();
+        // Labels become numbers when all are known.
+        let mut kept: Vec<(String, u32, Vec<Part>)> = Vec::new();
+        let mut names = Names::default();
+        loop {
+            let row = self.rows.next_row().map_err(|e| e.at(&self.path))?;
+            let Some(row) = row else { break };
+            let line = self.rows.row_line;
+            let bad = |problem: String| Error::format(&self.path, format!("line {line}: {problem}"));
+            if row.len() != self.columns.len() {
+                let problem = format!("has {} columns, and the header has {}", row.len(), self.columns.len());
+                return Err(bad(problem));
+            }
+            let cell = |c: Column| self.columns.iter().position(|o| *o == Some(c)).map(|i| row[i].as_str());
+            let file = cell(Column::File).unwrap_or_default();
+            let key = safe_path(file.as_bytes()).map_err(|problem| {
+                bad(format!("{file:?}: {problem}; files are named from {}, or from --root", root.display()))
+            })?;
+            let label = names.number(cell(Column::Label).unwrap_or_default());
+            let mut parts = Vec::with_capacity(listing.fields.len());
+            match std::fs::metadata(root.join(&key)) {
+                Ok(meta) if meta.is_file() && !key.is_empty() => {
+                    parts.push(Part { offset: 0, length: meta.len(), store: files });
+                }
+                Ok(_) => return Err(bad(format!("{file:?} is no regular file"))),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                    let problem = format!("{} line {line}: there is no such file", self.path.display());
+                    listing.missing.push(Missing { key, problem });
+                    continue;
+                }
+                Err(e) => return Err(Error::io("read", root.join(&key))(e)),
+            }
+            if let Some(target) = cell(Column::Target) {
+                let number: f32 =
+                    target.trim().parse().map_err(|_| bad(format!("the target {target:?} is no number")))?;
+                parts.push(Part { offset: memory.len() as u64, length: 4, store: beside });
+                memory.extend(number.to_le_bytes());
+            }
+            if let Some(text) = cell(Column::Text) {
+                parts.push(Part { offset: memory.len() as u64, length: text.len() as u64, store: beside });
+                memory.extend(text.as_bytes());
+            }
+            kept.push((key, label, parts));
+        }
+        listing.stores[beside as usize] = Store::Memory(memory);
+        let numbers = match labelled {
+            true => names.classes(&self.path, given, &mut listing.classes)?,
+            false => Vec::new(),
+        };
+        for (key, label, parts) in kept {
+            listing.add(&key, numbers.get(label as usize).copied(), &parts)?;
+        }
+        listing.warnings.extend(self.left_out.warnings());
+        listing.finish()
+    }
+}
+
+/// The distinct labels of a table in the order of their first appearance.
+#[derive(Default)]
+struct Names {
+    known: HashMap<String, u32>,
+    list: Vec<String>,
+}
+
+impl Names {
+    fn number(&mut self, name: &str) -> u32 {
+        if let Some(&number) = self.known.get(name) {
+            return number;
+        }
+        let number = self.list.len() as u32;
+        self.list.push(name.to_owned());
+        self.known.insert(name.to_owned(), number);
+        number
+    }
+
+    /// The label that each distinct name stands for: its number if all are numbers, else its place among the given
+    /// classes, or among all names sorted.
+    fn classes(
+        &self,
+        path: &Path,
+        given: Option<Vec<String>>,
+        classes: &mut Vec<String>,
+    ) -> Result<Vec<i64>> {
+        let bad = |name: &str, problem: String| Error::format(path, format!("label {name:?}: {problem}"));
+        let numbers: Option<Vec<usize>> = self.list.iter().map(|n| n.trim().parse().ok()).collect();
+        if let Some(numbers) = numbers {
+            let highest = numbers.iter().copied().max().unwrap_or(0);
+            if highest >= MOST_CLASSES {
+                return Err(bad(&highest.to_string(), format!("labels are below {MOST_CLASSES}")));
+            }
+            *classes = given.unwrap_or_else(|| (0..=highest).map(|c| c.to_string()).collect());
+            return Ok(numbers.into_iter().map(|n| n as i64).collect());
+        }
+        *classes = given.unwrap_or_else(|| {
+            let mut sorted = self.list.clone();
+            sorted.sort_unstable();
+            sorted
+        });
+        if let Some(empty) = self.list.iter().find(|n| n.trim().is_empty()) {
+            return Err(bad(empty, "a row has none".into()));
+        }
+        let place: HashMap<&str, usize> = classes.iter().enumerate().map(|(i, c)| (c.as_str(), i)).collect();
+        let label = |n: &String| place.get(n.as_str()).map(|&p| p as i64);
+        self.list
+            .iter()
+            .map(|n| label(n).ok_or_else(|| bad(n, format!("is none of the {} classes", classes.len()))))
+            .collect()
+    }
+}
+
+/// Reads a table row by row.
+struct Rows<R> {
+    input: R,
+    /// Lines read so far.
+    line: u64,
+    /// The line on which the last row began.
+    row_line: u64,
+}
+
+enum RowError {
+    Io(std::io::Error),
+    Row(u64, &'static str),
+}
+
+impl RowError {
+    fn at(self, path: &Path) -> Error {
+        match self {
+            RowError::Io(e) => Error::io("read", path)(e),
+            RowError::Row(line, problem) => Error::format(path, format!("line {line}: {problem}")),
+        }
+    }
+}
+
+impl<R: BufRead> Rows<R> {
+    fn new(input: R) -> Self {
+        Rows { input, line: 0, row_line: 0 }
+    }
+
+    /// The next line's bytes, appended to `row`; false at the end.
+    fn line(&mut self, row: &mut Vec<u8>) -> std::result::Result<bool, RowError> {
+        let room = (LONGEST_ROW + 1).saturating_sub(row.len()) as u64;
+        let read = std::io::Read::take(&mut self.input, room).read_until(b'\n', row).map_err(RowError::Io)?;
+        self.line += 1;
+        if row.len() > LONGEST_ROW {
+            return Err(RowError::Row(self.row_line, "the row is longer than 16 MB; a quote may be missing"));
+        }
+        Ok(read > 0)
+    }
+
+    /// The cells of the next row; None after the last. Empty lines are no rows.
+    fn next_row(&mut self) -> std::result::Result<Option<Vec<String>>, RowError> {
+        let mut row = Vec::new();
+        loop {
+            row.clear();
+            self.row_line = self.line + 1;
+            if !self.line(&mut row)? {
+                return Ok(None);
+            }
+            if self.row_line == 1 && row.starts_with(b"\xef\xbb\xbf") {
+                row.drain(..3);
+            }
+            if row.iter().any(|b| !b.is_ascii_whitespace()) {
+                break;
+            }
+        }
+        // A quoted cell may go on over lines: as long as the number of quotes is odd, one is open.
+        let mut quotes = row.iter().filter(|&&b| b == b'"').count();
+        while quotes % 2 == 1 {
+            let before = row.len();
+            if !self.line(&mut row)? {
+                return Err(RowError::Row(self.row_line, "a quote is not closed"));
+            }
+            quotes += row[before..].iter().filter(|&&b| b == b'"').count();
+        }
+        let problem = |problem| RowError::Row(self.row_line, problem);
+        let text = std::str::from_utf8(&row).map_err(|_| problem("is not UTF-8 text"))?;
+        let text = text.strip_suffix('\n').unwrap_or(text);
+        cells(text.strip_suffix('\r').unwrap_or(text)).map(Some).map_err(problem)
+    }
+}
+
+/// Splits a row at the commas that are not quoted.
+fn cells(row: &str) -> std::result::Result<Vec<String>, &'static str> {
+    let mut cells = Vec::new();
+    let mut rest = row;
+    loop {
+        let mut cell = String::new();
+        let after = match rest.strip_prefix('"') {
+            Some(mut quoted) => loop {
+                let end = quoted.find('"').ok_or("a quote is not closed")?;
+                cell.push_str(&quoted[..end]);
+                quoted = &quoted[end + 1..];
+                // Two quotes in a quoted cell are one of its text.
+                match quoted.strip_prefix('"') {
+                    Some(more) => {
+                        cell.push('"');
+                        quoted = more;
+                    }
+                    None => break quoted,
+                }
+            },
+            None => {
+                let end = rest.find(',').unwrap_or(rest.len());
+                if rest[..end].contains('"') {
+                    return Err("a quote stands inside a cell that is not quoted");
+                }
+                cell.push_str(&rest[..end]);
+                &rest[end..]
+            }
+        };
+        cells.push(cell);
+        match after.strip_prefix(',') {
+            Some(next) => rest = next,
+            None if after.is_empty() => return Ok(cells),
+            None => return Err("something follows a closed quote"),
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Data sets as others distribute them: each importer turns a source into a [`Listing`] of its samples (keys, labels,
+//! and where the bytes lie), sorted, without reading the samples themselves. Packing reads them later, in its
+//! own order and from any thread or rank, with one positioned read each.
+
+mod cifar;
+mod csv;
+mod folder;
+mod imagenet;
+mod listing;
+mod mat;
+mod read;
+mod set;
+mod tar;
+#[cfg(test)]
+pub(crate) mod tests;
+mod webdataset;
+
+use std::path::{Path, PathBuf};
+
+pub use listing::{Import, Listing};
+pub(crate) use read::Reader;
+use serde::Serialize;
+pub(crate) use set::splits_of;
+
+use crate::{Error, Result};
+
+/// What a source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// ImageNet as distributed: a folder with the tar of class tars, the validation tar and its ground truth.
+    Imagenet,
+    /// A folder for each class, perhaps below `train` and `val`.
+    Folder,
+    /// Tars with the files of each sample side by side: `key.jpg`, `key.cls`, `key.txt`, `key.json`.
+    Webdataset,
+    /// A set that training could open: IDX files, an embedded set, a set of shards.
+    Set,
+    /// The binary version of CIFAR-10 or CIFAR-100.
+    Cifar,
+    /// A table with the columns `file` and `label`, and the files.
+    Csv,
+}
+
+impl Format {
+    /// The name on the command line and in a set's description.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Format::Imagenet => "imagenet",
+            Format::Folder => "folder",
+            Format::Webdataset => "webdataset",
+            Format::Set => "set",
+            Format::Cifar => "cifar",
+            Format::Csv => "csv",
+        }
+    }
+}
+
+/// What is to be imported.
+#[derive(Debug, Clone, Default)]
+pub struct ImportRequest {
+    /// A folder, a file, or the name of an embedded set.
+    pub source: PathBuf,
+    /// What it is; found out when left out.
+    pub format: Option<Format>,
+    /// ImageNet: the validation labels, instead of those found beside the tars. CSV: none.
+    pub ground_truth: Option<PathBuf>,
+    /// The classes' names: ImageNet's synset words, or one name a line in the order of the labels.
+    pub class_names: Option<PathBuf>,
+    /// CSV: the folder that the column `file` counts from, instead of the table's.
+    pub root: Option<PathBuf>,
+}
+
+/// Lists the samples of a source. The same source gives the same listing wherever it lies.
+///
+/// Fails with [`Error::Usage`] when it is none of the known formats, with [`Error::Format`] when something in it
+/// cannot be (an archive with links, a table with a broken quote, two samples of one name), and with [`Error::Io`].
+pub fn import(request: &ImportRequest) -> Result<Import> {
+    let format = match request.format {
+        Some(format) => format,
+        None => guess(&request.source)?,
+    };
+    let mut import = match format {
+        Format::Imagenet => imagenet::import(request)?,
+        Format::Folder => folder::import(request)?,
+        Format::Webdataset => webdataset::import(request)?,
+        Format::Set => set::import(request)?,
+        Format::Cifar => cifar::import(request)?,
+        Format::Csv => csv::import(request)?,
+    };
+    import.meta.insert("source_format".into(), format.name().into());
+    for (split, listing) in &import.splits {
+        if listing.is_empty() {
+            let split = split.map_or(String::new(), |s| format!(" in {s}"));
+            let hints = listing.warnings.iter().map(|w| format!("; {w}")).collect::<String>();
+            let problem = format!("there is no sample{split} for the format {}{hints}", format.name());
+            return Err(Error::format(&listing.path, problem));
+        }
+    }
+    Ok(import)
+}
+
+/// What a source looks like.
+fn guess(source: &Path) -> Result<Format> {
+    let unknown = |problem: &str| Err(Error::usage(format!("{}", source.display()), problem));
+    if source.to_str().is_some_and(|name| crate::embedded_names().contains(&name)) {
+        return Ok(Format::Set);
+    }
+    let Ok(meta) = std::fs::metadata(source) else { return unknown("there is no such folder or file") };
+    let ends = |name: &str, end: &str| name.to_ascii_lowercase().ends_with(end);
+    if !meta.is_dir() {
+        let name = source.to_string_lossy();
+        return match () {
+            () if ends(&name, ".csv") => Ok(Format::Csv),
+            () if ends(&name, ".tar") => Ok(Format::Webdataset),
+            () => unknown("is no folder, no .csv and no .tar; say what it is with --format"),
+        };
+    }
+    let names = names_in(source)?;
+    let any = |test: &dyn Fn(&str) -> bool| names.iter().any(|(name, _)| test(name));
+    let inside = |folder: &str| names_in(&source.join(folder)).unwrap_or_default();
+    Ok(match () {
+        () if any(&|n| n == "dataset.rkyv" || n.contains("idx3-ubyte")) => Format::Set,
+        () if inside("train").iter().any(|(n, _)| n == "dataset.rkyv") => Format::Set,
+        () if any(&|n| imagenet::is_train_tar(n) || imagenet::is_val_tar(n)) => Format::Imagenet,
+        () if cifar::root(source).is_some() => Format::Cifar,
+        () if any(&|n| ends(n, ".tar")) => Format::Webdataset,
+        () if inside("train").iter().any(|(n, _)| ends(n, ".tar")) => Format::Webdataset,
+        () if names.iter().any(|(_, is_dir)| *is_dir) => Format::Folder,
+        () => {
+            return unknown(
+                "holds no class folders, tars, IDX or CIFAR files that are known; say what it is with --format \
+                 (a table of files: name the .csv itself)",
+            );
+        }
+    })
+}
+
+/// The names in a folder that are text, sorted, and whether each is a folder; links are followed.
+fn names_in(dir: &Path) -> Result<Vec<(String, bool)>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
+        let entry = entry.map_err(Error::io("read", dir))?;
+        let name = entry.file_name().into_string().map_err(|name| {
+            Error::format(dir, format!("the name {:?} is not UTF-8", name.to_string_lossy()))
+        })?;
+        let kind = entry.file_type().map_err(Error::io("read", entry.path()))?;
+        // A link that leads nowhere is no folder; whoever needs it as a file says so.
+        let is_dir = kind.is_dir() || (kind.is_symlink() && entry.path().is_dir());
+        names.push((name, is_dir));
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Names of classes from a file, one a line; None where there is no such file.
+fn lines_of(path: &Path) -> Result<Option<Vec<String>>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let lines = text.trim_start_matches('\u{feff}').lines();
+            Ok(Some(lines.map(|l| l.trim_end().to_owned()).filter(|l| !l.is_empty()).collect()))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+            Err(Error::format(path, "is not UTF-8 text"))
+        }
+        Err(e) => Err(Error::io("read", path)(e)),
+    }
+}
+
+/// The names that `--class-names` gives, or those of `classes.txt` in the source.
+fn class_names(request: &ImportRequest, dir: &Path) -> Result<Option<Vec<String>>> {
+    match &request.class_names {
+        Some(path) => match lines_of(path)? {
+            Some(lines) => Ok(Some(lines)),
+            None => Err(Error::format(path, "is not there")),
+        },
+        None => lines_of(&dir.join(crate::idx::CLASSES)),
+    }
+}
+
+/// The splits of a folder: `train` and one of the names of an evaluation split when both are there, else itself.
+fn split_folders(dir: &Path) -> Result<Vec<(Option<&'static str>, PathBuf)>> {
+    let names = names_in(dir)?;
+    let has = |wanted: &str| names.iter().any(|(name, is_dir)| *is_dir && name == wanted);
+    let eval = ["val", "validation", "test"].into_iter().find(|name| has(name));
+    Ok(match eval {
+        Some(eval) if has(TRAIN) => vec![(Some(TRAIN), dir.join(TRAIN)), (Some(VAL), dir.join(eval))],
+        _ => vec![(None, dir.to_owned())],
+    })
+}
+
+/// The folder of what is trained on.
+pub(crate) const TRAIN: &str = "train";
+/// The folder of what is evaluated on.
+pub(crate) const VAL: &str = "val";
+
+/// Whether a file's name is that of an image that can be read.
+fn is_image(name: &str) -> bool {
+    matches!(extension(name).as_str(), "jpg" | "jpeg" | "png")
+}
+
+/// The lower-case ending of a file's name, without its dot; empty where there is none.
+fn extension(name: &str) -> String {
+    let base = name.rsplit('/').next().unwrap_or(name);
+    base.rsplit_once('.').map_or(String::new(), |(_, end)| end.to_ascii_lowercase())
+}

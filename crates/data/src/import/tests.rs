@@ -1,0 +1,532 @@
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use super::*;
+use crate::{Codec, Kind, Record};
+
+pub(crate) const JPEG: &[u8] = include_bytes!("../../../../tests/golden/pictures/rgb.jpg");
+pub(crate) const GREY_PNG: &[u8] = include_bytes!("../../../../tests/golden/pictures/grey.png");
+
+/// Writes files by their paths below `dir`; a path that ends in a slash is a folder.
+pub(crate) fn files(dir: &Path, files: &[(&str, &[u8])]) {
+    for (name, bytes) in files {
+        let path = dir.join(name);
+        fs::create_dir_all(if name.ends_with('/') { &path } else { path.parent().unwrap() }).unwrap();
+        if !name.ends_with('/') {
+            fs::write(path, bytes).unwrap();
+        }
+    }
+}
+
+pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = ::tar::Builder::new(Vec::new());
+    for (name, bytes) in files {
+        let mut header = ::tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, *bytes).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn of(source: &Path) -> ImportRequest {
+    ImportRequest { source: source.to_owned(), ..Default::default() }
+}
+
+/// Keys and labels.
+fn told(listing: &Listing) -> Vec<(&str, Option<i64>)> {
+    (0..listing.len()).map(|i| (listing.key(i), listing.label(i))).collect()
+}
+
+fn read(listing: &Listing, i: u64) -> Record {
+    let mut record = Record::default();
+    Reader::new(listing).read(i, &mut record).unwrap().unwrap();
+    record
+}
+
+fn refused(request: &ImportRequest) -> String {
+    let error = import(request).unwrap_err();
+    assert!(matches!(error.kind(), Kind::Data | Kind::Usage));
+    error.to_string()
+}
+
+#[test]
+fn class_folders_may_be_nested_empty_and_named_in_any_script() {
+    let dir = tempfile::tempdir().unwrap();
+    files(
+        dir.path(),
+        &[
+            ("träume/b.JPG", JPEG),
+            ("träume/deep/deeper/a.png", GREY_PNG),
+            ("猫/1.jpeg", JPEG),
+            ("Zebra/z.jpg", JPEG),
+            ("empty/", b""),
+            ("empty/notes.txt", b"x"),
+            ("Zebra/.DS_Store", b"x"),
+            ("readme.md", b"x"),
+        ],
+    );
+    let import = import(&of(dir.path())).unwrap();
+    assert_eq!((import.format, import.splits.len()), (Format::Folder, 1));
+    let listing = &import.splits[0].1;
+    assert_eq!(listing.classes, ["Zebra", "empty", "träume", "猫"]);
+    let expected = [
+        ("Zebra/z.jpg", Some(0)),
+        ("träume/b.JPG", Some(2)),
+        ("träume/deep/deeper/a.png", Some(2)),
+        ("猫/1.jpeg", Some(3)),
+    ];
+    assert_eq!(told(listing), expected);
+    let warnings = listing.warnings.join("\n");
+    assert!(warnings.contains("1 classes have no image and keep their label: \"empty\""), "{warnings}");
+    for part in ["readme.md", "hidden", "end in \"txt\""] {
+        assert!(warnings.contains(part), "{warnings}");
+    }
+    let record = read(listing, 2);
+    assert_eq!((record.fields[0].codec, &record.fields[0].bytes[..]), (Codec::Png, GREY_PNG));
+    assert_eq!(record.fields[0].shape[2], 1);
+    assert_eq!(read(listing, 0).fields[0].codec, Codec::Jpeg);
+    assert_eq!(listing.bytes(), 3 * JPEG.len() as u64 + GREY_PNG.len() as u64);
+    // The second look is the same as the first.
+    let (mut a, mut b) = (blake3::Hasher::new(), blake3::Hasher::new());
+    listing.hash_into(&mut a);
+    super::import(&of(dir.path())).unwrap().splits[0].1.hash_into(&mut b);
+    assert_eq!(a.finalize(), b.finalize());
+}
+
+#[test]
+fn a_folders_two_splits_have_one_list_of_classes() {
+    let dir = tempfile::tempdir().unwrap();
+    files(dir.path(), &[("train/a/1.jpg", JPEG), ("train/b/1.jpg", JPEG), ("val/b/2.jpg", JPEG)]);
+    let found = import(&of(dir.path())).unwrap();
+    assert_eq!(found.splits[0].0, Some("train"));
+    assert_eq!((found.splits[1].0, told(&found.splits[1].1)), (Some("val"), vec![("b/2.jpg", Some(1))]));
+    assert_eq!(found.splits[1].1.classes, ["a", "b"]);
+    files(dir.path(), &[("val/c/3.jpg", JPEG)]);
+    assert!(refused(&of(dir.path())).contains("\"c\" is none of the 2 classes"));
+    // Names in another order, and WordNet's words for folders of ids.
+    let dir = tempfile::tempdir().unwrap();
+    files(dir.path(), &[("a/1.jpg", JPEG), ("b/1.jpg", JPEG), ("classes.txt", b"b\na\nc\n")]);
+    let found = import(&of(dir.path())).unwrap();
+    assert_eq!(told(&found.splits[0].1), [("a/1.jpg", Some(1)), ("b/1.jpg", Some(0))]);
+    assert_eq!(found.splits[0].1.classes, ["b", "a", "c"]);
+    let dir = tempfile::tempdir().unwrap();
+    files(dir.path(), &[("n00000002/1.jpg", JPEG), ("n00000001/1.jpg", JPEG)]);
+    let words = dir.path().join("words.list");
+    fs::write(&words, "n00000002 a dog, hound\nn00000001 a cat\n").unwrap();
+    let found = import(&ImportRequest { class_names: Some(words), ..of(dir.path()) }).unwrap();
+    assert_eq!(found.splits[0].1.classes, ["a cat", "a dog, hound"]);
+    assert_eq!(told(&found.splits[0].1)[1], ("n00000002/1.jpg", Some(1)));
+}
+
+#[test]
+fn folders_that_cannot_be_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(refused(&of(dir.path())).contains("holds no class folders"));
+    assert!(refused(&of(&dir.path().join("gone"))).contains("no such folder"));
+    files(dir.path(), &[("a/1.gif", b"GIF")]);
+    let text = refused(&of(dir.path()));
+    assert!(text.contains("there is no sample") && text.contains("end in \"gif\""), "{text}");
+    std::os::unix::fs::symlink(dir.path(), dir.path().join("a/loop")).unwrap();
+    assert!(refused(&of(dir.path())).contains("is a link to a folder that it lies in"));
+    fs::remove_file(dir.path().join("a/loop")).unwrap();
+    // A link to an image is an image; a link to nothing is an error, not a missing sample.
+    files(dir.path(), &[("a/1.jpg", JPEG)]);
+    std::os::unix::fs::symlink(dir.path().join("a/1.jpg"), dir.path().join("a/2.jpg")).unwrap();
+    assert_eq!(import(&of(dir.path())).unwrap().splits[0].1.len(), 2);
+    std::os::unix::fs::symlink("/nowhere", dir.path().join("a/3.jpg")).unwrap();
+    assert!(refused(&of(dir.path())).contains("3.jpg"));
+    fs::remove_file(dir.path().join("a/3.jpg")).unwrap();
+    use std::os::unix::ffi::OsStrExt;
+    fs::write(dir.path().join("a").join(std::ffi::OsStr::from_bytes(b"\xff.jpg")), JPEG).unwrap();
+    assert!(refused(&of(dir.path())).contains("not UTF-8"));
+}
+
+const WNIDS: [&str; 3] = ["n00000001", "n00000002", "n00000003"];
+
+/// A training tar of three classes, whose tars stand in no order, and a validation tar of four images.
+fn imagenet() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let class = |wnid: &str, n: usize| {
+        let names: Vec<String> = (0..n).map(|i| format!("{wnid}_{i}.JPEG")).collect();
+        tar(&names.iter().map(|name| (name.as_str(), JPEG)).collect::<Vec<_>>())
+    };
+    let train = tar(&[
+        ("n00000003.tar", &class(WNIDS[2], 1)),
+        ("n00000001.tar", &class(WNIDS[0], 2)),
+        ("n00000002.tar", &class(WNIDS[1], 1)),
+    ]);
+    let val: Vec<String> = (1..=4).rev().map(|i| format!("ILSVRC2012_val_{i:08}.JPEG")).collect();
+    let val = tar(&val.iter().map(|name| (name.as_str(), GREY_PNG)).collect::<Vec<_>>());
+    files(dir.path(), &[("ILSVRC2012_img_train.tar", &train), ("ILSVRC2012_img_val.tar", &val)]);
+    files(
+        dir.path(),
+        &[("synset_words.txt", b"n00000001 crane\nn00000002 goldfish, Carassius\nn00000003 crane\n")],
+    );
+    dir
+}
+
+#[test]
+fn imagenet_is_read_out_of_its_tars() {
+    let dir = imagenet();
+    files(
+        dir.path(),
+        &[("imagenet_2012_validation_synset_labels.txt", b"n00000003\nn00000001\nn00000002\nn00000001\n")],
+    );
+    let found = import(&of(dir.path())).unwrap();
+    assert_eq!(
+        (found.format, found.meta["class_ids"].as_str()),
+        (Format::Imagenet, "n00000001 n00000002 n00000003")
+    );
+    let (train, val) = (&found.splits[0].1, &found.splits[1].1);
+    assert_eq!(train.classes, ["crane (n00000001)", "goldfish, Carassius", "crane (n00000003)"]);
+    let expected = [
+        ("n00000001/n00000001_0.JPEG", Some(0)),
+        ("n00000001/n00000001_1.JPEG", Some(0)),
+        ("n00000002/n00000002_0.JPEG", Some(1)),
+        ("n00000003/n00000003_0.JPEG", Some(2)),
+    ];
+    assert_eq!(told(train), expected);
+    let labels: Vec<i64> = told(val).iter().filter_map(|(_, l)| *l).collect();
+    assert_eq!((labels, val.key(0)), (vec![2, 0, 1, 0], "ILSVRC2012_val_00000001.JPEG"));
+    assert_eq!((val.classes.len(), &read(train, 1).fields[0].bytes[..]), (3, JPEG));
+    assert_eq!(read(val, 3).fields[0].codec, Codec::Png);
+}
+
+#[test]
+fn the_validation_labels_may_be_written_in_five_ways() {
+    let cases: [(&str, &[u8]); 3] = [
+        ("val.txt", b"ILSVRC2012_val_00000002.JPEG 0\nILSVRC2012_val_00000001.JPEG 2\nILSVRC2012_val_00000003.JPEG 1\nILSVRC2012_val_00000004.JPEG 0\n"),
+        ("LOC_val_solution.csv", b"ImageId,PredictionString\nILSVRC2012_val_00000002,n00000001 1 2 3 4 \nILSVRC2012_val_00000001,n00000003 1 2 3 4 n00000003 5 6 7 8\nILSVRC2012_val_00000003,n00000002 1 2 3 4\nILSVRC2012_val_00000004,n00000001 9 9 9 9\n"),
+        ("ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", b"7\n9\n8\n9\n"),
+    ];
+    for (name, bytes) in cases {
+        let dir = imagenet();
+        files(
+            dir.path(),
+            &[
+                (name, bytes),
+                ("map_clsloc.txt", b"n00000003 7 crane\nn00000002 8 goldfish\nn00000001 9 crane\n"),
+            ],
+        );
+        let found = import(&of(dir.path())).unwrap();
+        let labels: Vec<i64> = told(&found.splits[1].1).iter().filter_map(|(_, l)| *l).collect();
+        assert_eq!(labels, [2, 0, 1, 0], "{name}");
+    }
+    // The kit as distributed: packed, with its own table of numbers.
+    let dir = imagenet();
+    fs::remove_file(dir.path().join("synset_words.txt")).unwrap();
+    let table = mat_file(&[
+        (9, "n00000001", "crane"),
+        (8, "n00000002", "goldfish, Carassius"),
+        (7, "n00000003", "hen"),
+    ]);
+    let kit = tar(&[
+        ("ILSVRC2012_devkit_t12/readme.txt", b"x"),
+        ("ILSVRC2012_devkit_t12/data/meta.mat", &table),
+        ("ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", b"7\n9\n8\n9\n"),
+    ]);
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(&kit).unwrap();
+    files(dir.path(), &[("ILSVRC2012_devkit_t12.tar.gz", &packed.finish().unwrap())]);
+    let found = import(&of(dir.path())).unwrap();
+    let labels: Vec<i64> = told(&found.splits[1].1).iter().filter_map(|(_, l)| *l).collect();
+    assert_eq!((labels, &found.splits[0].1.classes[2][..]), (vec![2, 0, 1, 0], "hen"));
+    // Without the training tar the list says which classes there are.
+    fs::remove_file(dir.path().join("ILSVRC2012_img_train.tar")).unwrap();
+    let found = import(&of(dir.path())).unwrap();
+    assert_eq!((found.splits.len(), found.splits[0].1.classes.len()), (1, 3));
+}
+
+#[test]
+fn what_is_wrong_with_imagenets_files_is_told() {
+    let truth = |lines: &str| {
+        let dir = imagenet();
+        let path = dir.path().join("labels");
+        fs::write(&path, lines).unwrap();
+        refused(&ImportRequest { ground_truth: Some(path), ..of(dir.path()) })
+    };
+    assert!(truth("n00000001\nn00000001\n").contains("holds 2 labels, but"));
+    assert!(truth("1\n2\n3\n4\n").contains("line 1: what class number 1 is"));
+    assert!(truth("x\n").contains("\"x\" is neither"));
+    assert!(truth("n00000001\nn00000001\nn00000009\nn00000001\n").contains("n00000009"));
+    assert!(truth("ILSVRC2012_val_00000001.JPEG 0\n").contains("no label for ILSVRC2012_val_00000002.JPEG"));
+    assert!(truth("ILSVRC2012_val_00000001.JPEG 0\nn00000001\n").contains("some do not"));
+    assert!(truth("a 7\nb 1\n").contains("no label for"));
+    let dir = imagenet();
+    assert!(refused(&of(dir.path())).contains("--ground-truth"));
+    files(dir.path(), &[("synset_words.txt", b"crane\n")]);
+    assert!(refused(&of(dir.path())).contains("line 1 does not begin with a WordNet id"));
+    let dir = imagenet();
+    files(dir.path(), &[("ILSVRC2012_img_train.tar", &tar(&[("a.jpg", JPEG)]))]);
+    assert!(refused(&of(dir.path())).contains("holds no class tars"));
+}
+
+/// A MATLAB file with the kit's table, one structure for each row.
+fn mat_file(rows: &[(u16, &str, &str)]) -> Vec<u8> {
+    fn element(kind: u32, data: &[u8]) -> Vec<u8> {
+        let mut out = match data.len() {
+            n @ 1..=4 => ((n as u32) << 16 | kind).to_le_bytes().to_vec(),
+            n => [kind.to_le_bytes(), (n as u32).to_le_bytes()].concat(),
+        };
+        out.extend(data);
+        out.resize(out.len().next_multiple_of(8), 0);
+        out
+    }
+    fn matrix(class: u8, dims: [i32; 2], name: &str, rest: Vec<u8>) -> Vec<u8> {
+        let dims = dims.map(i32::to_le_bytes).concat();
+        let flags = [u32::from(class).to_le_bytes(), [0; 4]].concat();
+        element(14, &[element(6, &flags), element(5, &dims), element(1, name.as_bytes()), rest].concat())
+    }
+    let text = |t: &str| {
+        let units: Vec<u8> = t.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        matrix(4, [1, t.len() as i32], "", element(4, &units))
+    };
+    let names: Vec<u8> = ["ILSVRC2012_ID", "WNID", "words", "gloss"]
+        .iter()
+        .flat_map(|n| {
+            let mut name = n.as_bytes().to_vec();
+            name.resize(16, 0);
+            name
+        })
+        .collect();
+    let mut fields = [element(5, &16i32.to_le_bytes()), element(1, &names)].concat();
+    for (id, wnid, words) in rows {
+        fields.extend(matrix(6, [1, 1], "", element(4, &id.to_le_bytes())));
+        fields.extend(text(wnid));
+        fields.extend(text(words));
+        fields.extend(text(""));
+    }
+    let table = matrix(2, [rows.len() as i32, 1], "synsets", fields);
+    let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(&table).unwrap();
+    let packed = packed.finish().unwrap();
+    let mut out = vec![b' '; 124];
+    out.extend(b"\x00\x01IM");
+    out.extend(15u32.to_le_bytes());
+    out.extend((packed.len() as u32).to_le_bytes());
+    out.extend(packed);
+    out
+}
+
+#[test]
+fn a_matlab_table_is_read_and_damage_is_no_panic() {
+    let file = mat_file(&[(1, "n00000001", "crane"), (2, "n00000002", "")]);
+    let rows = mat::synsets(&file).unwrap();
+    assert_eq!(rows[0], mat::Synset { id: 1, wnid: "n00000001".into(), words: "crane".into() });
+    assert_eq!((rows.len(), rows[1].id, rows[1].words.as_str()), (2, 2, ""));
+    for cut in 0..file.len() {
+        assert!(mat::synsets(&file[..cut]).is_err(), "cut at {cut}");
+    }
+    for at in 124..file.len() {
+        for bit in 0..8 {
+            let mut bent = file.clone();
+            bent[at] ^= 1 << bit;
+            // Any answer will do.
+            drop(mat::synsets(&bent));
+        }
+    }
+}
+
+#[test]
+fn webdataset_tars_are_grouped_by_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = tar(&[
+        ("0001.jpg", JPEG),
+        ("0001.cls", b"3\n"),
+        ("0001.txt", "ein Föhn".as_bytes()),
+        ("0001.npy", b"x"),
+        ("sub.dir/0002.txt", b"other"),
+        ("sub.dir/0002.cls", b"0"),
+        ("sub.dir/0002.PNG", GREY_PNG),
+    ]);
+    let second = tar(&[("0001.png", GREY_PNG), ("0001.txt", b"third"), ("0001.cls", b"1")]);
+    files(dir.path(), &[("a.tar", &first), ("b.tar", &second)]);
+    let found = import(&of(dir.path())).unwrap();
+    let listing = &found.splits[0].1;
+    assert_eq!((found.format, listing.classes.len()), (Format::Webdataset, 4));
+    assert_eq!(told(listing), [("a/0001", Some(3)), ("a/sub.dir/0002", Some(0)), ("b/0001", Some(1))]);
+    let record = read(listing, 1);
+    assert_eq!((&record.fields[0].bytes[..], &record.fields[1].bytes[..]), (GREY_PNG, &b"other"[..]));
+    assert_eq!((&*listing.fields[1].spec.name, &listing.fields[1].spec.shape[..]), ("text", &[9][..]));
+    assert!(listing.warnings.join("").contains("\"npy\""));
+    // A list of the classes counts, and one tar alone is a set, too.
+    files(dir.path(), &[("classes.txt", b"a\nb\nc\nd\ne\n")]);
+    assert_eq!(import(&of(&dir.path().join("a.tar"))).unwrap().splits[0].1.classes.len(), 5);
+    let error = |members: &[(&str, &[u8])]| {
+        let dir = tempfile::tempdir().unwrap();
+        files(dir.path(), &[("x.tar", &tar(members))]);
+        refused(&of(dir.path()))
+    };
+    assert!(error(&[("1.jpg", JPEG), ("1.cls", b"cat")]).contains("\"cat\" is no label"));
+    assert!(error(&[("1.jpg", JPEG), ("1.cls", b"-1")]).contains("no label"));
+    assert!(error(&[("1.jpg", JPEG), ("1.cls", &[b'1'; 100])]).contains("has 100 bytes"));
+    assert!(error(&[("1.jpg", JPEG), ("1.png", JPEG)]).contains("two files of one kind"));
+    assert!(error(&[("1.jpg", JPEG), ("1.cls", b"1"), ("2.jpg", JPEG)]).contains("\"x/2\": it has no label"));
+    assert!(error(&[("1.jpg", JPEG), ("1.txt", b"1"), ("2.jpg", JPEG)]).contains("differ in having a .txt"));
+    assert!(error(&[("1.jpg", JPEG), ("2.jpg", JPEG), ("1.jpg", JPEG)]).contains("two samples \"x/1\""));
+    assert!(error(&[("1.txt", b"")]).contains("samples without an image"));
+}
+
+#[test]
+fn cifar_files_become_images_with_channels_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = |labels: &[u8], base: u8| {
+        let planes =
+            (0..3u8).flat_map(|c| (0..1024).map(move |i| base.wrapping_add(c * 50).wrapping_add(i as u8)));
+        [labels.to_vec(), planes.collect()].concat()
+    };
+    for i in 1..=5u8 {
+        files(dir.path(), &[(&format!("cifar-10-batches-bin/data_batch_{i}.bin"), &record(&[i], i))]);
+    }
+    files(
+        dir.path(),
+        &[("cifar-10-batches-bin/test_batch.bin", &[record(&[9], 0), record(&[0], 1)].concat())],
+    );
+    let names: String = (0..10).map(|i| format!("class {i}\n")).collect();
+    files(dir.path(), &[("cifar-10-batches-bin/batches.meta.txt", format!("{names}\n").as_bytes())]);
+    let found = import(&of(dir.path())).unwrap();
+    let (train, test) = (&found.splits[0].1, &found.splits[1].1);
+    assert_eq!(
+        (found.format, train.len(), test.len(), &train.classes[9][..]),
+        (Format::Cifar, 5, 2, "class 9")
+    );
+    assert_eq!(told(train)[4], ("data_batch_5/00000", Some(5)));
+    let pixels = &read(train, 1).fields[0];
+    assert_eq!((&pixels.shape[..], &pixels.bytes[..6]), (&[32, 32, 3][..], &[2, 52, 102, 3, 53, 103][..]));
+    files(dir.path(), &[("cifar-10-batches-bin/data_batch_3.bin", &[1; 3072])]);
+    assert!(refused(&of(dir.path())).contains("no whole records of 3073"));
+
+    let dir = tempfile::tempdir().unwrap();
+    let two = [record(&[4, 99], 7), record(&[19, 0], 8)].concat();
+    files(dir.path(), &[("train.bin", &two), ("test.bin", &record(&[1, 100], 9))]);
+    assert!(refused(&of(dir.path())).contains("label 100"));
+    files(dir.path(), &[("test.bin", &record(&[1, 2], 9))]);
+    let found = import(&of(dir.path())).unwrap();
+    let record = read(&found.splits[0].1, 0);
+    assert_eq!(told(&found.splits[0].1), [("train/00000", Some(99)), ("train/00001", Some(0))]);
+    assert_eq!(
+        (&record.fields[0].bytes[..3], &record.fields[1].bytes[..]),
+        (&[7, 57, 107][..], &4i64.to_le_bytes()[..])
+    );
+}
+
+#[test]
+fn tables_have_quotes_texts_targets_and_missing_files() {
+    let dir = tempfile::tempdir().unwrap();
+    files(dir.path(), &[("img/a.jpg", JPEG), ("img/b, c.png", GREY_PNG), ("img/d\"e.jpg", JPEG)]);
+    let table = "\u{feff}file,Label,text,target,note\r\n\
+        img/a.jpg,dog,\"two\nlines, \"\"quoted\"\"\",-1.5,x\r\n\
+        \r\n\
+        \"img/b, c.png\",cat,plain,2e3,y\r\n\
+        \"img/d\"\"e.jpg\",dog,,0,z\r\n\
+        img/gone.jpg,emu,t,1,\r\n";
+    files(dir.path(), &[("set.csv", table.as_bytes())]);
+    let found = import(&of(&dir.path().join("set.csv"))).unwrap();
+    let listing = &found.splits[0].1;
+    assert_eq!(
+        (found.format, &listing.classes[..]),
+        (Format::Csv, &["cat", "dog", "emu"].map(str::to_owned)[..])
+    );
+    assert_eq!(told(listing), [("img/a.jpg", Some(1)), ("img/b, c.png", Some(0)), ("img/d\"e.jpg", Some(1))]);
+    let record = read(listing, 0);
+    assert_eq!(record.fields[1].bytes, (-1.5f32).to_le_bytes());
+    assert_eq!(record.fields[2].bytes, b"two\nlines, \"quoted\"");
+    assert_eq!(read(listing, 2).fields[2].bytes, b"");
+    assert_eq!((listing.missing.len(), &listing.missing[0].key[..]), (1, "img/gone.jpg"));
+    assert!(listing.missing[0].problem.contains("line 7"), "{}", listing.missing[0].problem);
+    assert!(listing.warnings.join("").contains("note"));
+    let with = |text: &str| {
+        files(dir.path(), &[("set.csv", text.as_bytes())]);
+        import(&of(&dir.path().join("set.csv")))
+    };
+    let listing = &with("path,class\nimg/a.jpg,7\n").unwrap().splits[0].1;
+    assert_eq!((told(listing), listing.classes.len()), (vec![("img/a.jpg", Some(7))], 8));
+    // Labels are no must.
+    let listing = &with("image\nimg/a.jpg\n").unwrap().splits[0].1;
+    assert_eq!((told(listing), listing.classes.len()), (vec![("img/a.jpg", None)], 0));
+    // Files may lie elsewhere than the table.
+    files(dir.path(), &[("other/set.csv", b"file,label\na.jpg,0\n")]);
+    let request =
+        ImportRequest { root: Some(dir.path().join("img")), ..of(&dir.path().join("other/set.csv")) };
+    assert_eq!(import(&request).unwrap().splits[0].1.len(), 1);
+    let table = [
+        ("", "is empty"),
+        ("a,b\n1,2\n", "one of them `file`; it is a,b"),
+        ("file,path\n", "two columns are the File"),
+        ("file,label\nimg/a.jpg\n", "line 2: has 1 columns, and the header has 2"),
+        ("file,label\nimg/a.jpg,\"x\n", "line 2: a quote is not closed"),
+        ("file,label\nimg/a.jpg,\"x\"y\n", "line 2: something follows a closed quote"),
+        ("file,label\nimg/a.jpg,x\"y\"\n", "line 2: a quote stands inside"),
+        ("file,label\n../a.jpg,1\n", "line 2: \"../a.jpg\": its name climbs"),
+        ("file,label\n/etc/passwd,1\n", "absolute"),
+        ("file,label\nimg,1\n", "\"img\" is no regular file"),
+        ("file,label\nimg/a.jpg,1\nimg/a.jpg,2\n", "two samples \"img/a.jpg\""),
+        ("file,label\nimg/a.jpg,x\n\"img/b, c.png\",\n", "a row has none"),
+        ("file,target\nimg/a.jpg,x\n", "line 2: the target \"x\" is no number"),
+        ("file,label\nimg/a.jpg,99999999\n", "labels are below"),
+        ("file,label\nimg/gone.jpg,1\n", "there is no sample"),
+    ];
+    for (text, expected) in table {
+        let found = with(text).unwrap_err().to_string();
+        assert!(found.contains(expected), "{found:?} lacks {expected:?}");
+    }
+    files(dir.path(), &[("set.csv", b"file\nimg/\xff.jpg\n")]);
+    assert!(refused(&of(&dir.path().join("set.csv"))).contains("line 2: is not UTF-8"));
+}
+
+#[test]
+fn what_training_opens_can_be_packed_as_well() {
+    let found = import(&of(Path::new("digits"))).unwrap();
+    assert_eq!((found.format, found.splits.len()), (Format::Set, 2));
+    let listing = &found.splits[1].1;
+    assert_eq!((listing.key(3), listing.classes.len()), ("val/00000003", 10));
+    let record = read(listing, 3);
+    assert_eq!((record.fields.len(), &record.fields[0].shape[..]), (1, &[8, 8, 1][..]));
+}
+
+#[test]
+fn samples_that_changed_or_are_no_images_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    files(
+        dir.path(),
+        &[
+            ("a/1.jpg", JPEG),
+            ("a/2.jpg", b"no image"),
+            ("a/3.jpg", &JPEG[..JPEG.len() - 20]),
+            ("a/4.jpg", b""),
+        ],
+    );
+    let found = import(&of(dir.path())).unwrap();
+    let listing = &found.splits[0].1;
+    let reader = Reader::new(listing);
+    let mut record = Record::default();
+    let problems: Vec<String> = (1..4).map(|i| reader.read(i, &mut record).unwrap().unwrap_err()).collect();
+    assert!(problems[0].contains("no JPEG or PNG") && problems[1].contains("cut off"), "{problems:?}");
+    assert!(problems[2].contains("empty"), "{problems:?}");
+    fs::write(dir.path().join("a/1.jpg"), [JPEG, b"x"].concat()).unwrap();
+    assert!(reader.read(0, &mut record).unwrap_err().to_string().contains("has changed since"));
+    fs::remove_file(dir.path().join("a/1.jpg")).unwrap();
+    assert!(reader.read(0, &mut record).unwrap_err().to_string().contains("1.jpg"));
+}
+
+#[test]
+fn formats_are_guessed_from_what_lies_there() {
+    let cases: [(&[&str], Option<Format>); 8] = [
+        (&["a/1.jpg"], Some(Format::Folder)),
+        (&["train/a/1.jpg", "val/a/1.jpg"], Some(Format::Folder)),
+        (&["x.tar"], Some(Format::Webdataset)),
+        (&["train/x.tar", "val/x.tar"], Some(Format::Webdataset)),
+        (&["ILSVRC2012_img_val.tar"], Some(Format::Imagenet)),
+        (&["train-images-idx3-ubyte.gz"], Some(Format::Set)),
+        (&["train.bin", "test.bin"], Some(Format::Cifar)),
+        (&["notes.txt"], None),
+    ];
+    for (names, format) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        names.iter().for_each(|name| files(dir.path(), &[(name, b"")]));
+        assert_eq!(guess(dir.path()).ok(), format, "{names:?}");
+    }
+    assert!(guess(Path::new("digits")).is_ok());
+}

@@ -1,0 +1,196 @@
+//! The folder that a set is packed into: what is there already, and what is left there for a packing that goes on.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Job, Skipped, shown};
+use crate::files::{TEMPORARY, write_whole};
+use crate::shards::{MANIFEST, SetInfo, ShardSet};
+use crate::{Error, Result};
+
+/// Says which set the shards of an unfinished folder are of.
+const STATE: &str = ".pack.json";
+/// The list of left-out samples in a finished set.
+pub(super) const SKIPPED: &str = "skipped.json";
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
+    plan: String,
+}
+
+/// One set's folder, for one plan.
+#[derive(Debug)]
+pub(super) struct Folder {
+    dir: PathBuf,
+    plan: String,
+}
+
+/// What is in a folder.
+enum Found {
+    /// No part of a set.
+    Nothing,
+    /// The beginning of a set, or a set, of this plan.
+    Same,
+    /// Something else, in words.
+    Other(String),
+}
+
+impl Folder {
+    pub(super) fn new(dir: PathBuf, info: &SetInfo) -> Self {
+        Folder { dir, plan: info.meta.get("plan").cloned().unwrap_or_default() }
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Makes the folder ready. What an interrupted packing left under temporary names goes; finished shards stay if
+    /// they are of this plan. With `force` a set of another plan is removed.
+    pub(super) fn begin(&self, force: bool) -> Result<()> {
+        fs::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
+        match self.found()? {
+            Found::Other(_) if force => self.remove(&|name| is_part(name) || name.ends_with(TEMPORARY))?,
+            Found::Other(what) => {
+                let problem = format!("{what}; pack into another folder, or remove it with --force");
+                return Err(Error::usage(shown(&self.dir), problem));
+            }
+            Found::Nothing | Found::Same => {
+                self.remove(&|name| is_part(name) && name.ends_with(TEMPORARY))?
+            }
+        }
+        let text = serde_json::to_string(&State { plan: self.plan.clone() });
+        let text = text.map_err(|e| Error::format(self.dir.join(STATE), e.to_string()))?;
+        write_whole(&self.dir.join(STATE), text.as_bytes())
+    }
+
+    fn found(&self) -> Result<Found> {
+        match self.sealed() {
+            Ok(Some(set)) if set.meta().get("plan") == Some(&self.plan) => return Ok(Found::Same),
+            Ok(Some(_)) => return Ok(Found::Other("holds another set".into())),
+            Ok(None) => {}
+            Err(e) => return Ok(Found::Other(format!("holds a set that cannot be opened ({e})"))),
+        }
+        if let Some(state) = self.state()? {
+            let same = state.plan == self.plan;
+            let what = "holds the beginning of another set, or the source has changed since";
+            return Ok(if same { Found::Same } else { Found::Other(what.into()) });
+        }
+        let part = self.names()?.into_iter().find(|name| is_part(name) && !name.ends_with(TEMPORARY));
+        Ok(part.map_or(Found::Nothing, |name| {
+            Found::Other(format!("holds {name}, which is not this packing's"))
+        }))
+    }
+
+    fn state(&self) -> Result<Option<State>> {
+        let path = self.dir.join(STATE);
+        match fs::read(&path) {
+            Ok(bytes) => {
+                let state = serde_json::from_slice(&bytes);
+                state.map(Some).map_err(|e| Error::format(path, format!("is no state of a packing: {e}")))
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("read", path)(e)),
+        }
+    }
+
+    /// The finished set that is in the folder.
+    pub(super) fn sealed(&self) -> Result<Option<ShardSet>> {
+        match self.dir.join(MANIFEST).exists() {
+            true => ShardSet::open(&self.dir).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// That rank 0 has prepared this folder for what this rank is about to write.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.state()?.is_some_and(|s| s.plan == self.plan) {
+            return Ok(());
+        }
+        let problem = "rank 0 packs something else into it: the ranks do not see the same source, or not the same folder";
+        Err(Error::format(&self.dir, problem))
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(Error::io("read", &self.dir))? {
+            let entry = entry.map_err(Error::io("read", &self.dir))?;
+            // A name that is no text is none of ours.
+            names.extend(entry.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    fn remove(&self, which: &dyn Fn(&str) -> bool) -> Result<()> {
+        let mut names = self.names()?;
+        // The manifest first: what is half removed must not look like a set.
+        names.sort_unstable_by_key(|name| !name.starts_with("dataset"));
+        for name in names.iter().filter(|name| which(name)) {
+            let path = self.dir.join(name);
+            fs::remove_file(&path).map_err(Error::io("remove", path))?;
+        }
+        Ok(())
+    }
+
+    fn skipped_path(&self, shard: u32) -> PathBuf {
+        self.dir.join(format!(".pack-skipped-{shard:05}.json"))
+    }
+
+    /// Keeps what shard `shard` leaves out until the set is finished.
+    pub(super) fn keep_skipped(&self, shard: u32, skipped: &[Skipped]) -> Result<()> {
+        let path = self.skipped_path(shard);
+        if skipped.is_empty() {
+            return match fs::remove_file(&path) {
+                Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+                _ => Ok(()),
+            };
+        }
+        write_whole(&path, &to_json(&path, skipped)?)
+    }
+
+    /// What all shards left out, which is written into the set if there is any.
+    pub(super) fn skipped(&self, job: &Job, shards: u32) -> Result<Vec<Skipped>> {
+        let list = self.dir.join(SKIPPED);
+        if self.sealed()?.is_some() {
+            return read_json(&list);
+        }
+        let missing = job.listing.missing.iter();
+        let mut all: Vec<Skipped> =
+            missing.map(|m| Skipped { key: m.key.clone(), problem: m.problem.clone() }).collect();
+        for shard in 0..shards {
+            all.extend(read_json(&self.skipped_path(shard))?);
+        }
+        match all.is_empty() {
+            true => drop(fs::remove_file(&list)),
+            false => write_whole(&list, &to_json(&list, &all)?)?,
+        }
+        Ok(all)
+    }
+
+    /// Removes what only a packing that goes on would need.
+    pub(super) fn end(&self) -> Result<()> {
+        self.remove(&|name| name.starts_with(".pack"))
+    }
+}
+
+/// Whether a file belongs to a set, or to its packing.
+fn is_part(name: &str) -> bool {
+    let of_set = name.starts_with("shard-") || name.starts_with("dataset.");
+    of_set || name.starts_with(".pack") || name.starts_with(SKIPPED) || name.starts_with("quarantine.json")
+}
+
+fn to_json(path: &Path, skipped: &[Skipped]) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(skipped).map_err(|e| Error::format(path, e.to_string()))
+}
+
+/// The samples that a list names; none where there is no list.
+fn read_json(path: &Path) -> Result<Vec<Skipped>> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|e| Error::format(path, format!("is no list of left-out samples: {e}"))),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(Error::io("read", path)(e)),
+    }
+}

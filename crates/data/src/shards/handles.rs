@@ -1,0 +1,56 @@
+use std::collections::VecDeque;
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use crate::{Error, Result};
+
+/// Files that stay open at once: well below the 1024 that a process usually may have.
+const KEPT: usize = 384;
+
+/// The open files of a set's shards: opened when first read, the oldest closed when there are too many.
+#[derive(Debug)]
+pub(super) struct Handles {
+    slots: Vec<RwLock<Option<Arc<File>>>>,
+    /// The shards whose files are open, oldest first.
+    open: Mutex<VecDeque<usize>>,
+    most: usize,
+}
+
+impl Handles {
+    pub(super) fn new(shards: usize) -> Self {
+        Self::with_most(shards, KEPT)
+    }
+
+    pub(super) fn with_most(shards: usize, most: usize) -> Self {
+        Handles { slots: (0..shards).map(|_| RwLock::default()).collect(), open: Mutex::default(), most }
+    }
+
+    /// The file of shard `shard`, which lies at `path`.
+    pub(super) fn get(&self, shard: usize, path: impl FnOnce() -> std::path::PathBuf) -> Result<Arc<File>> {
+        if let Some(file) = &*self.slots[shard].read().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(file.clone());
+        }
+        let file = Arc::new(open(&path())?);
+        {
+            let mut slot = self.slots[shard].write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(other) = &*slot {
+                // Another thread was quicker.
+                return Ok(other.clone());
+            }
+            *slot = Some(file.clone());
+        }
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.push_back(shard);
+        let oldest = if open.len() > self.most { open.pop_front() } else { None };
+        drop(open);
+        if let Some(oldest) = oldest {
+            *self.slots[oldest].write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        Ok(file)
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(Error::io("open", path))
+}
