@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use phalanx_data::Pixels;
 use phalanx_launch::{Facts, Line, On};
 use phalanx_train::config::Config;
 #[cfg(feature = "mpi")]
@@ -16,12 +17,11 @@ use phalanx_train::run::{TrainRequest, train_or};
 #[cfg(feature = "mpi")]
 use phalanx_train::rundir::keep_failure;
 use phalanx_train::task::Views;
-use phalanx_data::Pixels;
 use phalanx_train::{DeviceChoice, bench, ledger};
 
 use crate::args::{
-    Args, Bench, BenchCommon, BenchLoader, BenchMode, BenchStep, Command, ConfigCommand, Data, Evaluate, Launch,
-    LedgerCommand, ModelCommand, OnName, Predict, Train, TransformName, WorldArgs,
+    Args, Bench, BenchCommon, BenchLoader, BenchMode, BenchStep, Command, ConfigCommand, Data, Evaluate,
+    Launch, LedgerCommand, ModelCommand, OnName, Predict, Train, TransformName, WorldArgs,
 };
 use crate::world::{self, World};
 

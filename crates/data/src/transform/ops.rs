@@ -41,8 +41,7 @@ const fn ratio(default: f64) -> Param {
     Param { min: 1.0, ..number("ratio", default, 100.0, false, help) }
 }
 
-const ANTIALIAS_WITH_SIZE: &str =
-    "true: all pixels under an output pixel count, as in Pillow, the default with `size`; false: the nearest two";
+const ANTIALIAS_WITH_SIZE: &str = "true: all pixels under an output pixel count, as in Pillow, the default with `size`; false: the nearest two";
 
 const ANTIALIAS: &str = "true: all pixels under an output pixel count, as in Pillow; false: the nearest two";
 

@@ -56,7 +56,8 @@ pub struct LoaderReport {
 fn rows(request: &LoaderRequest) -> Result<(Vec<Transform>, bool)> {
     let size = Value::Number(request.size as f64);
     let row = |name: &str| {
-        let takes_size = phalanx_data::rows().iter().any(|r| r.name == name && r.params.iter().any(|p| p.name == "size"));
+        let takes_size =
+            phalanx_data::rows().iter().any(|r| r.name == name && r.params.iter().any(|p| p.name == "size"));
         let params: Vec<_> = takes_size.then(|| ("size", size.clone())).into_iter().collect();
         Transform::new(name, &params)
     };
@@ -154,9 +155,12 @@ mod tests {
             pixels: Pixels::Bytes,
             seconds: 0.05,
         };
-        for (transform, shape, dtype) in
-            [("none", [8, 8, 1], "u8"), ("train", [12, 12, 1], "u8"), ("eval", [12, 12, 1], "u8"), ("rotate", [8, 8, 1], "f32")]
-        {
+        for (transform, shape, dtype) in [
+            ("none", [8, 8, 1], "u8"),
+            ("train", [12, 12, 1], "u8"),
+            ("eval", [12, 12, 1], "u8"),
+            ("rotate", [8, 8, 1], "f32"),
+        ] {
             let report = loader(&request(transform)).unwrap();
             assert_eq!((&report.shape[..], &report.dtype[..]), (&shape[..], dtype), "{transform}");
             assert!(report.samples_per_second > 0.0 && report.bytes_per_second > report.samples_per_second);
