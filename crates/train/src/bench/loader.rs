@@ -61,7 +61,7 @@ fn rows(request: &LoaderRequest) -> Result<(Vec<Transform>, bool)> {
         let params: Vec<_> = takes_size.then(|| ("size", size.clone())).into_iter().collect();
         Transform::new(name, &params)
     };
-    let train = || Ok([row("random-resized-crop")?, row("flip")?].to_vec());
+    let train = || -> Result<Vec<Transform>> { Ok(vec![row("random-resized-crop")?, row("flip")?]) };
     match &request.transform[..] {
         "none" => Ok((Vec::new(), true)),
         "train" => Ok((train()?, true)),
