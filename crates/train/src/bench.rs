@@ -1,8 +1,11 @@
 //! Measurements for `phalanx bench`: medians of repeated runs on random data.
 
+mod loader;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use loader::{LoaderReport, LoaderRequest, loader};
 use phalanx_comm::Communicator;
 use phalanx_gpu::{Context, Event};
 use phalanx_host::rng::{Key, Stream};

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use phalanx_data::{FieldSpec, Kind, Record, Source};
+use phalanx_data::{Codec, FieldSpec, Kind, Record, Role, Source};
 use phalanx_host::Isa;
 
 use crate::machine::Machine;
@@ -37,6 +37,19 @@ pub fn of(machine: &Machine, isa: Isa) -> Fingerprint {
         }
     }
     facts
+}
+
+/// Adds what decodes image files, where one of the sets has some.
+pub(crate) fn add_decoder(facts: &mut Fingerprint, sets: &[&dyn Source]) {
+    let mut record = Record::default();
+    for set in sets.iter().filter(|set| !set.is_empty()) {
+        // Images that vary in size are files; of others the first says it. One that cannot be read says so later.
+        let varies = set.schema().fields.iter().any(|f| f.role == Role::Image && f.variable);
+        let read = varies || set.read(0, &mut record).is_ok();
+        if varies || read && record.fields.iter().any(|f| f.codec != Codec::Raw) {
+            facts.insert("decoder".into(), phalanx_data::decoder());
+        }
+    }
 }
 
 /// A fingerprint as a table, to be compared across ranks.

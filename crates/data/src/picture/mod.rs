@@ -159,7 +159,8 @@ fn jpeg(bytes: &[u8]) -> std::result::Result<Picture, String> {
     let mut decoder = jpeg::Decoder::default();
     if let Some([height, width, channels]) = decoder.open(bytes).map_err(files::opening)? {
         check_size(height, width)?;
-        let pixels = decoder.decode(1, [0, 0, height, width]).map_err(damaged_jpeg)?.to_vec();
+        let pixels = decoder.decode(1, [0, 0, height, width]).map_err(damaged_jpeg)?;
+        let pixels = pixels[..height * width * channels].to_vec();
         return checked(Picture { height, width, channels, pixels });
     }
     let (mut decoder, [height, width], channels) = general(bytes)?;

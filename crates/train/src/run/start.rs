@@ -49,7 +49,8 @@ pub(super) fn open<'a>(
     let allowed = Duration::from_secs_f64(config.distributed.deadline_s);
     let mut machine = setup::machine(config, &request.device, isa, &*comm)?;
     machine.set_precision(config.train.precision)?;
-    let here = fingerprint::of(&machine, isa);
+    let mut here = fingerprint::of(&machine, isa);
+    fingerprint::add_decoder(&mut here, &[&*sets.train, &*sets.eval]);
     check_same_table(&*comm, "the configuration", || config.identity())?;
     check_same_table(&*comm, "the data", || {
         let sets = [("train", &sets.train), ("eval", &sets.eval)];
