@@ -115,11 +115,11 @@ impl Area {
     /// The piece of `frame` where the image is decoded `shrink` times smaller, to a height and width of `size`.
     pub(crate) fn of(frame: &Frame, shrink: usize, size: [usize; 2]) -> Self {
         let mut area = Area { bounds: [0; 4], start: [0.0; 2], length: [0.0; 2] };
-        for axis in 0..2 {
+        for (axis, side) in size.into_iter().enumerate() {
             let (from, length) = (frame.piece[axis], frame.piece[2 + axis]);
             let first = from / shrink;
             area.bounds[axis] = first;
-            area.bounds[2 + axis] = (from + length).div_ceil(shrink).min(size[axis]) - first;
+            area.bounds[2 + axis] = (from + length).div_ceil(shrink).min(side) - first;
             area.start[axis] = (from % shrink) as f64 / shrink as f64;
             area.length[axis] = length as f64 / shrink as f64;
         }

@@ -259,16 +259,13 @@ impl Pipeline {
 
     /// The size of the image after its first rows.
     fn seen(&mut self, field: &RecordField) -> Result<[usize; 3]> {
-        let size = self.looks.iter().fold(None, |size, (_, g)| g.size(size));
-        let [h, w] = match size {
+        let through = |looks: &[(u64, Geometry)], size| looks.iter().fold(size, |size, (_, g)| g.size(size));
+        let stored = (!self.spec.variable).then(|| [self.spec.shape[0], self.spec.shape[1]]);
+        let [h, w] = match through(&self.looks, stored) {
             Some(size) => size,
-            None if !self.spec.variable => {
-                let size = [self.spec.shape[0], self.spec.shape[1]];
-                self.looks.iter().fold(Some(size), |size, (_, g)| g.size(size)).unwrap_or(size)
-            }
             None => {
                 let own = self.size_of(field)?;
-                self.looks.iter().fold(Some(own), |size, (_, g)| g.size(size)).unwrap_or(own)
+                through(&self.looks, Some(own)).unwrap_or(own)
             }
         };
         Ok([h, w, self.spec.shape[2]])

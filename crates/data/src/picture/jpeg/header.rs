@@ -117,7 +117,8 @@ pub(super) fn read(file: &[u8]) -> Result<Option<Header>, Damage> {
         let mut bytes = Bytes(segment);
         match kind {
             0xc0 | 0xc1 if header.components.is_empty() => {
-                if !frame(&mut bytes, &mut header)? {
+                let usual = frame(&mut bytes, &mut header)?;
+                if !usual {
                     return Ok(None);
                 }
             }
