@@ -147,6 +147,15 @@ fn plan(request: &PackRequest) -> Result<Vec<Job>> {
     if request.shard_bytes == 0 {
         return Err(Error::usage("--shard-mb", "must be above 0"));
     }
+    if let PackSource::Import(import) = &request.source
+        && let (Some(source), Some(out)) = (real(&import.source), real(&request.out))
+        && source.is_dir()
+        && out.starts_with(&source)
+    {
+        let problem =
+            "lies in the source, where the next run would take it for a part of it; name another folder";
+        return Err(Error::usage(shown(&request.out), problem));
+    }
     let Import { splits, meta: of_source, .. } = request.source.list()?;
     let several = splits.len() > 1 || splits.iter().any(|(split, _)| split.is_some());
     let source = request.source.name();
@@ -180,6 +189,13 @@ fn plan(request: &PackRequest) -> Result<Vec<Job>> {
         jobs.push(Job { split, listing, plan, info, folder });
     }
     Ok(jobs)
+}
+
+/// Where a path leads, though its last parts need not be there yet.
+fn real(path: &Path) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    let there = path.ancestors().find_map(|a| Some((a, a.canonicalize().ok()?)))?;
+    Some(there.1.join(path.strip_prefix(there.0).ok()?))
 }
 
 /// What the options add to a set's description.

@@ -413,9 +413,18 @@ fn ranks_that_see_different_sources_stop() {
 }
 
 #[test]
-fn what_cannot_be_written_is_the_systems_fault() {
+fn a_set_does_not_go_into_its_own_source() {
     let source = source();
-    let file = source.path().join("class 0/000.jpg");
-    let error = alone(&request(source.path(), &file.join("out"))).unwrap_err();
+    for out in ["", "new", "class 0/../new/deeper"] {
+        let error = alone(&request(source.path(), &source.path().join(out))).unwrap_err();
+        assert!(error.kind() == Kind::Usage && error.to_string().contains("lies in the source"), "{error}");
+    }
+    assert!(!source.path().join("new").exists());
+}
+
+#[test]
+fn what_cannot_be_written_is_the_systems_fault() {
+    let (source, file) = (source(), tempfile::NamedTempFile::new().unwrap());
+    let error = alone(&request(source.path(), &file.path().join("out"))).unwrap_err();
     assert_eq!(error.kind(), Kind::System);
 }
