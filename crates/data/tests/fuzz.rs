@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use fuzzing::{below, mutate, pick, run, scratch};
 use phalanx_data::{
-    BadImages, Codec, Error, FieldSpec, Format, Images, ImportRequest, Limits, Loader, LoaderConfig, Mode, PackRank,
-    PackRequest, PackSource, Picture, Plan, Record, RecordField, Result, Sample, SampleField, Schema, SetInfo, ShardSet,
-    ShardWriter, Source, Synth, SynthCodec, SynthConfig, Threads, Transform, Value, contact_sheet, finished_shard, import, inspect,
-    pack, repair, seal, verify,
+    BadImages, Codec, Error, FieldSpec, Format, Images, ImportRequest, Limits, Loader, LoaderConfig, Mode,
+    PackRank, PackRequest, PackSource, Picture, Plan, Record, RecordField, Result, Sample, SampleField,
+    Schema, SetInfo, ShardSet, ShardWriter, Source, Synth, SynthCodec, SynthConfig, Transform, Value,
+    contact_sheet, finished_shard, import, inspect, pack, repair, seal, verify,
 };
 use phalanx_host::rng::Stream;
 use phalanx_host::{DType, Pool};
@@ -197,6 +197,25 @@ fn tars() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// What no header should say: paths that climb, absolute ones, sizes without end, sorts of members.
+const ODD_FIELDS: &[&[u8]] = &[
+    b"../../x\0",
+    b"/etc/x\0",
+    b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff",
+    b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+    b"77777777777\0",
+    b"00000000000\0",
+    b"-1\0",
+    b"1",
+    b"2",
+    b"5",
+    b"g",
+    b"x",
+    b"L",
+    b"K",
+    b"S",
+];
+
 /// Makes the checksums of all headers fit again, as far as blocks look like headers.
 fn sum_headers(bytes: &mut [u8]) {
     for block in bytes.as_chunks_mut::<512>().0 {
@@ -220,13 +239,10 @@ fn damaged_tars_are_errors() {
             // A field of a header: the name, the size, the sort, the magic, the prefix.
             let blocks: Vec<usize> =
                 (0..bytes.len() / 512).filter(|b| bytes[b * 512 + 257..][..5] == *b"ustar").collect();
-            let at = pick(r, &blocks) * 512 + *pick(r, &[0, 100, 124, 124, 124, 156, 156, 157, 257, 263, 345]);
-            let new: &[u8] = pick(
-                r,
-                &[&b"../../x\0"[..], b"/etc/x\0", b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff", b"77777777777\0", b"1", b"2",
-                  b"g", b"x", b"L", b"K", b"S", b"5", b"00000000000\0", b"-1\0", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"],
-            );
-            for (byte, new) in bytes[at..].iter_mut().zip(new) {
+            let at =
+                pick(r, &blocks) * 512 + *pick(r, &[0, 100, 124, 124, 124, 156, 156, 157, 257, 263, 345]);
+            let new: &&[u8] = pick(r, ODD_FIELDS);
+            for (byte, new) in bytes[at..].iter_mut().zip(*new) {
                 *byte = *new;
             }
         } else {
@@ -244,7 +260,10 @@ fn damaged_tars_are_errors() {
             let request = PackRequest {
                 source: PackSource::Import(request),
                 out: out.clone(),
-                images: *pick(r, &[Images::Keep, Images::Resize { short: 9, quality: 70 }, Images::Raw { side: 7 }]),
+                images: *pick(
+                    r,
+                    &[Images::Keep, Images::Resize { short: 9, quality: 70 }, Images::Raw { side: 7 }],
+                ),
                 bad: *pick(r, &[BadImages::Fail, BadImages::Skip]),
                 check: r.u32() & 1 == 0,
                 shard_bytes: 2000,
@@ -259,7 +278,10 @@ fn damaged_tars_are_errors() {
         let mut inside: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         inside.sort();
         let known = ["out", "source"];
-        assert!(inside.iter().all(|name| known.iter().any(|k| name == k)), "{inside:?}: something climbed out");
+        assert!(
+            inside.iter().all(|name| known.iter().any(|k| name == k)),
+            "{inside:?}: something climbed out"
+        );
         let _ = (fs::remove_dir_all(&source), fs::remove_dir_all(&out));
     });
     assert!(imported > 0 || std::env::var_os("PHALANX_FUZZ_CASE").is_some(), "no mutant was a tar any more");
@@ -288,7 +310,8 @@ impl Source for One {
 
     fn read(&self, _: u64, record: &mut Record) -> Result<()> {
         record.reset(1);
-        record.fields[0] = RecordField { bytes: self.bytes.clone(), shape: vec![24, 40, 3], codec: self.codec };
+        record.fields[0] =
+            RecordField { bytes: self.bytes.clone(), shape: vec![24, 40, 3], codec: self.codec };
         Ok(())
     }
 
@@ -302,7 +325,7 @@ fn load(bytes: Vec<u8>, codec: Codec, rows: &[Transform], seed: u64) {
     let image = FieldSpec { variable: true, ..FieldSpec::image([64, 64, 3], 255.0) };
     let schema = Schema { fields: vec![image], classes: Vec::new() };
     let limits = Limits { max_pixels: 1 << 22, ..Limits::default() };
-    let config = LoaderConfig { threads: Threads::Count(0), transforms: rows.to_vec(), limits, ..LoaderConfig::default() };
+    let config = LoaderConfig { threads: 0, transforms: rows.to_vec(), limits, ..LoaderConfig::default() };
     let plan = Plan::new(1, 1, 1, 0..1, 1).unwrap();
     let set = Arc::new(One { schema, bytes, codec });
     let loader = Loader::new(set, &config, Mode::Train { seed }, plan, &Pool::new()).unwrap();
@@ -325,7 +348,9 @@ fn rows() -> Vec<Vec<Transform>> {
 /// Makes the CRC32s of a PNG file's chunks fit again.
 fn sum_chunks(bytes: &mut [u8]) {
     let mut at = 8;
-    while let Some(length) = bytes.get(at..at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize) {
+    while let Some(length) =
+        bytes.get(at..at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize)
+    {
         let Some(content) = bytes.get(at + 4..(at + 8).saturating_add(length)) else { return };
         let mut crc = flate2::Crc::new();
         crc.update(content);
@@ -385,9 +410,13 @@ fn fuzz_images(name: &str, codec: Codec, corpus: &[Vec<u8>]) {
             assert_eq!(picture.pixels.len(), picture.height * picture.width * picture.channels);
             decoded += 1;
         }
-        load(bytes, codec, pick(r, &rows), r.u64());
+        let rows: &Vec<Transform> = pick(r, &rows);
+        load(bytes, codec, rows, r.u64());
     });
-    assert!(decoded > 0 || std::env::var_os("PHALANX_FUZZ_CASE").is_some(), "no mutant was an image any more");
+    assert!(
+        decoded > 0 || std::env::var_os("PHALANX_FUZZ_CASE").is_some(),
+        "no mutant was an image any more"
+    );
 }
 
 fn golden(end: &str) -> Vec<Vec<u8>> {

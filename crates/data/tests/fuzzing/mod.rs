@@ -96,8 +96,10 @@ pub fn pick<'a, T>(r: &mut Stream, from: &'a [T]) -> &'a T {
 /// Numbers that programs stumble over.
 fn odd_number(r: &mut Stream, len: usize) -> u64 {
     let len = len as u64;
-    let known = [0, 1, 2, 63, 64, 127, 128, 255, 256, 0x7fff, 0x8000, 0xffff, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff];
-    let sizes = [len, len + 1, len.wrapping_sub(1), len / 2, len * 2, u64::MAX, u64::MAX / 2, u64::MAX - 63, 1 << 62];
+    let known =
+        [0, 1, 2, 63, 64, 127, 128, 255, 256, 0x7fff, 0x8000, 0xffff, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff];
+    let sizes =
+        [len, len + 1, len.wrapping_sub(1), len / 2, len * 2, u64::MAX, u64::MAX / 2, u64::MAX - 63, 1 << 62];
     match below(r, 3) {
         0 => *pick(r, &known),
         1 => *pick(r, &sizes),
