@@ -5,6 +5,7 @@
 //! while backward still runs, [`checkpoint`] and [`ledger`] keep the promise: kill it, resize it, start
 //! it again: the same bits, every sample exactly once.
 
+mod algorithms;
 mod audit;
 pub mod bench;
 pub mod buckets;

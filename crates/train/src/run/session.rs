@@ -10,6 +10,7 @@ use phalanx_nn::Plateau;
 
 use super::feed::Feed;
 use super::{Outcome, Sets, TrainRequest, steps_per_epoch};
+use crate::algorithms::Algorithms;
 use crate::checkpoint::{Progress, Writer};
 use crate::config::Config;
 use crate::engine::{Engine, StepReport};
@@ -34,6 +35,7 @@ pub(super) struct Session<'a> {
     pub(super) progress: Progress,
     pub(super) plateau: Option<Plateau>,
     pub(super) ledger: Ledger,
+    pub(super) algorithms: Algorithms,
     // Rank 0 only.
     pub(super) reporter: Option<Reporter>,
     pub(super) writer: Option<Writer>,
@@ -263,6 +265,7 @@ impl<'a> Session<'a> {
 
     fn save(&mut self) -> Result<()> {
         self.ledger.sync()?;
+        self.algorithms.keep(&self.dir, &*self.comm, self.engine.device.gpu())?;
         let snapshot = self.engine.snapshot(self.writer.is_some())?;
         let step = self.progress.step;
         if let Some(name) = snapshot.first_non_finite() {

@@ -12,6 +12,7 @@ use phalanx_nn::Builder;
 
 use super::session::{STOPPED, Session};
 use super::{Sets, TrainRequest, shards, steps_per_epoch};
+use crate::algorithms::Algorithms;
 use crate::checkpoint::{self, Progress, Writer};
 use crate::config::{Config, first_difference};
 use crate::engine::{Engine, EngineOptions};
@@ -110,6 +111,8 @@ pub(super) fn open<'a>(
     if !sets.eval.is_empty() {
         memory::check_evaluation(config, &samples, samples.input, set, ranks, have.as_ref())?;
     }
+    let resumed = [config.distributed.exact, saved.is_some(), request.allow_fingerprint_change];
+    let algorithms = Algorithms::open(&dir, &*comm, machine.gpu(), resumed)?;
     machine.join(&comm, request.device.sums, config.distributed.exact)?;
     let by_host = |why| format!("gradients go by way of the host's memory and not over NCCL: {why}");
     warnings.extend(machine.no_nccl.as_ref().map(by_host));
@@ -198,6 +201,7 @@ pub(super) fn open<'a>(
         dir,
         plateau,
         ledger,
+        algorithms,
         reporter,
         writer,
         _lock: lock,
