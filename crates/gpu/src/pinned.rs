@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::context::Core;
 use crate::device::Primary;
 use crate::ffi::driver;
-use crate::{Context, Result};
+use crate::{Context, DevicePtr, Result};
 
 /// The smallest block of host memory in bytes; sizes are powers of two.
 const SMALLEST: usize = 4096;
@@ -76,6 +76,11 @@ impl Context {
 }
 
 impl Pinned {
+    /// The address for kernels: pinned memory has one on all sides.
+    pub fn ptr(&self) -> DevicePtr {
+        DevicePtr(self.address as u64)
+    }
+
     pub(crate) fn address(&self) -> *mut c_void {
         self.address as *mut c_void
     }

@@ -63,6 +63,10 @@ impl Task for Classification {
         &self.phases
     }
 
+    fn is_static(&self) -> bool {
+        true
+    }
+
     fn loss(&self, _: PhaseId, batch: &Batch, cx: &ShardCx) -> Result<Loss> {
         let (labels, weights) = (batch.field(&self.label)?, batch.weights_on(cx.device)?);
         let of = |logits: &Tensor| self.criterion.sum(logits, labels, weights.as_ref());

@@ -57,12 +57,17 @@ pub struct Batch {
 impl Batch {
     /// Moves a loaded batch onto the device. On the CPU the buffers change hands without a copy.
     pub fn from_data(batch: phalanx_data::Batch, device: &Device) -> Result<Self> {
+        Batch::with(batch, |f| Ok(Tensor::from_buffer(f.bytes, f.dtype, Shape::new(&f.shape), device)?))
+    }
+
+    /// The batch whose fields `make` makes of the loaded ones.
+    pub(crate) fn with(
+        batch: phalanx_data::Batch,
+        mut make: impl FnMut(phalanx_data::Field) -> Result<Tensor>,
+    ) -> Result<Self> {
         let uniform = batch.weights.iter().all(|&w| w == 1.0);
         let weights = (!uniform).then_some(batch.weights);
-        let fields = batch.fields.into_iter().map(|f| {
-            let shape = Shape::new(&f.shape);
-            Ok((f.name, Tensor::from_buffer(f.bytes, f.dtype, shape, device)?))
-        });
+        let fields = batch.fields.into_iter().map(|f| Ok((f.name.clone(), make(f)?)));
         Ok(Batch { fields: fields.collect::<Result<_>>()?, ids: batch.ids, weights })
     }
 
@@ -231,6 +236,14 @@ pub trait Task: Send {
     /// random streams are others than those of [`Task::loss`].
     fn prepare(&mut self, _phase: PhaseId, _cx: &ShardCx) -> Result<Option<Batch>> {
         Ok(None)
+    }
+
+    /// Whether a step may be recorded once, as a CUDA graph, and launched from then on instead of calling [`Task::prepare`] and
+    /// [`Task::loss`]. Then what [`Task::loss`] does must depend on nothing but the shapes of the batch's fields, their values on
+    /// the device, parameters and random streams, and [`Task::after_phase`] must not touch parameters: the next step may
+    /// be on its way.
+    fn is_static(&self) -> bool {
+        false
     }
 
     /// The loss of one shard's batch, which is not empty. Parameters of the phase that it does not reach
