@@ -425,6 +425,26 @@ pub(crate) struct BenchCommon {
     pub json: bool,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum CudaGraphName {
+    /// Where they can be
+    Auto,
+    /// Or an error
+    On,
+    /// Never
+    Off,
+}
+
+impl From<CudaGraphName> for CudaGraph {
+    fn from(name: CudaGraphName) -> Self {
+        match name {
+            CudaGraphName::Auto => CudaGraph::Auto,
+            CudaGraphName::On => CudaGraph::On,
+            CudaGraphName::Off => CudaGraph::Off,
+        }
+    }
+}
+
 #[derive(Debug, ClapArgs)]
 pub(crate) struct BenchStep {
     /// The model's name, as in a configuration
@@ -462,6 +482,9 @@ pub(crate) struct BenchStep {
     /// Tell what each kernel of a step takes, the most costly first; on a GPU only
     #[arg(long)]
     pub profile: bool,
+    /// Whether steps on a GPU become CUDA graphs
+    #[arg(long, value_enum, default_value = "auto")]
+    pub cuda_graph: CudaGraphName,
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceName,

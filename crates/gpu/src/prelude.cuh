@@ -173,7 +173,7 @@ struct Walk {
 
 DEV float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-struct Product { template <class T> DEV T operator()(T a, T b) const { return a * b; } };
+struct Times { template <class T> DEV T operator()(T a, T b) const { return a * b; } };
 struct Sum { template <class T> DEV T operator()(T a, T b) const { return a + b; } };
 struct Larger { DEV float operator()(float a, float b) const { return a != a || a > b ? a : b; } };
 

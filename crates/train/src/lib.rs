@@ -20,6 +20,7 @@ pub mod ledger;
 pub mod machine;
 mod memory;
 pub mod model;
+mod precision;
 pub mod predict;
 #[cfg(feature = "mpi")]
 pub mod process;
@@ -44,7 +45,7 @@ pub use phalanx_comm::mpi::library as mpi_library;
 /// What ranks work together through.
 pub use phalanx_comm::{AbortKind, Communicator};
 
-pub use engine::{Clip, Engine, EngineOptions, PhaseReport, StepReport};
+pub use engine::{Clip, CudaGraph, Engine, EngineOptions, GraphUse, PhaseReport, StepReport};
 pub use error::{Error, Result};
 pub use machine::{DeviceChoice, Machine};
 pub use scaler::LossScale;

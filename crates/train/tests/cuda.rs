@@ -16,7 +16,7 @@ use phalanx_train::predict::{PredictRequest, Predictor, Preparation};
 use phalanx_train::report::Summary;
 use phalanx_train::run::TrainRequest;
 use phalanx_train::task::Views;
-use phalanx_train::{DeviceChoice, SumsOver, ledger};
+use phalanx_train::{CudaGraph, DeviceChoice, SumsOver, ledger};
 
 fn gpu() -> DeviceChoice {
     DeviceChoice { name: "cuda".into(), share_gpu: true, sums: SumsOver::Auto }
@@ -296,6 +296,7 @@ fn steps_are_measured() {
             seconds: 0.01,
             train,
             profile: train,
+            cuda_graph: CudaGraph::Auto,
         })
         .unwrap();
         assert!(report.samples_per_second > 0.0 && report.peak_device_bytes.is_some_and(|b| b > 100_000));

@@ -1,5 +1,6 @@
 //! The steps of a run, and its end.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use crate::config::Config;
 use crate::engine::{Engine, StepReport};
 use crate::evaluate::{evaluate, mean};
 use crate::faults::Fault;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Line};
 use crate::report::{Event, Reporter, Summary, peak_rss_bytes, quantile};
 use crate::rundir::{Lock, RunDir};
 use crate::timeline::Spent;
@@ -44,6 +45,8 @@ pub(super) struct Session<'a> {
     pub(super) total: u64,
     /// What the device is called.
     pub(super) device_name: String,
+    /// Steps that were begun, the oldest first: one, or two where the second waits on a GPU.
+    pub(super) ahead: VecDeque<Ahead>,
     /// The step that this start ends at.
     pub(super) end: u64,
     // Of this start.
@@ -56,6 +59,12 @@ pub(super) struct Session<'a> {
     pub(super) spent: Spent,
     /// The step at which all ranks were last known to have the same model.
     pub(super) equal_at: u64,
+}
+
+/// A step that was begun.
+pub(super) struct Ahead {
+    lines: Vec<Line>,
+    factor: f64,
 }
 
 impl<'a> Session<'a> {
@@ -122,23 +131,52 @@ impl<'a> Session<'a> {
         self.finish(stopped)
     }
 
-    /// One step of all ranks. Returns whether the run is to stop.
+    /// One step of all ranks, and where it helps the beginning of the next. Returns whether the run is to stop.
     fn step(&mut self, feed: &mut Feed) -> Result<bool> {
         let begun = Instant::now();
-        let step = self.progress.step;
+        if self.ahead.is_empty() {
+            self.begin(feed)?;
+        }
+        if self.may_go_ahead() {
+            self.begin(feed)?;
+        }
+        let report = self.engine.finish()?;
+        if let Some(message) = self.engine.take_graph_notice() {
+            self.tell(Event::Warning { message })?;
+        }
+        let Some(Ahead { lines, factor }) = self.ahead.pop_front() else { return Ok(report.stop) };
+        for line in &lines {
+            self.ledger.add(line)?;
+        }
+        self.step_ms.push(begun.elapsed().as_secs_f64() * 1e3);
+        self.count(&report, factor)
+    }
+
+    /// Whether the next step can be begun before the report of this one is there: when nothing comes between them.
+    fn may_go_ahead(&self) -> bool {
+        let p = &self.progress;
+        let last = p.step + 1 >= self.end
+            || p.step_in_epoch + 1 >= steps_per_epoch(self.config(), &*self.sets.train);
+        let due = |every: u64| every > 0 && (p.step + 1).is_multiple_of(every);
+        let between =
+            due(self.config().checkpoint.every_steps) || due(self.config().distributed.audit_every_steps);
+        self.engine.may_go_ahead() && !last && !between && !self.stop_asked()
+    }
+
+    /// Begins the step behind those that were begun.
+    fn begin(&mut self, feed: &mut Feed) -> Result<()> {
+        let at = self.ahead.len() as u64;
+        let step = self.progress.step + at;
         self.comm.whereabouts().at_step(Some(step));
         self.engine.timeline.enter(Activity::Loader);
         if self.request.faults.hits(self.comm.rank(), step, Fault::HangLoader) {
             self.hang()?;
         }
         let (batches, lines) = feed.next(step)?;
-        let factor = self.factor();
-        let report = self.engine.step(step, batches, factor, self.stop_asked())?;
-        for line in &lines {
-            self.ledger.add(line)?;
-        }
-        self.step_ms.push(begun.elapsed().as_secs_f64() * 1e3);
-        self.count(&report, factor)
+        let factor = self.factor(self.progress.step_in_epoch + at);
+        self.engine.begin(step, batches, factor, self.stop_asked())?;
+        self.ahead.push_back(Ahead { lines, factor });
+        Ok(())
     }
 
     /// A planted failure: the loader never gives its next batch. The other ranks must notice.
@@ -151,9 +189,10 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn factor(&self) -> f64 {
+    /// What the learning rate is multiplied by at a step of the epoch.
+    fn factor(&self, step_in_epoch: u64) -> f64 {
         let per_epoch = steps_per_epoch(self.config(), &*self.sets.train) as f64;
-        let epoch = self.progress.epoch as f64 + self.progress.step_in_epoch as f64 / per_epoch;
+        let epoch = self.progress.epoch as f64 + step_in_epoch as f64 / per_epoch;
         let plateau = self.plateau.as_ref().map_or(1.0, Plateau::factor);
         plateau * self.config().schedule.factor(epoch, self.config().train.epochs as f64)
     }
@@ -320,6 +359,7 @@ impl<'a> Session<'a> {
             buffers_hash: hash.buffers,
             ema_hash: hash.ema,
             peak_rss_bytes: peak_rss_bytes(),
+            cuda_graph: self.engine.cuda_graph_used(),
             peak_device_bytes: self.engine.device.gpu().map(|gpu| gpu.memory().peak_live),
             time: spent,
             wall_s: self.wall_before + self.started.elapsed().as_secs_f64(),

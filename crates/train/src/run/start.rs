@@ -1,6 +1,6 @@
 //! How a rank gets ready: all checks, the run directory, the model as it was left.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -130,9 +130,11 @@ pub(super) fn open<'a>(
         evaluate_ema: config.evaluates_ema(),
         precision: config.train.precision,
         samples: config.train.global_batch,
+        cuda_graph: config.train.cuda_graph,
         faults: request.faults.clone(),
     };
     let mut engine = Engine::new(comm.clone(), &machine, model.task, model.params, model.norms, options)?;
+    warnings.extend(engine.take_graph_notice());
     let progress = match saved {
         None => {
             let begun = match &config.init {
@@ -207,6 +209,7 @@ pub(super) fn open<'a>(
         _lock: lock,
         total,
         device_name: machine.name(),
+        ahead: VecDeque::new(),
         end,
         started,
         wall_before: progress.wall_s,
@@ -272,6 +275,7 @@ fn environment(
         "device": machine.device.name(),
         "device_name": machine.name(),
         "gpu": gpu,
+        "cuda_graph": engine.cuda_graph(),
         "no_gpu": machine.no_gpu.as_ref().map(|no| &no.why),
         "bucket_mb": engine.options.bucket_bytes as f64 / 1e6,
         "init": progress.init,

@@ -110,7 +110,7 @@ DEV void cumprod_gradient_long(const Lines& lines, const T* x, const void* g, in
             if (j < n && j != zero) total *= load(x, lines.place(line, j));
             mine[k] = total;
         }
-        double first = before * block_before(total, 1.0, Product{}, shared, all);
+        double first = before * block_before(total, 1.0, Times{}, shared, all);
         before *= all;
         for (int k = 0; k < 8; k++) {
             i64 j = start + me * 8 + k;

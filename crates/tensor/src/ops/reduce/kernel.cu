@@ -324,7 +324,7 @@ template <class T> DEV void others_long(const T* x, double* before, float* out, 
                 mine[k] = total;
                 if (i < length) total *= load(x, back ? length - 1 - i : i);
             }
-            double first = product * block_before(total, 1.0, Product{}, shared, all);
+            double first = product * block_before(total, 1.0, Times{}, shared, all);
             product *= all;
             for (int k = 0; k < 8; k++) {
                 i64 i = start + threadIdx.x * 8 + k;
