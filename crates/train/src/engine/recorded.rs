@@ -259,13 +259,11 @@ impl Engine {
         step: u64,
         batches: &[Batch],
     ) -> Result<std::result::Result<usize, String>> {
-        let made = match self.try_record(step, batches) {
-            Ok(made) => made,
+        Ok(match self.try_record(step, batches) {
+            Ok(made) => made.map(|recorded| self.graphs.keep(form, recorded)),
             // What is wrong with the step itself, doing it piece by piece tells.
             Err(e) => Err(e.to_string()),
-        };
-        self.graphs.left_behind()?;
-        Ok(made.map(|recorded| self.graphs.keep(form, recorded)))
+        })
     }
 
     /// It is recorded twice, for two steps that have nothing in common: whatever else than the varying numbers is not the same
@@ -273,9 +271,11 @@ impl Engine {
     fn try_record(&mut self, step: u64, batches: &[Batch]) -> Result<std::result::Result<Recorded, String>> {
         let gpu = self.device.gpu().ok_or_else(no_gpu)?.clone();
         let Some(memory) = self.graphs.memory()?.cloned() else { return Ok(Err("it was refused".into())) };
-        let (need, free) = (memory.held(), gpu.free_memory()?);
-        if need > free {
-            let why = format!("a step takes {need} bytes of device memory, and {free} are left for all else");
+        let need = memory.held();
+        let left = gpu.free_memory()?.saturating_sub(need);
+        if need > left {
+            // An evaluation, which has its own, may need as much.
+            let why = format!("a step takes {need} bytes of device memory, and {left} are left for all else");
             return Ok(Err(why));
         }
         let inputs =
@@ -309,6 +309,9 @@ impl Engine {
                 return Ok(Err(format!("nobody knows what a number of the kind {:?} is at a step", of.what)));
             };
             varying.push(Number { at: of.at, source });
+        }
+        if memory.used() > 0 {
+            return Ok(Err(format!("a step leaves {} bytes of device memory behind", memory.used())));
         }
         let with_norm = self.judges_norm();
         let parts = composed.parts;
