@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use phalanx_train::CudaGraph;
 
 /// Trains neural networks data-parallel.
 /// Kill it, resize it, start it again: the same bits, and every sample exactly once.

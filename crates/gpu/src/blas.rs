@@ -93,7 +93,7 @@ impl Blas {
     pub(crate) fn open(core: &Arc<Core>) -> Result<Self> {
         let table = BlasLt::get()?;
         core.primary.enter()?;
-        let workspace = core.memory.take(WORKSPACE)?;
+        let workspace = core.memory.take_lasting(WORKSPACE)?;
         let mut blas = Blas { table, core: core.clone(), handle: 0, workspace, plans: Mutex::default() };
         // SAFETY: writes one handle, destroyed on drop.
         table.check(unsafe { (table.cublasLtCreate)(&mut blas.handle) }, "cublasLtCreate")?;

@@ -149,6 +149,10 @@ impl Graphs {
         self.used
     }
 
+    pub(super) fn work(&self) -> Vec<String> {
+        self.recorded.iter().flat_map(|r| r.work().map(str::to_owned)).collect()
+    }
+
     pub(super) fn take_notice(&mut self) -> Option<String> {
         let expected = self.gpu.is_some() && self.wanted != CudaGraph::Off;
         let why = self.refusal.as_ref().filter(|_| expected && !self.told)?;

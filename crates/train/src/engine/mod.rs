@@ -277,13 +277,7 @@ impl Engine {
     }
 
     /// Runs a step: [`Engine::begin`] and [`Engine::finish`].
-    pub fn step(
-        &mut self,
-        step: u64,
-        batches: Vec<Batch>,
-        factor: f64,
-        stop: bool,
-    ) -> Result<StepReport> {
+    pub fn step(&mut self, step: u64, batches: Vec<Batch>, factor: f64, stop: bool) -> Result<StepReport> {
         self.begin(step, batches, factor, stop)?;
         self.finish()
     }
@@ -296,7 +290,9 @@ impl Engine {
     /// Whether it is of use to begin another step before the last one's report is taken: it then waits on the GPU, which so
     /// never waits for the host. A loss scale must be known before a step begins.
     pub fn may_go_ahead(&self) -> bool {
-        self.loss_scale.is_none() && self.begun.len() == 1 && matches!(self.begun.front(), Some(Begun::Launched(_)))
+        self.loss_scale.is_none()
+            && self.begun.len() == 1
+            && matches!(self.begun.front(), Some(Begun::Launched(_)))
     }
 
     /// Takes the reports of all launched steps.
@@ -324,6 +320,11 @@ impl Engine {
             }
             other => other,
         }
+    }
+
+    /// What the steps that were recorded so far are made of: kernels, calls of libraries and copies, by name.
+    pub fn recorded_work(&self) -> Vec<String> {
+        self.graphs.work()
     }
 
     /// Why steps are not recorded, once, as soon as it is known and where somebody may have expected otherwise.

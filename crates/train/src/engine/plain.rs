@@ -162,8 +162,9 @@ impl Engine {
         stop: bool,
     ) -> Result<f64> {
         let key = self.key(step, phase, shard);
-        let acting = Forward::new(&self.params, &self.norms, &self.device, false, 0..0, key.derive(0, ACTING))
-            .with_activations(self.options.precision.activations());
+        let acting =
+            Forward::new(&self.params, &self.norms, &self.device, false, 0..0, key.derive(0, ACTING))
+                .with_activations(self.options.precision.activations());
         let acting = ShardCx { forward: acting, device: &self.device, step, shard };
         let own = self.task.prepare(phase, &acting)?;
         drop(acting);

@@ -36,6 +36,8 @@ pub(super) struct Recorded {
     weight: f64,
     /// Where reports go, in turn: two steps can be on their way.
     reports: [Pinned; 2],
+    /// Marks behind them.
+    done: [Event; 2],
     turn: usize,
 }
 
@@ -70,7 +72,10 @@ struct Number {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     /// The key of the `n`-th random stream of a shard.
-    Key { shard: u32, n: u64 },
+    Key {
+        shard: u32,
+        n: u64,
+    },
     Update,
     Average,
     Seed,
@@ -154,9 +159,8 @@ impl Engine {
             values[number.at..number.at + bytes.len()].copy_from_slice(&bytes);
         }
         recorded.graph.launch_with(&values)?;
-        let gpu = self.device.gpu().ok_or_else(no_gpu)?;
-        let done = gpu.event()?;
-        done.record(gpu.compute())?;
+        let done = recorded.done[turn].clone();
+        done.record(self.device.gpu().ok_or_else(no_gpu)?.compute())?;
         self.timeline.rest();
         Ok(Some(Flight { step, stop, graph, turn, scale, done }))
     }
@@ -191,7 +195,8 @@ impl Engine {
         flight.done.synchronize()?;
         let recorded = &self.graphs.recorded[flight.graph];
         let words: &[u8] = &recorded.reports[flight.turn];
-        let squares = recorded.with_norm.then(|| words.first_chunk().map_or(f64::NAN, |b| f64::from_ne_bytes(*b)));
+        let squares =
+            recorded.with_norm.then(|| words.first_chunk().map_or(f64::NAN, |b| f64::from_ne_bytes(*b)));
         let single = |at: usize| {
             let bytes = words.get(4 * at..).and_then(|w| w.first_chunk());
             f64::from(bytes.map_or(f32::NAN, |b| f32::from_ne_bytes(*b)))
@@ -254,13 +259,11 @@ impl Engine {
         step: u64,
         batches: &[Batch],
     ) -> Result<std::result::Result<usize, String>> {
-        let made = match self.try_record(step, batches) {
-            Ok(made) => made,
+        Ok(match self.try_record(step, batches) {
+            Ok(made) => made.map(|recorded| self.graphs.keep(form, recorded)),
             // What is wrong with the step itself, doing it piece by piece tells.
             Err(e) => Err(e.to_string()),
-        };
-        self.graphs.left_behind()?;
-        Ok(made.map(|recorded| self.graphs.keep(form, recorded)))
+        })
     }
 
     /// It is recorded twice, for two steps that have nothing in common: whatever else than the varying numbers is not the same
@@ -268,20 +271,33 @@ impl Engine {
     fn try_record(&mut self, step: u64, batches: &[Batch]) -> Result<std::result::Result<Recorded, String>> {
         let gpu = self.device.gpu().ok_or_else(no_gpu)?.clone();
         let Some(memory) = self.graphs.memory()?.cloned() else { return Ok(Err("it was refused".into())) };
-        let (need, free) = (memory.held(), gpu.free_memory()?);
-        if need > free {
-            let why = format!("a step takes {need} bytes of device memory, and {free} are left for all else");
+        let need = memory.held();
+        let left = gpu.free_memory()?.saturating_sub(need);
+        if need > left {
+            // An evaluation, which has its own, may need as much.
+            let why = format!("a step takes {need} bytes of device memory, and {left} are left for all else");
             return Ok(Err(why));
         }
-        let inputs = batches.iter().map(|b| Inputs::like(b, &gpu, &self.device)).collect::<Result<Vec<_>>>()?;
+        let inputs =
+            batches.iter().map(|b| Inputs::like(b, &gpu, &self.device)).collect::<Result<Vec<_>>>()?;
         let halted = self.graphs.halted(&gpu)?;
-        let mut numbers = self.pretend(step.wrapping_add(1 << 40), 0.25);
-        let (capture, probed) = self.compose_in(&gpu, &memory, &inputs, &numbers, &halted)?;
-        let probe = capture.discard()?;
-        numbers = self.pretend(step, 0.75);
-        let (capture, composed) = self.compose_in(&gpu, &memory, &inputs, &numbers, &halted)?;
-        let graph = capture.end()?;
-        if let Some(what) = probe.difference(graph.trace()) {
+        let numbers = self.pretend(step, 0.75);
+        let mut once = || -> Result<_> {
+            let other = self.pretend(step.wrapping_add(1 << 40), 0.25);
+            let (capture, probed) = self.compose_in(&gpu, &memory, &inputs, &other, &halted)?;
+            let probe = capture.discard()?;
+            let (capture, composed) = self.compose_in(&gpu, &memory, &inputs, &numbers, &halted)?;
+            let graph = capture.end()?;
+            let difference = probe.difference(graph.trace());
+            Ok((graph, composed, probed, difference))
+        };
+        let mut made = once()?;
+        if made.3.is_some() {
+            // The first may have had other addresses, as memory grew with it.
+            made = once()?;
+        }
+        let (graph, composed, probed, difference) = made;
+        if let Some(what) = difference {
             return Ok(Err(format!("something is not the same at each step: {what}")));
         }
         if probed.parts != composed.parts {
@@ -293,6 +309,9 @@ impl Engine {
                 return Ok(Err(format!("nobody knows what a number of the kind {:?} is at a step", of.what)));
             };
             varying.push(Number { at: of.at, source });
+        }
+        if memory.used() > 0 {
+            return Ok(Err(format!("a step leaves {} bytes of device memory behind", memory.used())));
         }
         let with_norm = self.judges_norm();
         let parts = composed.parts;
@@ -311,7 +330,8 @@ impl Engine {
         }
         let (numbers, room) = (varying, size_of::<f32>() * composed.words);
         let reports = [gpu.pinned(room)?, gpu.pinned(room)?];
-        Ok(Ok(Recorded { graph, numbers, inputs, parts, with_norm, weight, reports, turn: 0 }))
+        let done = [gpu.event()?, gpu.event()?];
+        Ok(Ok(Recorded { graph, numbers, inputs, parts, with_norm, weight, reports, done, turn: 0 }))
     }
 
     /// Whether the norm of the gradients decides something.
@@ -408,9 +428,15 @@ impl Engine {
 
         let places = losses.iter().map(Tensor::place_on_gpu).collect::<phalanx_tensor::Result<Vec<_>>>()?;
         let all = gpu.alloc(size_of::<f32>() * places.len())?;
-        gather_to(gpu, &places, None, all.ptr())?;
+        let losses = match places[..] {
+            [(one, _)] => one,
+            _ => {
+                gather_to(gpu, &places, None, all.ptr())?;
+                all.ptr()
+            }
+        };
         let guard = Guard {
-            losses: all.ptr(),
+            losses,
             count: places.len(),
             norm: with_norm,
             most: self.options.clip.norm,
@@ -446,6 +472,11 @@ impl Inputs {
 }
 
 impl Recorded {
+    /// All of its work, by name.
+    pub(super) fn work(&self) -> impl Iterator<Item = &str> {
+        self.graph.trace().work()
+    }
+
     /// Puts the batches where the graph reads them, unless they are there.
     fn take(&mut self, batches: &[Batch]) -> Result<()> {
         for (input, batch) in self.inputs.iter_mut().zip(batches) {
