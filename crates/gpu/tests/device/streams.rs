@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use phalanx_gpu::{Args, Buffer, Context, Error, Feed, Grid, Trace};
+use phalanx_gpu::{Args, Buffer, Context, Error, Grid, Trace};
 
 use crate::common::{KERNELS, buffer, context, stand_ins, with_settings};
 
@@ -190,33 +190,6 @@ fn graphs_share_memory_and_read_numbers_that_change() {
     let capture = c.capture().unwrap();
     assert!(c.trim().is_err() && c.graph_memory().is_err());
     drop(capture);
-}
-
-#[test]
-#[ignore = "needs a GPU, or the stand-ins"]
-fn what_is_fed_is_there_before_it_is_read_and_until_then() {
-    // Work as late as allowed: a wait that is missing shows.
-    let name = "streams::what_is_fed_is_there_before_it_is_read_and_until_then";
-    if !with_settings(name, &[("PHALANX_STANDIN_STREAMS", "1")]) {
-        return;
-    }
-    let c = context();
-    c.load(&KERNELS).unwrap();
-    let total = buffer(&c, &[0; 800]);
-    let mut feed = Feed::new(&c);
-    let mut want = 0;
-    for round in 0..12u32 {
-        // Two of one size and one of another, as shards have them.
-        for (value, bytes) in [(round, 400), (100 + round, 400), (1000 + round, 40)] {
-            let block = feed.send(&value.to_le_bytes().repeat(bytes / 4)).unwrap();
-            let args = Args::new().ptr(total.ptr()).ptr(block.ptr()).u32(0).u32(1);
-            c.launch(&KERNELS, "count_by", Grid::linear(1, 32), args).unwrap();
-            want += value;
-        }
-    }
-    assert!(c.memory().allocations < 10, "blocks are filled again: {:?}", c.memory());
-    drop(feed);
-    assert_eq!(first(&c, &total), want);
 }
 
 #[test]
