@@ -6,6 +6,7 @@ pub(crate) mod pack;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use phalanx_train::CudaGraph;
 
 /// Trains neural networks data-parallel.
 /// Kill it, resize it, start it again: the same bits, and every sample exactly once.
@@ -417,6 +418,26 @@ pub(crate) struct BenchCommon {
     pub json: bool,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum CudaGraphName {
+    /// Where they can be
+    Auto,
+    /// Or an error
+    On,
+    /// Never
+    Off,
+}
+
+impl From<CudaGraphName> for CudaGraph {
+    fn from(name: CudaGraphName) -> Self {
+        match name {
+            CudaGraphName::Auto => CudaGraph::Auto,
+            CudaGraphName::On => CudaGraph::On,
+            CudaGraphName::Off => CudaGraph::Off,
+        }
+    }
+}
+
 #[derive(Debug, ClapArgs)]
 pub(crate) struct BenchLoader {
     /// A data set: an embedded one's name or a directory, as data.train in a configuration
@@ -482,6 +503,9 @@ pub(crate) struct BenchStep {
     /// Tell what each kernel of a step takes, the most costly first; on a GPU only
     #[arg(long)]
     pub profile: bool,
+    /// Whether steps on a GPU become CUDA graphs
+    #[arg(long, value_enum, default_value = "auto")]
+    pub cuda_graph: CudaGraphName,
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceName,

@@ -395,6 +395,7 @@ fn run_bench_step(args: &BenchStep) -> Result<u8> {
         seconds: args.seconds,
         train: matches!(args.mode, BenchMode::Train),
         profile: args.profile,
+        cuda_graph: args.cuda_graph.into(),
     };
     let report = match world {
         World::Threads(ranks) => Some(bench::step(&request(ranks))?),

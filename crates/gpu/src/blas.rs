@@ -41,7 +41,8 @@ pub struct Blas {
 /// Descriptors and algorithm of a product for pointers of one alignment.
 struct Plan {
     table: &'static BlasLt,
-    aligned: [u32; 3],
+    /// Logarithms, of A, B, C and the bias.
+    aligned: [u32; 4],
     product: Handle,
     /// Of the library's A and B, which are our B and A, and of C.
     layouts: [Handle; 3],
@@ -92,7 +93,7 @@ impl Blas {
     pub(crate) fn open(core: &Arc<Core>) -> Result<Self> {
         let table = BlasLt::get()?;
         core.primary.enter()?;
-        let workspace = core.memory.take(WORKSPACE)?;
+        let workspace = core.memory.take_lasting(WORKSPACE)?;
         let mut blas = Blas { table, core: core.clone(), handle: 0, workspace, plans: Mutex::default() };
         // SAFETY: writes one handle, destroyed on drop.
         table.check(unsafe { (table.cublasLtCreate)(&mut blas.handle) }, "cublasLtCreate")?;
@@ -143,7 +144,8 @@ impl Blas {
             }
             return self.core.fill_zero(c.0, bytes);
         }
-        let aligned = [a, b, c].map(|p| (p.0 | ALIGNED).trailing_zeros());
+        // A bias counts, too: an epilogue may read it in vectors.
+        let aligned = [a, b, c, bias.unwrap_or(c)].map(|p| (p.0 | ALIGNED).trailing_zeros());
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let found = plans.get(g).and_then(|of| of.iter().position(|p| p.aligned == aligned));
         let of = match found {
@@ -190,7 +192,7 @@ impl Blas {
     }
 
     /// Row-major matrices are the library's transposed ones: it computes Cᵀ = op(B)ᵀ · op(A)ᵀ.
-    fn plan(&self, g: &Gemm, aligned: [u32; 3], bias: Option<DevicePtr>) -> Result<Plan> {
+    fn plan(&self, g: &Gemm, aligned: [u32; 4], bias: Option<DevicePtr>) -> Result<Plan> {
         let t = self.table;
         let mut plan = Plan { table: t, aligned, product: 0, layouts: [0; 3], algorithm: [0; 8] };
         let tf32 = g.math == Math::Tf32 && g.a == Type::F32 && g.b == Type::F32;
@@ -264,7 +266,7 @@ impl Blas {
         preference.set(ffi::PREFER_WORKSPACE, &WORKSPACE.to_ne_bytes())?;
         // Sums that are cut into pieces meet in f32: in place they would meet in C's type.
         preference.set(ffi::PREFER_REDUCTIONS, &ffi::REDUCTION_COMPUTE_TYPE.to_ne_bytes())?;
-        let [a, b, c] = plan.aligned.map(|log| 1u32 << log);
+        let [a, b, c, _] = plan.aligned.map(|log| 1u32 << log);
         for (i, aligned) in [b, a, c, c].into_iter().enumerate() {
             preference.set(ffi::PREFER_ALIGNMENT_A + i as c_int, &aligned.to_ne_bytes())?;
         }

@@ -106,6 +106,10 @@ impl Compiler {
         let status = unsafe {
             (self.table.nvrtcCompileProgram)(program.raw, pointers.len() as c_int, pointers.as_ptr())
         };
+        if status == nvrtc::INVALID_OPTION {
+            let version = self.identity.split(' ').next().map(String::from).unwrap_or_default();
+            return Err(Error::OldCompiler { version, arch: String::from(arch) });
+        }
         if status == nvrtc::COMPILATION {
             return Err(Error::Compile {
                 source_name: source.name,

@@ -25,14 +25,40 @@ pub struct Context(Arc<Inner>);
 /// In the order in which it is taken down.
 struct Inner {
     modules: Modules,
-    blas: OnceLock<Result<Blas>>,
-    dnn: OnceLock<Result<Dnn>>,
-    faults: OnceLock<Result<Faults>>,
+    blas: Once<Blas>,
+    dnn: Once<Dnn>,
+    faults: Once<Faults>,
     staging: Mutex<Staging>,
     inputs: Inputs,
     tf32: AtomicBool,
     exact: AtomicBool,
     core: Arc<Core>,
+}
+
+/// What is made when it is first asked for. A failure is not kept: memory that was not there may be there later.
+pub(crate) struct Once<T> {
+    made: OnceLock<T>,
+    turn: Mutex<()>,
+}
+
+impl<T> Default for Once<T> {
+    fn default() -> Self {
+        Once { made: OnceLock::new(), turn: Mutex::default() }
+    }
+}
+
+impl<T> Once<T> {
+    pub(crate) fn get(&self, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+        if let Some(made) = self.made.get() {
+            return Ok(made);
+        }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = self.made.get() {
+            return Ok(made);
+        }
+        let new = make()?;
+        Ok(self.made.get_or_init(|| new))
+    }
 }
 
 impl Drop for Inner {
@@ -71,6 +97,14 @@ impl Core {
         // SAFETY: a device address; that it reaches so far is the caller's part, as with a launch.
         d.check(unsafe { (d.cuMemsetD8Async)(at, 0, bytes, self.compute.raw) }, "cuMemsetD8Async")
     }
+
+    /// Copies within device memory on the compute stream.
+    pub(crate) fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        let d = self.primary.enter()?;
+        // SAFETY: device addresses; that they reach so far is the caller's part, as with a launch.
+        let status = unsafe { (d.cuMemcpyDtoDAsync_v2)(to, from, bytes, self.compute.raw) };
+        d.check(status, "cuMemcpyDtoDAsync_v2")
+    }
 }
 
 impl Drop for Core {
@@ -101,9 +135,9 @@ impl Context {
         });
         Ok(Context(Arc::new(Inner {
             modules: Modules::default(),
-            blas: OnceLock::new(),
-            dnn: OnceLock::new(),
-            faults: OnceLock::new(),
+            blas: Once::default(),
+            dnn: Once::default(),
+            faults: Once::default(),
             staging: Mutex::default(),
             inputs: Inputs::default(),
             tf32: AtomicBool::new(false),
@@ -186,12 +220,12 @@ impl Context {
 
     /// cuBLASLt, loaded at the first use.
     pub fn blas(&self) -> Result<&Blas> {
-        self.0.blas.get_or_init(|| Blas::open(self.core())).as_ref().map_err(Clone::clone)
+        self.0.blas.get(|| Blas::open(self.core()))
     }
 
     /// cuDNN, loaded at the first use.
     pub fn dnn(&self) -> Result<&Dnn> {
-        self.0.dnn.get_or_init(|| Dnn::open(self.core())).as_ref().map_err(Clone::clone)
+        self.0.dnn.get(|| Dnn::open(self.core()))
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -206,7 +240,7 @@ impl Context {
         &self.0.modules
     }
 
-    pub(crate) fn faults_once(&self) -> &OnceLock<Result<Faults>> {
+    pub(crate) fn faults_once(&self) -> &Once<Faults> {
         &self.0.faults
     }
 

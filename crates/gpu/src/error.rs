@@ -84,6 +84,16 @@ pub enum Error {
         /// The compiler's log.
         log: String,
     },
+    /// The compiler of kernels knows no such device.
+    #[error(
+        "NVRTC {version} knows no {arch}, which this GPU is: a newer one is needed, as `pip install --upgrade nvidia-cuda-nvrtc` gives it, or the CUDA toolkit of the GPU's driver; PHALANX_CUDA_PATH may name its folder"
+    )]
+    OldCompiler {
+        /// The compiler's version.
+        version: String,
+        /// The architecture.
+        arch: String,
+    },
     /// A module has no such kernel.
     #[error("kernels {source_name} have no {kernel}")]
     NoKernel {
@@ -133,6 +143,18 @@ pub enum Error {
         library: &'static str,
         /// The work.
         what: String,
+    },
+    /// An algorithm that must be taken is not there.
+    #[error(
+        "cuDNN has no more the algorithm {algorithm} for {what}, by which this was computed before ({why}): go on with the device and the libraries of before, or let algorithms be chosen anew, as --allow-fingerprint-change does, with other bits"
+    )]
+    Unpinned {
+        /// The convolution.
+        what: String,
+        /// What it was computed by.
+        algorithm: String,
+        /// What is wrong with it here.
+        why: String,
     },
     /// Sizes or pointers that contradict each other.
     #[error("{what}")]

@@ -109,7 +109,11 @@ impl Context {
     pub fn graph_memory(&self) -> Result<GraphMemory> {
         self.refuse_while_capturing("memory for another graph was asked for")?;
         let values = self.alloc_lasting(ROOM)?;
-        Ok(GraphMemory(Arc::new(Reserved { context: self.clone(), tag: self.core().memory.new_tag(), values })))
+        Ok(GraphMemory(Arc::new(Reserved {
+            context: self.clone(),
+            tag: self.core().memory.new_tag(),
+            values,
+        })))
     }
 
     /// Begins to record: from now on what is queued on the compute stream, and on streams that wait for it, is not

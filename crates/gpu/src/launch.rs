@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -12,11 +13,39 @@ use crate::{Args, Context, Error, Grid, Result, Source, Stream, compile};
 /// Dynamic shared memory that a kernel may have without being allowed more, in bytes.
 const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
 
+/// Of few and short keys, which every launch looks up (FNV-1a, Fowler, Noll and Vo).
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn write_usize(&mut self, n: usize) {
+        self.0 = (self.0 ^ n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 ^= self.0 >> 32;
+    }
+}
+
+type Table<K, V> = HashMap<K, V, BuildHasherDefault<Fnv>>;
+
 /// A loaded module and the kernels that were asked for so far.
 struct Module {
     primary: Arc<Primary>,
     raw: Handle,
-    kernels: RwLock<HashMap<String, Arc<Kernel>>>,
+    kernels: RwLock<Table<String, Arc<Kernel>>>,
 }
 
 struct Kernel {
@@ -27,7 +56,7 @@ struct Kernel {
 
 /// The modules of a context, by the address of their source.
 #[derive(Default)]
-pub(crate) struct Modules(RwLock<HashMap<usize, Arc<Module>>>);
+pub(crate) struct Modules(RwLock<Table<usize, Arc<Module>>>);
 
 impl Drop for Module {
     fn drop(&mut self) {

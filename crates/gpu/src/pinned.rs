@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::context::Core;
 use crate::device::Primary;
 use crate::ffi::driver;
-use crate::{Context, Result};
+use crate::{Context, DevicePtr, Result};
 
 /// The smallest block of host memory in bytes; sizes are multiples of it.
 const SMALLEST: usize = 4096;
@@ -87,6 +87,11 @@ impl Pinned {
     fn new(core: &Arc<Core>, bytes: usize) -> Result<Self> {
         let core = core.clone();
         Ok(Pinned { address: core.host.take(class(bytes))?, len: bytes, core })
+    }
+
+    /// The address for kernels: pinned memory has one on all sides.
+    pub fn ptr(&self) -> DevicePtr {
+        DevicePtr(self.address as u64)
     }
 
     pub(crate) fn address(&self) -> *mut c_void {

@@ -173,6 +173,7 @@ struct Walk {
 
 DEV float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
 
+struct Times { template <class T> DEV T operator()(T a, T b) const { return a * b; } };
 struct Sum { template <class T> DEV T operator()(T a, T b) const { return a + b; } };
 struct Larger { DEV float operator()(float a, float b) const { return a != a || a > b ? a : b; } };
 
@@ -191,6 +192,24 @@ template <class T, class F> DEV T block_fold(T x, T none, F f, T* shared) {
     x = warp_fold(lane < warps ? shared[lane] : none, f);
     __syncthreads();
     return x;
+}
+
+// What the threads before this one of a block of 256 have together, joined in their order, and in `all` what the whole block
+// has. `shared` has room for all of them twice, and is free again when they have come out.
+template <class T, class F> DEV T block_before(T mine, T none, F f, T (*shared)[256], T& all) {
+    int me = threadIdx.x, side = 0;
+    shared[side][me] = mine;
+    __syncthreads();
+    for (int step = 1; step < 256; step *= 2, side ^= 1) {
+        T sum = shared[side][me];
+        if (me >= step) sum = f(shared[side][me - step], sum);
+        shared[side ^ 1][me] = sum;
+        __syncthreads();
+    }
+    T before = me > 0 ? shared[side][me - 1] : none;
+    all = shared[side][255];
+    __syncthreads();
+    return before;
 }
 
 // The larger one; a number rather than none.

@@ -45,6 +45,11 @@ impl Trace {
         self.work.len()
     }
 
+    /// The work by name, in order.
+    pub fn work(&self) -> impl Iterator<Item = &str> {
+        self.work.iter().map(|w| &*w.0)
+    }
+
     /// Whether nothing was recorded.
     pub fn is_empty(&self) -> bool {
         self.work.is_empty()
@@ -152,8 +157,9 @@ mod tests {
         note("nothing", 1);
         let record = |key: u8, by: u64, more: bool| {
             r.begin(DevicePtr(4096));
-            let places = [("key", vec![key; 8]), ("by", vec![key; 4]), ("by", vec![9; 4]), ("key", vec![key; 8])]
-                .map(|(what, bytes)| r.place(what, &bytes).unwrap().unwrap().0);
+            let places =
+                [("key", vec![key; 8]), ("by", vec![key; 4]), ("by", vec![9; 4]), ("key", vec![key; 8])]
+                    .map(|(what, bytes)| r.place(what, &bytes).unwrap().unwrap().0);
             assert_eq!(places, [4096, 4104, 4112, 4096]);
             note("add", by);
             if more {

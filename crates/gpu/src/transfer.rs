@@ -160,16 +160,8 @@ impl Context {
         if bytes == 0 {
             return Ok(());
         }
-        let d = self.primary().enter()?;
-        self.core().queue(
-            || String::from("copy"),
-            || (dst.0, src.0, bytes),
-            || {
-                // SAFETY: device addresses; that they reach so far is the caller's part, as with a launch.
-                let status = unsafe { (d.cuMemcpyDtoDAsync_v2)(dst.0, src.0, bytes, self.compute().raw) };
-                d.check(status, "cuMemcpyDtoDAsync_v2")
-            },
-        )
+        let copy = || self.core().copy(dst.0, src.0, bytes);
+        self.core().queue(|| String::from("copy"), || (dst.0, src.0, bytes), copy)
     }
 
     /// Writes zeros on the compute stream.

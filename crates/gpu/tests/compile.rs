@@ -40,6 +40,13 @@ fn nvrtc_a_cubin_says_what_its_kernels_take() {
 
 #[test]
 #[ignore = "needs NVRTC"]
+fn nvrtc_a_device_that_it_does_not_know_is_named_with_what_to_do() {
+    let e = compile(&SPILLING, "sm_999").unwrap_err();
+    assert!(matches!(e, Error::OldCompiler { .. }) && e.to_string().contains("sm_999"), "{e}");
+}
+
+#[test]
+#[ignore = "needs NVRTC"]
 fn nvrtc_an_error_names_the_line_of_the_source() {
     static BROKEN: Source =
         Source { name: "broken", text: "\nextern \"C\" __global__ void f() { nonsense; }\n" };

@@ -23,6 +23,11 @@ pub mod flat {
     };
 }
 
+/// What updates that are part of a CUDA graph look at, tell, and find their numbers by.
+pub mod recorded {
+    pub use crate::optim::{AVERAGE, Guard, Judged, UPDATE};
+}
+
 pub use builder::{Builder, Described};
 pub use error::{Error, Result};
 pub use forward::Forward;

@@ -13,7 +13,7 @@ use crate::op::{CudaOp, Exec, Meta, Op, Plan, Saved};
 use crate::sink::{Collected, Grad, GradSink, LeafSink, Pending};
 use crate::storage::Held;
 use crate::tensor::Edge;
-use crate::{Device, Error, LeafId, Result, Tensor, View, ViewMut, half_storage, ops};
+use crate::{DType, Device, Error, LeafId, Result, Tensor, View, ViewMut, half_storage, ops};
 
 /// One op of the graph, with what its backward pass needs.
 pub(crate) struct Node {
@@ -234,9 +234,12 @@ impl Tensor {
 
     /// The gradient of this scalar with respect to itself.
     fn one(&self) -> Result<Tensor> {
-        let meta = Meta { dtype: self.dtype(), layout: *self.layout() };
-        let dtype = meta.gradient(self.device()).dtype;
-        Tensor::scalar(1.0, dtype, self.device())?.reshape(&self.shape())
+        Tensor::scalar(1.0, self.gradient_dtype(), self.device())?.reshape(&self.shape())
+    }
+
+    /// The type that gradients of this tensor have.
+    pub fn gradient_dtype(&self) -> DType {
+        Meta { dtype: self.dtype(), layout: *self.layout() }.gradient(self.device()).dtype
     }
 
     /// As [`Tensor::backward`] with `seed` as the gradient of this tensor (of any shape).

@@ -1,6 +1,6 @@
 use std::fmt;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use half::{bf16, f16};
 use phalanx_gpu::DevicePtr;

@@ -23,7 +23,7 @@ use phalanx_tensor::{Device, LeafId, Tensor};
 use phalanx_train::config::Precision;
 use phalanx_train::faults::Faults;
 use phalanx_train::task::{Array, Arrays, Batch, Classification, Criterion, LossConfig};
-use phalanx_train::{Clip, Engine, EngineOptions, Machine, Result, Snapshot};
+use phalanx_train::{Clip, CudaGraph, Engine, EngineOptions, Machine, Result, Snapshot};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
 
@@ -107,6 +107,7 @@ impl Case {
             evaluate_ema: false,
             precision: Precision::F32,
             samples: 1,
+            cuda_graph: CudaGraph::Auto,
             faults: Faults::default(),
         };
         let mut engine = Engine::new(comm.clone(), &self.machine, Box::new(task), params, norms, options)?;

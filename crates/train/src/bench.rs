@@ -16,7 +16,7 @@ use phalanx_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Precision, WireType};
-use crate::engine::{Clip, Engine, EngineOptions};
+use crate::engine::{Clip, CudaGraph, Engine, EngineOptions, GraphUse};
 use crate::faults::Faults;
 use crate::machine::{DeviceChoice, Machine, Wanted};
 use crate::report::{peak_rss_bytes, quantile};
@@ -153,8 +153,10 @@ pub struct StepRequest {
     pub seconds: f64,
     /// A whole step, or the forward pass alone.
     pub train: bool,
-    /// Whether a GPU's kernels are timed one by one after the steps.
+    /// Whether a GPU's kernels are timed one by one after the steps, which then are no CUDA graphs.
     pub profile: bool,
+    /// Whether steps on a GPU become CUDA graphs.
+    pub cuda_graph: CudaGraph,
 }
 
 /// What `bench step` measured.
@@ -195,6 +197,12 @@ pub struct StepReport {
     pub gflops: f64,
     /// `gflops` as a fraction of what matrix products of 512³ reach on as many threads; not known of a GPU.
     pub peak_fraction: Option<f64>,
+    /// Whether the measured training steps of a GPU were launched as a CUDA graph.
+    #[serde(default)]
+    pub captured: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_captured: Option<String>,
     /// What each kernel of a step takes on a GPU, the most costly first, when it was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub profile: Vec<KernelTime>,
@@ -223,7 +231,7 @@ pub fn step(request: &StepRequest) -> Result<StepReport> {
 pub fn step_rank(request: &StepRequest, comm: Arc<dyn Communicator>) -> Result<StepReport> {
     let isa = Isa::choose(&request.isa)?;
     let (ranks, shards) = (comm.world(), request.virtual_shards.unwrap_or(comm.world()));
-    let Measured { mut times, cpu, flop, gradient_bytes, machine, profile } =
+    let Measured { mut times, cpu, flop, gradient_bytes, machine, profile, graph } =
         run_steps(request, isa, shards, &comm)?;
     let seconds = quantile(&mut times, 0.5);
     let samples = (request.batch * u64::from(ranks)) as f64;
@@ -246,6 +254,11 @@ pub fn step_rank(request: &StepRequest, comm: Arc<dyn Communicator>) -> Result<S
         peak_device_bytes: machine.gpu().map(|gpu| gpu.memory().peak_live),
         gflops,
         peak_fraction: peak.map(|peak| gflops / peak),
+        captured: matches!(graph, Some(GraphUse::Recorded(true))),
+        not_captured: match &graph {
+            Some(GraphUse::Not(why)) => Some(why.clone()),
+            _ => None,
+        },
         profile: profile.clone(),
     };
     from_rank_0(&*comm, comm.deadline(), || {
@@ -274,6 +287,7 @@ struct Measured {
     gradient_bytes: u64,
     machine: Machine,
     profile: Vec<KernelTime>,
+    graph: Option<GraphUse>,
 }
 
 /// Seconds of CPU time that this process has had; 0 where the system does not tell.
@@ -329,6 +343,7 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
         evaluate_ema: false,
         precision: request.precision,
         samples: request.batch * u64::from(comm.world()),
+        cuda_graph: request.cuda_graph,
         faults: Faults::default(),
     };
     let mut engine = Engine::new(comm.clone(), &machine, task, params, norms, options)?;
@@ -353,7 +368,11 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
         let layers = setup::layers_for(&model, [h, w, c], classes, engine.params())?;
         let mut step = || -> Result<()> {
             if request.train {
-                engine.step(number, batches.clone(), 1.0, false)?;
+                // As a run does it: the next step is begun before the last one's report is taken.
+                engine.begin(number, batches.clone(), 1.0, false)?;
+                if !engine.may_go_ahead() {
+                    engine.finish()?;
+                }
             } else {
                 // The forward pass alone: nobody waits for what comes out.
                 let cx = engine.inference();
@@ -365,8 +384,12 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
             Ok(())
         };
         let (times, cpu, profile) = time_on_gpu(gpu, &**comm, request, &mut step)?;
+        while engine.outstanding() > 0 {
+            engine.finish()?;
+        }
+        let graph = engine.cuda_graph_used().filter(|_| request.train);
         drop(engine);
-        return Ok(Measured { times, cpu, flop, gradient_bytes, machine, profile });
+        return Ok(Measured { times, cpu, flop, gradient_bytes, machine, profile, graph });
     }
     let (begun, cpu) = (Instant::now(), cpu_seconds());
     // All ranks stop at the step that rank 0 stops at.
@@ -389,7 +412,7 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
     let cpu = (cpu_seconds() - cpu) / times.len() as f64;
     // The first steps fill the pool and the caches.
     let times = times.split_off((times.len() / 3).min(3));
-    Ok(Measured { times, cpu, flop, gradient_bytes, machine, profile: Vec::new() })
+    Ok(Measured { times, cpu, flop, gradient_bytes, machine, profile: Vec::new(), graph: None })
 }
 
 /// Times steps by a GPU's own clock: the seconds of each, the mean seconds of CPU time, and what kernels took where that
@@ -465,6 +488,7 @@ mod tests {
             seconds: 0.01,
             train: true,
             profile: false,
+            cuda_graph: CudaGraph::Auto,
         };
         let report = step(&r).unwrap();
         assert!(

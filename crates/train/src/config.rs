@@ -7,13 +7,13 @@ use std::path::Path;
 use phalanx_comm::Wire;
 pub use phalanx_data::DataConfig;
 use phalanx_data::{LoaderConfig, Threads};
-use phalanx_host::DType;
 use phalanx_nn::{EmaConfig, ModelConfig, OptimizerConfig, ScheduleConfig};
 use serde::{Deserialize, Serialize};
 use text::line_of;
 pub(crate) use text::{apply, explain};
 
-use crate::engine::Clip;
+use crate::engine::{Clip, CudaGraph};
+pub use crate::precision::Precision;
 use crate::task::LossConfig;
 use crate::weights::InitConfig;
 use crate::{Error, Result};
@@ -79,6 +79,10 @@ pub struct TrainConfig {
     /// The type of activations; parameters and gradients are always f32.
     #[serde(default)]
     pub precision: Precision,
+    /// Whether a step on a GPU is recorded as a CUDA graph and launched as a whole, which spares small networks most of their
+    /// time: `auto` where it can be, `on`, or `off`. Numbers do not depend on it.
+    #[serde(default, skip_serializing_if = "CudaGraph::is_auto")]
+    pub cuda_graph: CudaGraph,
     /// The largest norm of the averaged gradients of all parameters together; larger ones are scaled down to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
@@ -91,47 +95,6 @@ pub struct TrainConfig {
 impl TrainConfig {
     pub(crate) fn clip(&self) -> Clip {
         Clip { norm: self.clip_norm, value: self.clip_value }
-    }
-}
-
-/// The types that activations can have.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// Single precision.
-    #[default]
-    F32,
-    /// Single precision whose matrix products and convolutions read 10 bits of each mantissa; on GPUs only.
-    Tf32,
-    /// The upper half of a single-precision number; on GPUs only.
-    Bf16,
-    /// Half precision, with losses scaled as gradients need it; on GPUs only.
-    Fp16,
-}
-
-impl Precision {
-    /// As a configuration has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Precision::F32 => "f32",
-            Precision::Tf32 => "tf32",
-            Precision::Bf16 => "bf16",
-            Precision::Fp16 => "fp16",
-        }
-    }
-
-    /// The type that a network's inputs are cast to, where it is a half.
-    pub fn activations(self) -> Option<DType> {
-        match self {
-            Precision::F32 | Precision::Tf32 => None,
-            Precision::Bf16 => Some(DType::BF16),
-            Precision::Fp16 => Some(DType::F16),
-        }
-    }
-
-    /// The bytes that `bytes` of single-precision activations take.
-    pub(crate) fn of_activations(self, bytes: u64) -> u64 {
-        if self.activations().is_some() { bytes.div_ceil(2) } else { bytes }
     }
 }
 
@@ -368,6 +331,7 @@ impl Config {
             .map_err(|e| Error::config("config", format!("cannot be written as TOML: {e}")))?;
         for (name, key) in [
             ("train", "epochs"),
+            ("train", "cuda_graph"),
             ("loader", "threads"),
             ("loader", "prefetch"),
             ("loader", "bad_records"),

@@ -12,7 +12,7 @@ use phalanx_host::Isa;
 
 use crate::checkpoint::{self, Progress};
 use crate::config::{Config, Precision, first_difference};
-use crate::engine::{Clip, Engine, EngineOptions};
+use crate::engine::{Clip, CudaGraph, Engine, EngineOptions};
 use crate::faults::Faults;
 use crate::machine::DeviceChoice;
 use crate::setup::Samples;
@@ -229,6 +229,7 @@ fn on_rank(
         evaluate_ema: true,
         precision: config.train.precision,
         samples: config.train.global_batch,
+        cuda_graph: CudaGraph::Off,
         faults: Faults::default(),
     };
     let mut engine = Engine::new(comm, &machine, task, model.params, model.norms, options)?;

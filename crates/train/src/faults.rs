@@ -120,6 +120,11 @@ impl Faults {
         self.0.contains(&Planted { rank, step, fault })
     }
 
+    /// Whether anything is planted on `rank` at `step`.
+    pub fn any(&self, rank: u32, step: u64) -> bool {
+        self.0.iter().any(|p| p.rank == rank && p.step == step)
+    }
+
     /// Whether the checkpoint written at `step` finds the disk full: the first one from the planted
     /// step on.
     pub fn disk_full(&self, rank: u32, step: u64) -> bool {

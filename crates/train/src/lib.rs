@@ -5,6 +5,7 @@
 //! while backward still runs, [`checkpoint`] and [`ledger`] keep the promise: kill it, resize it, start
 //! it again: the same bits, every sample exactly once.
 
+mod algorithms;
 mod audit;
 pub mod bad;
 pub mod bench;
@@ -22,6 +23,7 @@ pub mod machine;
 mod memory;
 pub mod model;
 pub mod pack;
+mod precision;
 pub mod predict;
 #[cfg(feature = "mpi")]
 pub mod process;
@@ -48,7 +50,7 @@ pub use phalanx_comm::mpi::library as mpi_library;
 /// What ranks work together through.
 pub use phalanx_comm::{AbortKind, Communicator};
 
-pub use engine::{Clip, Engine, EngineOptions, PhaseReport, StepReport};
+pub use engine::{Clip, CudaGraph, Engine, EngineOptions, GraphUse, PhaseReport, StepReport};
 pub use error::{Error, Result};
 pub use machine::{DeviceChoice, Machine};
 pub use scaler::LossScale;

@@ -306,6 +306,10 @@ impl Reducer {
         }
         self.statistics.merge(cpu, step, &all, Wire::F32)?;
         if self.last_shard() {
+            if self.comm.world() == 1 {
+                self.pending.push_back(Way::Here);
+                return Ok(());
+            }
             let id = self.buckets.len() as u32;
             let bucket = self.statistics.bucket(id, self.schedule.nodes.len(), &all)?;
             let what = Collective::AllReduce { tree: self.tree, wire: Wire::F32 };

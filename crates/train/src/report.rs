@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use crate::bound::Bound;
+use crate::engine::GraphUse;
 use crate::evaluate::Evaluation;
 use crate::rundir::RunDir;
 use crate::tfevents::EventFile;
@@ -188,6 +189,9 @@ pub struct Summary {
     /// The most memory of rank 0's GPU that was in use at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_device_bytes: Option<u64>,
+    /// On a GPU, whether steps of this start were launched as CUDA graphs: `true`, or why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuda_graph: Option<GraphUse>,
     /// What the ranks have spent their time on in this start.
     #[serde(default)]
     pub time: Times,

@@ -16,7 +16,7 @@ use phalanx_train::predict::{PredictRequest, Predictor, Preparation};
 use phalanx_train::report::Summary;
 use phalanx_train::run::TrainRequest;
 use phalanx_train::task::Views;
-use phalanx_train::{DeviceChoice, SumsOver, ledger};
+use phalanx_train::{CudaGraph, DeviceChoice, SumsOver, ledger};
 
 fn gpu() -> DeviceChoice {
     DeviceChoice { name: "cuda".into(), share_gpu: true, sums: SumsOver::Auto }
@@ -100,6 +100,43 @@ fn narrow_activations_learn_too() {
         let state = std::fs::read_to_string(state.join("state.json")).unwrap();
         assert_eq!(state.contains("loss_scale"), precision == "fp16");
     }
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn a_run_goes_on_with_the_algorithms_that_it_began_with_or_not_at_all() {
+    let tmp = tempfile::tempdir().unwrap();
+    let out = tmp.path().join("run");
+    let set = ["distributed.exact=true"];
+    let steps = |n| TrainRequest { max_steps: Some(n), ..on_gpu(&out, 2, &set) };
+    run(&steps(1)).unwrap();
+    let file = out.join("algorithms.json");
+    let first: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let all = first["algorithms"].as_object().unwrap();
+    assert!(all.len() >= 5 && all.keys().all(|k| k.ends_with("-exact")), "{first}");
+    run(&steps(2)).unwrap();
+    let second: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert!(all.iter().all(|(name, id)| second["algorithms"][name] == *id));
+    // One that is not there is no choice.
+    let mut gone = second.clone();
+    for id in gone["algorithms"].as_object_mut().unwrap().values_mut() {
+        *id = "4711".into();
+    }
+    std::fs::write(&file, gone.to_string()).unwrap();
+    let e = run(&steps(3)).unwrap_err().to_string();
+    assert!(e.contains("the algorithm 4711") && e.contains("--allow-fingerprint-change"), "{e}");
+    std::fs::write(&file, "{").unwrap();
+    let e = run(&steps(3)).unwrap_err().to_string();
+    assert!(e.contains("algorithms.json") && e.contains("chosen anew"), "{e}");
+    std::fs::write(&file, gone.to_string()).unwrap();
+    run(&TrainRequest { allow_fingerprint_change: true, ..steps(3) }).unwrap();
+    let anew: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert!(anew["algorithms"].as_object().unwrap().values().all(|id| id != "4711"), "{anew}");
+    // Another library's numbers are not taken.
+    let mut other = gone.clone();
+    other["cudnn"] = "1".into();
+    std::fs::write(&file, other.to_string()).unwrap();
+    run(&steps(4)).unwrap();
 }
 
 #[test]
@@ -259,6 +296,7 @@ fn steps_are_measured() {
             seconds: 0.01,
             train,
             profile: train,
+            cuda_graph: CudaGraph::Auto,
         })
         .unwrap();
         assert!(report.samples_per_second > 0.0 && report.peak_device_bytes.is_some_and(|b| b > 100_000));

@@ -113,7 +113,7 @@ public:
         }
     }
 
-    void forward(const void* x_at, const void* w_at, void* y_at) const {
+    void forward(const void* x_at, const void* w_at, void* y_at, const void* bias_at) const {
         const auto x = image(c.x, x_at, places_in), w = weights(w_at);
         std::vector<float> y(c.y.count(), 0.0f);
         for (int64_t n = 0; n < samples; n++)
@@ -125,6 +125,7 @@ public:
                     for (int64_t ch = 0; ch < inner; ch++) add_scaled(to, factors + ch * outer, from[ch], outer);
                 }
             });
+        for (size_t i = 0; c.biased && i < y.size(); i++) y[i] += load(c.bias.type, bias_at, i % (size_t)c.y.sizes[1]);
         write_image(c.y, y_at, y, places_out);
     }
 
@@ -206,14 +207,14 @@ std::string Convolution::wrong() const {
         if (padded < reach || (padded - reach) / stride[a] + 1 != y.sizes[a + 2])
             return "y has another size than stride, dilation and padding give: " + shapes;
     }
-    if (x.type != y.type) return "x and y are of different types";
+    if (x.type != y.type && !y.nowhere) return "x and y are of different types";
     return "";
 }
 
-void Convolution::run(void* x_at, void* w_at, void* y_at, Numerics how) const {
+void Convolution::run(void* x_at, void* w_at, void* y_at, const void* bias_at, Numerics how) const {
     const Run run(*this, how);
     if (direction == Direction::forward)
-        run.forward(x_at, w_at, y_at);
+        run.forward(x_at, w_at, y_at, bias_at);
     else if (direction == Direction::data)
         run.data(x_at, w_at, y_at);
     else

@@ -1,4 +1,5 @@
-// The stand-in for cuDNN: its backend interface, for graphs of one convolution. Descriptors keep what they were given,
+// The stand-in for cuDNN: its backend interface, for graphs of one convolution, to whose result a
+// bias may be added. Descriptors keep what they were given,
 // checked against the tables below, and finalizing tests whether it fits together.
 //
 // Three engines: 11 rounds operands of f32 to TF32 and needs a workspace; 7 sums in another order each time (its note
@@ -41,6 +42,7 @@ enum ValueType : int {
     HEUR_MODE = 8,
     KNOB_TYPE = 9,
     NUMERICAL_NOTE = 11,
+    POINTWISE_MODE = 14,
     DESCRIPTOR = 15,
     BEHAVIOR_NOTE = 19,
     BOOLEAN = 2,
@@ -48,6 +50,7 @@ enum ValueType : int {
 
 /// Values of cudnnBackendDescriptorType_t.
 enum Kind : int {
+    POINTWISE = 0,
     CONVOLUTION = 1,
     ENGINE = 2,
     ENGINE_CONFIG = 3,
@@ -57,6 +60,7 @@ enum Kind : int {
     FORWARD = 10,
     BACKWARD_FILTER = 11,
     BACKWARD_DATA = 12,
+    POINTWISE_OPERATION = 13,
     GRAPH = 15,
     VARIANT_PACK = 16,
     TENSOR = 17,
@@ -101,6 +105,12 @@ const Attribute ATTRIBUTES[] = {
     {BACKWARD_FILTER, 715, DESCRIPTOR, true},
     {BACKWARD_FILTER, 716, DESCRIPTOR, true},
     {BACKWARD_FILTER, 717, DESCRIPTOR, true},
+    {POINTWISE, 0, POINTWISE_MODE, true},
+    {POINTWISE, 1, DATA_TYPE, true},
+    {POINTWISE_OPERATION, 750, DESCRIPTOR, true},
+    {POINTWISE_OPERATION, 751, DESCRIPTOR, true},
+    {POINTWISE_OPERATION, 752, DESCRIPTOR, true},
+    {POINTWISE_OPERATION, 753, DESCRIPTOR, true},
     {GRAPH, 800, HANDLE, true},
     {GRAPH, 801, DESCRIPTOR, true},
     {HEURISTICS, 200, HEUR_MODE, true},
@@ -218,6 +228,7 @@ Status tensor_of(const Data& d, Tensor& t) {
     t.strides = d.values.at(903).all<int64_t>();
     t.uid = d.values.at(906).one<int64_t>();
     t.alignment = d.values.at(900).one<int64_t>();
+    t.nowhere = d.values.count(907) && d.values.at(907).one<char>();
     if (t.sizes.size() < 3 || t.sizes.size() != t.strides.size())
         return refuse(bad_param, "a tensor's sizes and strides do not match");
     for (size_t i = 0; i < t.sizes.size(); i++)
@@ -261,6 +272,31 @@ Status finalize_operation(Data& d) {
         if (!wrong.empty()) return refuse(shape_mismatch, wrong);
         d.convolution = c;
     }
+    return success;
+}
+
+/// A convolution whose result is nowhere in memory, and the operation that adds a bias to it.
+Status add_bias(Data& graph) {
+    const auto& operations = graph.values[801].descriptors;
+    if (operations.size() > 2) return refuse(not_supported, "a graph of more than two operations");
+    const Data &first = *operations[0], &second = *operations[1];
+    if (!first.convolution || second.kind != POINTWISE_OPERATION)
+        return refuse(not_supported, "a graph of two operations that are no convolution and one on each element");
+    const auto part = [&](int attribute) { return second.values.at(attribute).descriptors[0]; };
+    if (part(750)->values.at(0).one<int32_t>() != 0) return refuse(not_supported, "an operation that is no addition");
+    auto c = std::make_shared<Convolution>(*first.convolution);
+    Tensor sum, bias, y;
+    tensor_of(*part(751), sum), tensor_of(*part(752), bias), tensor_of(*part(753), y);
+    if (!sum.nowhere || !c->y.nowhere || sum.uid != c->y.uid || c->direction != Direction::forward)
+        return refuse(bad_param, "the addition is not to what the convolution gives");
+    if (y.nowhere || bias.nowhere || y.sizes != c->y.sizes || y.type != c->x.type)
+        return refuse(shape_mismatch, "a sum with a bias that is not as y");
+    for (size_t i = 0; i < bias.sizes.size(); i++)
+        if (bias.sizes.size() != y.sizes.size() || bias.sizes[i] != (i == 1 ? y.sizes[1] : 1))
+            return refuse(shape_mismatch, "a bias that has not one number a channel");
+    if (c->beta != 0) return refuse(not_supported, "a bias beside what y holds");
+    c->y = y, c->bias = bias, c->biased = true;
+    graph.convolution = c;
     return success;
 }
 
@@ -311,15 +347,18 @@ Status finalize(Data& d) {
         case BACKWARD_DATA:
         case BACKWARD_FILTER: return finalize_operation(d);
         case GRAPH:
-            if (d.values[801].descriptors.size() != 1) return refuse(not_supported, "a graph of several operations");
+            if (d.values[801].descriptors.size() != 1) return add_bias(d);
             d.convolution = first(d, 801)->convolution;
+            if (d.convolution && d.convolution->y.nowhere) return refuse(bad_param, "a result that is nowhere");
             return d.convolution ? success : refuse(wrong_descriptor, "a graph of something that is no operation");
         case HEURISTICS: {
             d.convolution = first(d, 201)->convolution;
             const int mode = d.values[200].one<int32_t>();
             std::vector<Shared> results;
+            // A bias is nothing that engines for groups know.
+            const bool none = d.convolution->biased && d.convolution->x.sizes[1] != d.convolution->w.sizes[1];
             for (const Engine& e : ENGINES)
-                if (e.fallback == (mode == 2)) results.push_back(engine_config(e, d.convolution));
+                if (e.fallback == (mode == 2) && !none) results.push_back(engine_config(e, d.convolution));
             d.set(202, results);
             return success;
         }
@@ -347,6 +386,8 @@ Status finalize(Data& d) {
             if (d.values[1000].all<int64_t>().size() != d.values[1001].all<void*>().size())
                 return refuse(bad_param, "names and pointers differ in number");
             return success;
+        case POINTWISE:
+        case POINTWISE_OPERATION:
         case KNOB_CHOICE: return success;
     }
     return success;
@@ -485,9 +526,10 @@ API Status cudnnBackendExecute(Handle* handle, Descriptor* plan, Descriptor* pac
     const Engine& engine = *plan->data->engine;
     const auto uids = pack->data->values[1000].all<int64_t>();
     const auto pointers = pack->data->values[1001].all<void*>();
-    void* at[3] = {};
-    const Tensor* const tensors[] = {&convolution->x, &convolution->w, &convolution->y};
-    for (int i = 0; i < 3; i++) {
+    void* at[4] = {};
+    const Tensor* const tensors[] = {&convolution->x, &convolution->w, &convolution->y, &convolution->bias};
+    const int count = convolution->biased ? 4 : 3;
+    for (int i = 0; i < count; i++) {
         for (size_t u = 0; u < uids.size(); u++)
             if (uids[u] == tensors[i]->uid) at[i] = pointers[u];
         if (!at[i]) return refuse(bad_param, "no pointer for tensor " + std::to_string(tensors[i]->uid));
@@ -500,6 +542,7 @@ API Status cudnnBackendExecute(Handle* handle, Descriptor* plan, Descriptor* pac
         return phalanx_standin_check(at[0], convolution->x.bytes(), "cuDNN: x") &&
                phalanx_standin_check(at[1], convolution->w.bytes(), "cuDNN: w") &&
                phalanx_standin_check(at[2], convolution->y.bytes(), "cuDNN: y") &&
+               (count < 4 || phalanx_standin_check(at[3], convolution->bias.bytes(), "cuDNN: the bias")) &&
                phalanx_standin_check(workspace, engine.workspace, "cuDNN: the workspace");
     };
     if (!addresses_hold()) return bad_param;
@@ -515,7 +558,7 @@ API Status cudnnBackendExecute(Handle* handle, Descriptor* plan, Descriptor* pac
         how.tf32 &= convolution->x.type == Type::f32;
         // Whoever keeps something in the workspace shall notice.
         if (engine.workspace) memset(workspace, 0xff, engine.workspace);
-        convolution->run(at[0], at[1], at[2], how);
+        convolution->run(at[0], at[1], at[2], at[3], how);
         return 0;
     });
     return failed ? execution_failed : success;

@@ -47,6 +47,10 @@ pub struct Conv {
     pub exact: bool,
     /// What is computed.
     pub direction: Direction,
+    /// Adds to what the result holds.
+    pub accumulate: bool,
+    /// Type of a bias `[k]` that is added to y, if there is one: forward only, and not with `accumulate`.
+    pub bias: Option<Type>,
 }
 
 impl Conv {
@@ -57,10 +61,42 @@ impl Conv {
             [&self.kernel, &self.out, &self.stride, &self.pad_before, &self.pad_after, &self.dilation];
         let whole =
             self.groups > 0 && self.c.is_multiple_of(self.groups) && self.k.is_multiple_of(self.groups);
+        let biased = self.bias.is_none() || (self.direction == Direction::Forward && !self.accumulate);
+        let whole = whole && biased;
         if !(1..=3).contains(&axes) || lists.iter().any(|l| l.len() != axes) || !whole {
             return Err(Error::Invalid { what: format!("a convolution of {}", self.name(0)) });
         }
         Ok(())
+    }
+
+    /// Which of x, w and y is computed.
+    pub(super) fn result(&self) -> usize {
+        match self.direction {
+            Direction::Data => 0,
+            Direction::Weights => 1,
+            Direction::Forward => 2,
+        }
+    }
+
+    /// Elements of w.
+    pub(super) fn weight_elements(&self) -> usize {
+        self.k * self.c / self.groups.max(1) * self.kernel.iter().product::<usize>()
+    }
+
+    /// Elements of y.
+    pub(super) fn output_elements(&self) -> usize {
+        self.n * self.k * self.out.iter().product::<usize>()
+    }
+
+    /// Bytes of what is computed.
+    pub(super) fn result_bytes(&self) -> usize {
+        match self.direction {
+            Direction::Data => {
+                self.n * self.c * self.image.iter().product::<usize>() * self.activations.size()
+            }
+            Direction::Weights => self.weight_elements() * self.weights.size(),
+            Direction::Forward => self.output_elements() * self.activations.size(),
+        }
     }
 
     /// The convolution in one word, with the alignment of its operands (its logarithm).
@@ -83,6 +119,8 @@ impl Conv {
             &format!("-p{}-q{}", list(&self.pad_before), list(&self.pad_after)),
             &format!("-{}-{}-a{aligned}", of(self.activations), of(self.weights)),
             if self.math == Math::Tf32 { "-tf32" } else { "" },
+            if self.accumulate { "-add" } else { "" },
+            &self.bias.map_or(String::new(), |b| ["-bias-", of(b)].concat()),
             if self.exact { "-exact" } else { "" },
         ]
         .concat()
@@ -149,6 +187,8 @@ mod tests {
             math: Math::Tf32,
             exact: true,
             direction: Direction::Weights,
+            accumulate: false,
+            bias: None,
         }
     }
 
@@ -165,13 +205,20 @@ mod tests {
     fn names_tell_convolutions_apart() {
         let one = conv();
         assert_eq!(one.name(4), "weights-n2-c6-k4-g2-i10-w3-o9-s1-d1-p1-q0-bf16-f32-a4-tf32-exact");
-        assert_ne!(one.name(4), Conv { exact: false, ..conv() }.name(4));
+        for other in [
+            Conv { exact: false, ..conv() },
+            Conv { accumulate: true, ..conv() },
+            Conv { bias: Some(Type::F32), ..conv() },
+        ] {
+            assert_ne!(one.name(4), other.name(4));
+        }
     }
 
     #[test]
     fn lists_of_other_lengths_are_refused() {
         assert!(Conv { stride: vec![1, 1], ..conv() }.check().is_err());
         assert!(Conv { groups: 4, ..conv() }.check().is_err());
+        assert!(Conv { bias: Some(Type::F32), ..conv() }.check().is_err());
         assert!(Conv { groups: 0, ..conv() }.check().is_err());
     }
 }

@@ -13,6 +13,7 @@ pub(super) struct Descriptor {
 
 /// Kinds of descriptors (`cudnnBackendDescriptorType_t`).
 pub(super) mod kind {
+    pub(in crate::dnn) const POINTWISE: i32 = 0;
     pub(in crate::dnn) const CONVOLUTION: i32 = 1;
     pub(in crate::dnn) const ENGINE: i32 = 2;
     pub(in crate::dnn) const ENGINE_CONFIG: i32 = 3;
@@ -22,6 +23,7 @@ pub(super) mod kind {
     pub(in crate::dnn) const FORWARD: i32 = 10;
     pub(in crate::dnn) const BACKWARD_FILTER: i32 = 11;
     pub(in crate::dnn) const BACKWARD_DATA: i32 = 12;
+    pub(in crate::dnn) const POINTWISE_OPERATION: i32 = 13;
     pub(in crate::dnn) const GRAPH: i32 = 15;
     pub(in crate::dnn) const VARIANT_PACK: i32 = 16;
     pub(in crate::dnn) const TENSOR: i32 = 17;
@@ -31,6 +33,7 @@ pub(super) mod kind {
 pub(super) mod value {
     pub(in crate::dnn) const HANDLE: i32 = 0;
     pub(in crate::dnn) const DATA_TYPE: i32 = 1;
+    pub(in crate::dnn) const BOOLEAN: i32 = 2;
     pub(in crate::dnn) const INT64: i32 = 3;
     pub(in crate::dnn) const FLOAT: i32 = 4;
     pub(in crate::dnn) const VOID_PTR: i32 = 6;
@@ -38,6 +41,7 @@ pub(super) mod value {
     pub(in crate::dnn) const HEURISTICS_MODE: i32 = 8;
     pub(in crate::dnn) const KNOB_TYPE: i32 = 9;
     pub(in crate::dnn) const NUMERICAL_NOTE: i32 = 11;
+    pub(in crate::dnn) const POINTWISE_MODE: i32 = 14;
     pub(in crate::dnn) const DESCRIPTOR: i32 = 15;
 }
 
@@ -71,6 +75,10 @@ impl Descriptor {
         self.set(attribute, of, 1, (&raw const v).cast())
     }
 
+    pub(super) fn boolean(&self, attribute: i32, v: bool) -> Result<()> {
+        self.set(attribute, value::BOOLEAN, 1, (&raw const v).cast())
+    }
+
     /// The library's handle.
     pub(super) fn handle(&self, attribute: i32, v: Handle) -> Result<()> {
         self.set(attribute, value::HANDLE, 1, (&raw const v).cast())
@@ -83,6 +91,11 @@ impl Descriptor {
 
     pub(super) fn descriptor(&self, attribute: i32, of: &Descriptor) -> Result<()> {
         self.set(attribute, value::DESCRIPTOR, 1, (&raw const of.raw).cast())
+    }
+
+    pub(super) fn descriptors(&self, attribute: i32, of: &[&Descriptor]) -> Result<()> {
+        let raw: Vec<Handle> = of.iter().map(|d| d.raw).collect();
+        self.set(attribute, value::DESCRIPTOR, raw.len(), raw.as_ptr().cast())
     }
 
     /// Must follow the attributes. The library's word on whether they fit together.

@@ -27,6 +27,8 @@ const TIMED: usize = 4;
 const ROUNDS: usize = 3;
 /// Alignment beyond which no engine asks for more: 16 bytes, as a logarithm.
 const ALIGNED: u32 = 4;
+/// The choice not to add a bias in one go.
+const APART: &str = "apart";
 
 /// cuDNN.
 pub struct Dnn {
@@ -39,10 +41,11 @@ pub struct Dnn {
 
 #[derive(Default)]
 struct State {
-    /// By convolution: plans with the alignment (its logarithm) that they are for.
-    plans: HashMap<Conv, Vec<(u32, Plan)>>,
-    /// Choices that were given, by the convolution's name.
-    pinned: HashMap<String, String>,
+    /// By convolution: plans with the alignment (its logarithm) that they are for; none where a bias is better added by
+    /// itself.
+    plans: HashMap<Conv, Vec<(u32, Option<Plan>)>>,
+    /// Choices that were given, by the convolution's name, and whether there must be no other.
+    pinned: HashMap<String, (String, bool)>,
 }
 
 impl CuDnn {
@@ -109,36 +112,52 @@ impl Dnn {
         Ok(dnn)
     }
 
-    /// Queues a convolution on the compute stream: writes y (forward), x (data) or w (weights) from the other two.
-    /// Without samples it writes zeros to w and nothing else.
+    /// Queues a convolution on the compute stream: writes y (forward), x (data) or w (weights) from the other two, or adds to
+    /// it. Without samples it writes zeros to w and nothing else.
     ///
     /// The first time a convolution is seen, its plan is chosen: the one that was pinned, else with `exact` and while
     /// a graph is recorded the heuristics' first, else the fastest of the first few (`PHALANX_DNN_TIMING=0` takes the
     /// first).
-    pub fn convolve(&self, c: &Conv, x: DevicePtr, w: DevicePtr, y: DevicePtr) -> Result<()> {
-        if c.n == 0 {
-            let weights = c.k * c.c / c.groups.max(1) * c.kernel.iter().product::<usize>() * c.weights.size();
-            return match c.direction {
-                Direction::Weights => {
-                    let zero = || self.core.fill_zero(w.0, weights);
-                    self.core.queue(|| String::from("zeros"), || (w.0, weights), zero)
-                }
-                Direction::Forward | Direction::Data => Ok(()),
-            };
+    ///
+    /// Says whether it was done. Nothing is, where a bias, or what is there, cannot be added in one go, or not faster than by
+    /// a pass of its own.
+    pub fn convolve(&self, c: &Conv, [x, w, y]: [DevicePtr; 3], bias: Option<DevicePtr>) -> Result<bool> {
+        match (bias, c.bias) {
+            (None, None) => self.run(c, &[x.0, w.0, y.0]),
+            (Some(bias), Some(_)) => self.run(c, &[x.0, w.0, y.0, bias.0]),
+            _ => Err(Error::Invalid {
+                what: String::from("a convolution whose bias has no type or no address"),
+            }),
         }
-        let xwy = [x.0, w.0, y.0];
-        let aligned = xwy.iter().fold(ALIGNED, |a, p| a.min(p.trailing_zeros()));
+    }
+
+    fn run(&self, c: &Conv, at: &[u64]) -> Result<bool> {
+        if c.n == 0 {
+            if c.direction == Direction::Weights && !c.accumulate {
+                let zero = || self.core.fill_zero(at[1], c.result_bytes());
+                self.core.queue(|| String::from("zeros"), || (at[1], c.result_bytes()), zero)?;
+            }
+            return Ok(true);
+        }
+        let aligned = at.iter().fold(ALIGNED, |a, p| a.min(p.trailing_zeros()));
         self.core.primary.enter()?;
         let mut state = self.state();
         let known = state.plans.get(c).and_then(|of| of.iter().find(|(a, _)| *a == aligned));
         let name = || format!("convolution {}", c.name(aligned));
+        let execute = |plan: &Option<Plan>| match plan {
+            Some(plan) => self.core.queue(name, || (c, at), || self.execute(plan, at)).map(|()| true),
+            None => Ok(false),
+        };
         if let Some((_, plan)) = known {
-            return self.core.queue(name, || (c, xwy), || self.execute(plan, xwy));
+            return execute(plan);
         }
-        let plan = self.choose(&state, c, aligned, xwy)?;
-        self.core.queue(name, || (c, xwy), || self.execute(&plan, xwy))?;
+        let plan = match c.bias.is_some() || c.accumulate {
+            true => self.choose_more(&state, c, aligned, at)?,
+            false => Some(self.choose(&state, c, aligned, at, false)?.1),
+        };
+        let done = execute(&plan)?;
         state.plans.entry(c.clone()).or_default().push((aligned, plan));
-        Ok(())
+        Ok(done)
     }
 
     /// What was chosen so far, as `convolution = engine and settings`, sorted. Engines' numbers are the library's.
@@ -147,22 +166,25 @@ impl Dnn {
         let mut all: Vec<String> = state
             .plans
             .iter()
-            .flat_map(|(c, of)| of.iter().map(|(a, plan)| [&c.name(*a), " = ", &plan.id].concat()))
+            .flat_map(|(c, of)| {
+                let id = |plan: &Option<Plan>| plan.as_ref().map_or(APART, |p| &p.id).to_owned();
+                of.iter().map(move |(a, plan)| [&c.name(*a), " = ", &id(plan)].concat())
+            })
             .collect();
         all.sort_unstable();
         all
     }
 
     /// Takes these choices of [`Dnn::choices`] instead of own ones, for convolutions that are seen first after this.
-    /// One that this library or device does not offer is passed over; `choices` shows what was taken instead. Fails
-    /// on a line that is no choice.
-    pub fn pin(&self, choices: &[String]) -> Result<()> {
+    /// One that this library or device does not offer is passed over, and `choices` shows what was taken instead; or, where
+    /// they are taken `strictly`, the convolution fails. Fails on a line that is no choice.
+    pub fn pin(&self, choices: &[String], strictly: bool) -> Result<()> {
         let mut state = self.state();
         for line in choices {
             let Some((name, id)) = line.split_once(" = ") else {
                 return Err(Error::Invalid { what: format!("{line:?} is no choice of an algorithm") });
             };
-            state.pinned.insert(String::from(name), String::from(id));
+            state.pinned.insert(String::from(name), (String::from(id), strictly));
         }
         Ok(())
     }
@@ -171,22 +193,57 @@ impl Dnn {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn execute(&self, plan: &Plan, xwy: [u64; 3]) -> Result<()> {
+    fn execute(&self, plan: &Plan, at: &[u64]) -> Result<()> {
         // Given back at once: whoever gets it next comes after in the stream.
         let scratch = Scratch::new(&self.core, plan.workspace)?;
-        plan.execute(self.table, self.handle, xwy, scratch.address())
+        plan.execute(self.table, self.handle, at, scratch.address())
     }
 
-    fn choose(&self, state: &State, c: &Conv, aligned: u32, xwy: [u64; 3]) -> Result<Plan> {
+    /// The plan for a convolution to which something is added; none where that is better done apart.
+    fn choose_more(&self, state: &State, c: &Conv, aligned: u32, at: &[u64]) -> Result<Option<Plan>> {
+        if state.pinned.get(&c.name(aligned)).is_some_and(|(id, _)| id == APART) {
+            return Ok(None);
+        }
+        let timed = !(c.exact || !self.timing || self.core.memory.is_capturing());
+        let (time, plan) = match self.choose(state, c, aligned, at, timed) {
+            Ok(chosen) => chosen,
+            Err(e @ Error::Unpinned { .. }) => return Err(e),
+            // Whatever speaks against it, the convolution alone is another matter.
+            Err(_) => return Ok(None),
+        };
+        if !timed || state.pinned.contains_key(&c.name(aligned)) {
+            return Ok(Some(plan));
+        }
+        let plain = Conv { bias: None, accumulate: false, ..c.clone() };
+        let scratch = Scratch::new(&self.core, c.result_bytes())?;
+        let (mut elsewhere, result) = (at[..3].to_vec(), c.result());
+        elsewhere[result] = scratch.address();
+        let apart = self.choose(state, &plain, aligned, &elsewhere, true);
+        // To add something reads and writes the result, as a copy does.
+        let pass = self.fastest(|| self.core.copy(scratch.address(), at[result], c.result_bytes()))?;
+        Ok(Some(plan).filter(|_| apart.map_or(true, |(apart, _)| time <= apart + pass)))
+    }
+
+    /// A plan, with its time in milliseconds where it was measured: with `timed`, or where there was more than one.
+    fn choose(&self, state: &State, c: &Conv, aligned: u32, at: &[u64], timed: bool) -> Result<(f32, Plan)> {
         c.check()?;
         let problem = Problem::new(self.table, self.handle, c, aligned)?;
         let mut candidates = problem.candidates(c);
         let name = c.name(aligned);
-        if let Some(pinned) = state.pinned.get(&name) {
+        let wanted = state.pinned.get(&name);
+        if let Some((pinned, _)) = wanted {
             candidates.sort_by_key(|k| k.id != *pinned);
         }
-        let pinned =
-            state.pinned.get(&name).is_some_and(|id| candidates.first().is_some_and(|k| k.id == *id));
+        let pinned = wanted.is_some_and(|(id, _)| candidates.first().is_some_and(|k| k.id == *id));
+        if let Some((algorithm, true)) = wanted {
+            // By this one or not at all.
+            let gone =
+                |why: String| Error::Unpinned { what: name.clone(), algorithm: algorithm.clone(), why };
+            let found = candidates.into_iter().next().filter(|_| pinned);
+            let found =
+                found.ok_or_else(|| gone(String::from("it is not among those that the library names")))?;
+            return problem.plan(found).map(|plan| (0.0, plan)).map_err(|e| gone(e.to_string()));
+        }
         let first_only = pinned || c.exact || !self.timing || self.core.memory.is_capturing();
         let most = if first_only { 1 } else { TIMED };
         let mut plans = Vec::new();
@@ -208,9 +265,18 @@ impl Dnn {
             plans.extend(large);
         }
         let mut best: Option<(f32, Plan)> = None;
-        let alone = plans.len() == 1;
+        let alone = plans.len() == 1 && !timed;
+        // What is added to must not be added to by attempts.
+        let other = match c.accumulate && !alone {
+            true => Some(Scratch::new(&self.core, c.result_bytes())?),
+            false => None,
+        };
+        let mut at = at.to_vec();
+        if let Some(other) = &other {
+            at[c.result()] = other.address();
+        }
         for plan in plans {
-            let time = if alone { Ok(0.0) } else { self.time(&plan, xwy) };
+            let time = if alone { Ok(0.0) } else { self.fastest(|| self.execute(&plan, &at)) };
             match time {
                 Ok(time) if best.as_ref().is_none_or(|(t, _)| time < *t) => best = Some((time, plan)),
                 Ok(_) => {}
@@ -218,20 +284,20 @@ impl Dnn {
             }
         }
         match (best, failed) {
-            (Some((_, plan)), _) => Ok(plan),
+            (Some(best), _) => Ok(best),
             (None, Some(e)) => Err(e),
             (None, None) => Err(Error::NoAlgorithm { library: "cuDNN", what: name }),
         }
     }
 
-    /// Milliseconds of a plan.
-    fn time(&self, plan: &Plan, xwy: [u64; 3]) -> Result<f32> {
+    /// Milliseconds of what `work` queues.
+    fn fastest(&self, work: impl Fn() -> Result<()>) -> Result<f32> {
         let [start, stop] = [Event::new(&self.core.primary, true)?, Event::new(&self.core.primary, true)?];
-        self.execute(plan, xwy)?;
+        work()?;
         let mut best = f32::INFINITY;
         for _ in 0..ROUNDS {
             start.record(&self.core.compute)?;
-            self.execute(plan, xwy)?;
+            work()?;
             stop.record(&self.core.compute)?;
             stop.synchronize()?;
             best = best.min(start.elapsed(&stop)?);

@@ -19,10 +19,13 @@ const NONDETERMINISTIC: i32 = 4;
 const MODES: [i32; 2] = [3, 2];
 /// Engines of one mode that are looked at.
 const MOST_ENGINES: usize = 24;
-/// Names of x, w and y in a variant pack.
-const UIDS: [i64; 3] = [1, 2, 3];
+/// Names of x, w, y and a bias in a variant pack, and of what a bias is added to, which is nowhere in memory.
+const UIDS: [i64; 4] = [1, 2, 3, 4];
+const SUM: i64 = 5;
+/// `CUDNN_POINTWISE_ADD`.
+const ADD: i32 = 0;
 
-/// A convolution's graph of one operation, with everything that it refers to.
+/// A convolution's graph of one operation, or of two where a bias is added, with everything that it refers to.
 pub(super) struct Problem {
     table: &'static CuDnn,
     library: Handle,
@@ -56,12 +59,26 @@ fn data_type(of: Type) -> i32 {
 }
 
 fn tensor(table: &'static CuDnn, uid: i64, dimensions: &[i64], of: Type, aligned: u32) -> Result<Descriptor> {
+    tensor_in(table, uid, dimensions, of, aligned, true)
+}
+
+fn tensor_in(
+    table: &'static CuDnn,
+    uid: i64,
+    dimensions: &[i64],
+    of: Type,
+    aligned: u32,
+    memory: bool,
+) -> Result<Descriptor> {
     let t = Descriptor::new(table, kind::TENSOR)?;
     t.choice(901, value::DATA_TYPE, data_type(of))?;
     t.int64(902, dimensions)?;
     t.int64(903, &channels_last(dimensions))?;
     t.int64(906, &[uid])?;
     t.int64(900, &[1 << aligned])?;
+    if !memory {
+        t.boolean(907, true)?;
+    }
     t.finalize()?;
     Ok(t)
 }
@@ -93,17 +110,39 @@ impl Problem {
         };
         let operation = Descriptor::new(table, of)?;
         operation.float(attributes[0], 1.0)?;
-        operation.float(attributes[1], 0.0)?;
+        operation.float(attributes[1], if c.accumulate { 1.0 } else { 0.0 })?;
         operation.descriptor(attributes[2], &shape)?;
-        for (attribute, t) in attributes[3..].iter().zip(&tensors) {
+        // A sum that a bias is added to stays in f32 and nowhere in memory.
+        let sum = c.bias.map(|_| tensor_in(table, SUM, &y, Type::F32, aligned, false)).transpose()?;
+        let [at_x, at_w, at_y] = [&tensors[0], &tensors[1], sum.as_ref().unwrap_or(&tensors[2])];
+        for (attribute, t) in attributes[3..].iter().zip([at_x, at_w, at_y]) {
             operation.descriptor(*attribute, t)?;
         }
         operation.finalize()?;
+        let mut parts = Vec::new();
         let graph = Descriptor::new(table, kind::GRAPH)?;
         graph.handle(800, library)?;
-        graph.descriptor(801, &operation)?;
+        if let (Some(of), Some(sum)) = (c.bias, sum) {
+            let mut row = vec![1; y.len()];
+            row[1] = y[1];
+            let bias = tensor(table, UIDS[3], &row, of, aligned)?;
+            let add = Descriptor::new(table, kind::POINTWISE)?;
+            add.choice(0, value::POINTWISE_MODE, ADD)?;
+            add.choice(1, value::DATA_TYPE, data_type(Type::F32))?;
+            add.finalize()?;
+            let second = Descriptor::new(table, kind::POINTWISE_OPERATION)?;
+            second.descriptor(750, &add)?;
+            second.descriptor(751, &sum)?;
+            second.descriptor(752, &bias)?;
+            second.descriptor(753, &tensors[2])?;
+            second.finalize()?;
+            graph.descriptors(801, &[&operation, &second])?;
+            parts.extend([sum, bias, add, second]);
+        } else {
+            graph.descriptor(801, &operation)?;
+        }
         graph.finalize()?;
-        let mut parts = vec![shape, operation];
+        parts.extend([shape, operation]);
         parts.extend(tensors);
         Ok(Problem { table, library, graph, _parts: parts })
     }
@@ -166,17 +205,17 @@ impl Candidate {
 }
 
 impl Plan {
-    /// Queues it on the library's stream.
+    /// Queues it on the library's stream; `at` are the addresses of x, w, y and the bias, if there is one.
     pub(super) fn execute(
         &self,
         table: &'static CuDnn,
         library: Handle,
-        xwy: [u64; 3],
+        at: &[u64],
         workspace: u64,
     ) -> Result<()> {
         let pack = Descriptor::new(table, kind::VARIANT_PACK)?;
-        pack.int64(1000, &UIDS)?;
-        pack.addresses(1001, &xwy)?;
+        pack.int64(1000, &UIDS[..at.len().min(UIDS.len())])?;
+        pack.addresses(1001, at)?;
         pack.addresses(1003, &[workspace])?;
         pack.finalize()?;
         // SAFETY: live descriptors of this library; the workspace has the size that the plan asked for. That the

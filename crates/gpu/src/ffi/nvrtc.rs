@@ -10,6 +10,9 @@ pub(crate) type Status = c_int;
 /// `NVRTC_ERROR_COMPILATION`: the log says why.
 pub(crate) const COMPILATION: Status = 6;
 
+/// `NVRTC_ERROR_INVALID_OPTION`: of those that are given, only the architecture is not the same everywhere.
+pub(crate) const INVALID_OPTION: Status = 5;
+
 table! {
     /// `libnvrtc.so`.
     Nvrtc {

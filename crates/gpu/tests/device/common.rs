@@ -18,6 +18,11 @@ extern "C" __global__ void count(unsigned* y, unsigned add, unsigned n) {
     if (i < n) y[i] += add;
 }
 
+extern "C" __global__ void count_by(unsigned* y, const unsigned* at, unsigned add, unsigned n) {
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] += at ? *at : add;
+}
+
 extern "C" __global__ void shape(long long* y, Shape s, unsigned long long u, int i, double d) {
     y[0] = s.size[0]; y[1] = s.size[1]; y[2] = s.size[2]; y[3] = s.axes; y[4] = (long long)u; y[5] = i; y[6] = (long long)d;
 }

@@ -1,4 +1,4 @@
-use phalanx_gpu::{Context, Conv, Direction, Math, Type};
+use phalanx_gpu::{Context, Conv, DevicePtr, Direction, Math, Type};
 
 use crate::common::{buffer, context, decode, encode, numbers};
 
@@ -22,6 +22,8 @@ fn conv(axes: &[[usize; 6]], n: usize, c: usize, k: usize, groups: usize) -> Con
         math: Math::F32,
         exact: true,
         direction: Direction::Forward,
+        accumulate: false,
+        bias: None,
     }
 }
 
@@ -85,12 +87,43 @@ fn check(c: &Conv) {
             Direction::Weights => wanted[w] += xwy[0][x] * xwy[2][y],
         });
         for _ in 0..2 {
-            context.dnn().unwrap().convolve(&c, on[0].ptr(), on[1].ptr(), on[2].ptr()).unwrap();
+            context.dnn().unwrap().convolve(&c, [on[0].ptr(), on[1].ptr(), on[2].ptr()], None).unwrap();
             let got = context.download_all(&[(on[target].ptr(), on[target].len())]).unwrap();
             xwy[target] = decode(types[target], &got);
             assert_eq!(xwy[target], wanted, "{c:?}");
         }
+        // The same again on top of it: attempts must not be counted, whatever is timed.
+        let twice: Vec<f32> = wanted.iter().map(|v| v + v).collect();
+        let more = Conv { accumulate: true, exact: false, ..c.clone() };
+        let at = [on[0].ptr(), on[1].ptr(), on[2].ptr()];
+        let done = context.dnn().unwrap().convolve(&more, at, None).unwrap();
+        let got = context.download_all(&[(on[target].ptr(), on[target].len())]).unwrap();
+        assert_eq!(decode(types[target], &got), if done { &twice } else { &wanted }[..], "{more:?}");
+        let more = Conv { exact: true, ..more };
+        assert!(context.dnn().unwrap().convolve(&more, at, None).unwrap());
+        if direction == Direction::Forward {
+            check_bias(&context, &c, at, &wanted);
+        }
     }
+}
+
+/// With a bias, added in one go or, in words, not at all.
+fn check_bias(context: &Context, c: &Conv, at: [DevicePtr; 3], plain: &[f32]) {
+    let row: Vec<f32> = (0..c.k).map(|k| k as f32 * 0.5 - 1.0).collect();
+    for exact in [true, false] {
+        let c = Conv { bias: Some(Type::F32), exact, ..c.clone() };
+        let bias = buffer(context, &encode(Type::F32, &row));
+        let done = context.dnn().unwrap().convolve(&c, at, Some(bias.ptr())).unwrap();
+        assert!(done == (c.groups == 1) || !exact, "{c:?}");
+        let bytes = plain.len() * c.activations.size();
+        let got = decode(c.activations, &context.download_all(&[(at[2], bytes)]).unwrap());
+        for (i, (got, plain)) in got.iter().zip(plain).enumerate().filter(|_| done) {
+            assert_eq!(*got, plain + row[i % c.k], "{c:?}");
+        }
+    }
+    let choices = context.dnn().unwrap().choices();
+    let apart = |l: &String| l.contains("-bias-f32") && l.contains("-exact") && l.ends_with("= apart");
+    assert_eq!(choices.iter().any(apart), c.groups > 1);
 }
 
 #[test]
@@ -124,7 +157,7 @@ fn a_convolution_without_samples_has_a_gradient_of_zero() {
     let b = buffer(&context, &[1; 64 * 4 + 4]);
     for direction in [Direction::Forward, Direction::Data, Direction::Weights] {
         let c = Conv { direction, ..conv(&[[2, 1, 1, 0, 0, 1]], 0, 8, 8, 1) };
-        context.dnn().unwrap().convolve(&c, b.ptr(), b.ptr(), b.ptr()).unwrap();
+        context.dnn().unwrap().convolve(&c, [b.ptr(); 3], None).unwrap();
     }
     let got = context.download_all(&[(b.ptr(), b.len())]).unwrap();
     assert!(got[..256].iter().all(|v| *v == 0) && got[256..] == [1; 4]);
@@ -138,18 +171,23 @@ fn a_choice_can_be_named_and_pinned() {
     let [x, w, y] = [288, 576, 288].map(|n| buffer(&context, &vec![0; n * 4]));
     let run = |context: &Context| {
         let dnn = context.dnn().unwrap();
-        dnn.convolve(&c, x.ptr(), w.ptr(), y.ptr()).unwrap();
+        dnn.convolve(&c, [x.ptr(), w.ptr(), y.ptr()], None).unwrap();
         dnn.choices()
     };
     let chosen = run(&context);
     assert_eq!(chosen.len(), 1);
     assert!(chosen[0].starts_with("forward-n1-c8-k8-g1-i6x6-w3x3"), "{chosen:?}");
     let other = Context::open(0).unwrap();
-    other.dnn().unwrap().pin(&chosen).unwrap();
+    other.dnn().unwrap().pin(&chosen, true).unwrap();
     assert_eq!(run(&other), chosen);
     let third = Context::open(0).unwrap();
     let unknown = vec![chosen[0].split(" = ").next().unwrap().to_string() + " = 987654"];
-    third.dnn().unwrap().pin(&unknown).unwrap();
+    third.dnn().unwrap().pin(&unknown, false).unwrap();
     assert_eq!(run(&third), chosen, "a choice that is not offered is passed over");
-    assert!(third.dnn().unwrap().pin(&[String::from("nonsense")]).is_err());
+    assert!(third.dnn().unwrap().pin(&[String::from("nonsense")], false).is_err());
+    let fourth = Context::open(0).unwrap();
+    let dnn = fourth.dnn().unwrap();
+    dnn.pin(&unknown, true).unwrap();
+    let e = dnn.convolve(&c, [x.ptr(), w.ptr(), y.ptr()], None).unwrap_err().to_string();
+    assert!(e.contains("987654") && e.contains("forward-n1-c8") && e.contains("chosen anew"), "{e}");
 }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use phalanx_gpu::{Args, Buffer, Context, Error, Grid};
+use phalanx_gpu::{Args, Buffer, Context, Error, Grid, Trace};
 
 use crate::common::{KERNELS, buffer, context, stand_ins, with_settings};
 
@@ -127,6 +127,69 @@ fn a_graph_does_its_work_at_each_launch() {
     assert_eq!(c.memory().live, held);
     count(&c, &total, 1);
     assert_eq!(first(&c, &total), 34);
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn graphs_share_memory_and_read_numbers_that_change() {
+    let c = context();
+    c.load(&KERNELS).unwrap();
+    let total = buffer(&c, &[0; 512]);
+    let memory = c.graph_memory().unwrap();
+    // In the memory of graphs, and gone again.
+    let in_use = memory.enter();
+    let own = c.alloc(3 << 20).unwrap();
+    let lasting = c.alloc_lasting(512).unwrap();
+    assert_eq!(memory.used(), 3 << 20);
+    drop((own, in_use));
+    assert_eq!((memory.used(), memory.held() >= 3 << 20), (0, true));
+    c.copy(lasting.ptr(), total.ptr(), 512).unwrap();
+
+    let by = |value: u32, times: usize| -> phalanx_gpu::Result<()> {
+        let scratch = c.alloc(3 << 20)?;
+        c.fill_zero(scratch.ptr(), 512)?;
+        for _ in 0..times {
+            let args = Args::new().ptr(scratch.ptr()).varying(&c, "by", &value.to_le_bytes())?;
+            c.launch(&KERNELS, "count_by", Grid::linear(128, 128), args.u32(128))?;
+        }
+        let args = Args::new().ptr(total.ptr()).varying(&c, "by", &(value + 1).to_le_bytes())?;
+        c.launch(&KERNELS, "count_by", Grid::linear(128, 128), args.u32(128))?;
+        c.copy(total.ptr().offset(256), scratch.ptr(), 256)
+    };
+    by(5, 1).unwrap();
+    assert_eq!(first(&c, &total), 6);
+    let trace = |value, times| -> Trace {
+        let capture = c.capture_in(&memory).unwrap();
+        by(value, times).unwrap();
+        capture.discard().unwrap()
+    };
+    let probe = trace(70, 2);
+    assert_eq!((probe.len(), probe.room(), probe.varying().len()), (5, 16, 2));
+    let capture = c.capture_in(&memory).unwrap();
+    by(9, 2).unwrap();
+    let two = capture.end().unwrap();
+    assert_eq!(two.trace().difference(&probe), None);
+    assert_eq!(two.trace().difference(&trace(9, 3)), Some("copy against tests/count_by".into()));
+    assert_eq!(trace(1, 1).difference(&trace(2, 1)), None);
+    let capture = c.capture_in(&memory).unwrap();
+    by(9, 3).unwrap();
+    let three = capture.end().unwrap();
+    assert!(c.trim().is_ok() && two.launch_with(&[0; 8]).is_err());
+    let numbers = |a: u32, b: u32| [a.to_le_bytes(), [0; 4], b.to_le_bytes(), [0; 4]].concat();
+    let second = |c: &Context| {
+        u32::from_le_bytes(c.download_all(&[(total.ptr().offset(256), 4)]).unwrap().try_into().unwrap())
+    };
+    for (graph, a, b, want) in [(&two, 1, 10, (16, 2)), (&three, 2, 20, (36, 6)), (&two, 3, 0, (36, 6))] {
+        graph.launch_with(&numbers(a, b)).unwrap();
+        assert_eq!((first(&c, &total), second(&c)), want);
+    }
+    let held = memory.held();
+    drop((two, three, memory));
+    c.trim().unwrap();
+    assert!(c.memory().cached < held, "{held} of {:?}", c.memory());
+    let capture = c.capture().unwrap();
+    assert!(c.trim().is_err() && c.graph_memory().is_err());
+    drop(capture);
 }
 
 #[test]

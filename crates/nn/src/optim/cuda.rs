@@ -267,7 +267,8 @@ impl Kept {
         guard: &Guard,
     ) -> Result<Judged> {
         let squares = if guard.norm { Some(self.squares(gradients)?) } else { None };
-        let none = || phalanx_gpu::Error::Invalid { what: "an update is judged in recordings alone".to_owned() };
+        let none =
+            || phalanx_gpu::Error::Invalid { what: "an update is judged in recordings alone".to_owned() };
         let constants = self.gpu.varying(UPDATE, &update.varying())?.ok_or_else(none)?;
         let args = Args::new()
             .ptr(constants)

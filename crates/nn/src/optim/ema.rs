@@ -1,8 +1,8 @@
 //! An exponential moving average of the weights (Polyak and Juditsky, 1992).
 
+use phalanx_gpu::DevicePtr;
 use phalanx_host::Cpu;
 use phalanx_host::simd::{Kernel, Real, Simd};
-use phalanx_gpu::DevicePtr;
 use phalanx_tensor::Device;
 use serde::{Deserialize, Serialize};
 

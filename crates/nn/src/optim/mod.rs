@@ -12,7 +12,9 @@ use std::ops::Range;
 
 pub use config::OptimizerConfig;
 pub use cuda::{
-    AVERAGE, Guard, Judged, UPDATE, add, kernel_sources, load, round_bf16, round_bf16_on, round_f16, round_f16_on, sum_on};
+    AVERAGE, Guard, Judged, UPDATE, add, kernel_sources, load, round_bf16, round_bf16_on, round_f16,
+    round_f16_on, sum_on,
+};
 pub use ema::{Ema, EmaConfig};
 pub use norms::clip_factor;
 use phalanx_host::{Arena, Cpu};
@@ -181,10 +183,18 @@ impl Optimizer {
 
     /// While a graph is recorded on the parameters' GPU: records an update of all of them, which looks itself whether it is
     /// to be made. At a launch its numbers are [`Update::varying`], under the name [`UPDATE`].
-    pub fn record(&self, params: &Params, gradients: &Arena, update: &Update, guard: &Guard) -> Result<Judged> {
+    pub fn record(
+        &self,
+        params: &Params,
+        gradients: &Arena,
+        update: &Update,
+        guard: &Guard,
+    ) -> Result<Judged> {
         match &self.state {
             State::Cuda(kept) => kept.record(params, gradients, update, guard),
-            State::Host(_) => Err(phalanx_tensor::Error::WrongMemory { op: "optimizer", device: "GPU" }.into()),
+            State::Host(_) => {
+                Err(phalanx_tensor::Error::WrongMemory { op: "optimizer", device: "GPU" }.into())
+            }
         }
     }
 

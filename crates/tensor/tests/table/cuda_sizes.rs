@@ -3,7 +3,9 @@
 
 use phalanx_host::Isa;
 use phalanx_host::rng::Key;
-use phalanx_tensor::{CrossEntropy, DType, Device, Error, PointLoss, Result, Tensor, top_k_errors};
+use phalanx_tensor::{
+    Cell, CrossEntropy, DType, Device, Error, PointLoss, Recurrence, Result, Tensor, top_k_errors,
+};
 
 use super::row::device;
 
@@ -160,6 +162,29 @@ fn masks_are_those_of_the_cpu() {
     }
 }
 
+#[test]
+#[ignore = "needs a GPU or its stand-in"]
+fn gradients_of_products_along_long_rows() {
+    for (rows, length) in [(3, 512), (4, 2047), (2, 2048), (3, 5000), (5000, 7)] {
+        for zeros in 0..3 {
+            same(&format!("products of {rows} x {length}, {zeros} zeros"), 2e-4, |d| {
+                let mut x: Vec<f32> = numbers(rows * length, 9).iter().map(|x| 1.0 + 0.004 * x).collect();
+                for row in x.chunks_mut(length) {
+                    (0..zeros).for_each(|z| row[(z + 1) * length / 3] = 0.0);
+                }
+                let x = Tensor::from_slice(&x, [rows, length], d)?.leaf();
+                let w = Tensor::from_slice(&numbers(rows * length, 2), [rows, length], d)?;
+                let along = x.cumprod(1)?.mul(&w)?.sum_all()?.gradients()?;
+                let across = x.prod(&[1], false)?.square()?.sum_all()?.gradients()?;
+                let turned = x.permute(&[1, 0])?.contiguous()?.cumprod(0)?.mul(&w.permute(&[1, 0])?)?;
+                let turned = turned.sum_all()?.gradients()?;
+                let of = |g: &phalanx_tensor::Gradients| singles(g.get(&x).unwrap());
+                Ok(vec![of(&along)?, of(&across)?, of(&turned)?])
+            });
+        }
+    }
+}
+
 /// The error of an index outside its axis, which the CPU finds at once and the GPU when somebody reads.
 fn index_error(what: &str, made: Result<Tensor>, want: (i64, usize, usize)) {
     let error = made.and_then(|t| t.to(DType::F32)?.to_vec::<f32>());
@@ -192,6 +217,19 @@ fn an_index_outside_its_axis_is_an_error_when_something_is_read() {
             ),
             (4, 0, 4),
         );
+        let sequences = Tensor::from_slice(&numbers(12, 1), [2, 3, 2], &d).unwrap();
+        let weight = Tensor::from_slice(&numbers(4, 2), [2, 2], &d).unwrap();
+        let by = Recurrence {
+            cell: Cell::Tanh,
+            weight_ih: &weight,
+            weight_hh: &weight,
+            bias: None,
+            reverse: true,
+        };
+        for (lengths, want) in [([2, 4], (4, 1, 4)), ([-1, 3], (-1, 0, 4))] {
+            let made = sequences.recurrent(&by, None, Some(&list(&lengths)));
+            index_error("rnn", made.map(|r| r.outputs), want);
+        }
         // It is said once, and the device goes on.
         d.check().unwrap();
         assert!(x.cross_entropy(&list(&[0, 1, 2, 0]), None).unwrap().item().unwrap().is_finite());

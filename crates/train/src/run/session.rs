@@ -1,5 +1,6 @@
 //! The steps of a run, and its end.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use phalanx_nn::Plateau;
 
 use super::feed::{Fed, Feed};
 use super::{Outcome, Sets, TrainRequest, steps_per_epoch};
+use crate::algorithms::Algorithms;
 use crate::bad::{self, BadLine, Quarantine};
 use crate::bound::{Bound, BoundBy, Feeding};
 use crate::checkpoint::{Progress, Writer};
@@ -17,7 +19,7 @@ use crate::config::Config;
 use crate::engine::{Engine, StepReport};
 use crate::evaluate::{evaluate, mean};
 use crate::faults::Fault;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Line};
 use crate::report::{Event, Reporter, Summary, peak_rss_bytes, quantile};
 use crate::rundir::{Lock, RunDir};
 use crate::timeline::{Spent, Times};
@@ -36,6 +38,7 @@ pub(super) struct Session<'a> {
     pub(super) progress: Progress,
     pub(super) plateau: Option<Plateau>,
     pub(super) ledger: Ledger,
+    pub(super) algorithms: Algorithms,
     /// With the threads of this rank.
     pub(super) loader: LoaderConfig,
     // Rank 0 only.
@@ -47,6 +50,8 @@ pub(super) struct Session<'a> {
     pub(super) total: u64,
     /// What the device is called.
     pub(super) device_name: String,
+    /// Steps that were begun, the oldest first: one, or two where the second waits on a GPU.
+    pub(super) ahead: VecDeque<Ahead>,
     /// The step that this start ends at.
     pub(super) end: u64,
     // Of this start.
@@ -66,6 +71,13 @@ pub(super) struct Session<'a> {
     pub(super) told_bad: usize,
     /// The step at which all ranks were last known to have the same model.
     pub(super) equal_at: u64,
+}
+
+/// A step that was begun.
+pub(super) struct Ahead {
+    lines: Vec<Line>,
+    bad: Vec<BadLine>,
+    factor: f64,
 }
 
 impl<'a> Session<'a> {
@@ -132,19 +144,20 @@ impl<'a> Session<'a> {
         self.finish(stopped)
     }
 
-    /// One step of all ranks. Returns whether the run is to stop.
+    /// One step of all ranks, and where it helps the beginning of the next. Returns whether the run is to stop.
     fn step(&mut self, feed: &mut Feed) -> Result<bool> {
         let begun = Instant::now();
-        let step = self.progress.step;
-        self.comm.whereabouts().at_step(Some(step));
-        self.engine.timeline.enter(Activity::Loader);
-        if self.request.faults.hits(self.comm.rank(), step, Fault::HangLoader) {
-            self.hang()?;
+        if self.ahead.is_empty() {
+            self.begin(feed)?;
         }
-        let Fed { batches, lines, bad } = feed.next(step)?;
-        self.fed[1] = feed.books();
-        let factor = self.factor();
-        let report = self.engine.step(step, batches, factor, self.stop_asked())?;
+        if self.may_go_ahead() {
+            self.begin(feed)?;
+        }
+        let report = self.engine.finish()?;
+        if let Some(message) = self.engine.take_graph_notice() {
+            self.tell(Event::Warning { message })?;
+        }
+        let Some(Ahead { lines, bad, factor }) = self.ahead.pop_front() else { return Ok(report.stop) };
         for line in &lines {
             self.ledger.add(line)?;
         }
@@ -154,6 +167,34 @@ impl<'a> Session<'a> {
             self.count_bad(report.bad, &bad)?;
         }
         Ok(stop)
+    }
+
+    /// Whether the next step can be begun before the report of this one is there: when nothing comes between them.
+    fn may_go_ahead(&self) -> bool {
+        let p = &self.progress;
+        let last = p.step + 1 >= self.end
+            || p.step_in_epoch + 1 >= steps_per_epoch(self.config(), &*self.sets.train);
+        let due = |every: u64| every > 0 && (p.step + 1).is_multiple_of(every);
+        let between =
+            due(self.config().checkpoint.every_steps) || due(self.config().distributed.audit_every_steps);
+        self.engine.may_go_ahead() && !last && !between && !self.stop_asked()
+    }
+
+    /// Begins the step behind those that were begun.
+    fn begin(&mut self, feed: &mut Feed) -> Result<()> {
+        let at = self.ahead.len() as u64;
+        let step = self.progress.step + at;
+        self.comm.whereabouts().at_step(Some(step));
+        self.engine.timeline.enter(Activity::Loader);
+        if self.request.faults.hits(self.comm.rank(), step, Fault::HangLoader) {
+            self.hang()?;
+        }
+        let Fed { batches, lines, bad } = feed.next(step)?;
+        self.fed[1] = feed.books();
+        let factor = self.factor(self.progress.step_in_epoch + at);
+        self.engine.begin(step, batches, factor, self.stop_asked())?;
+        self.ahead.push_back(Ahead { lines, bad, factor });
+        Ok(())
     }
 
     /// Adds a step's bad samples to the books: `all` over the ranks, `mine` of this one. Every rank takes the same
@@ -211,9 +252,10 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn factor(&self) -> f64 {
+    /// What the learning rate is multiplied by at a step of the epoch.
+    fn factor(&self, step_in_epoch: u64) -> f64 {
         let per_epoch = steps_per_epoch(self.config(), &*self.sets.train) as f64;
-        let epoch = self.progress.epoch as f64 + self.progress.step_in_epoch as f64 / per_epoch;
+        let epoch = self.progress.epoch as f64 + step_in_epoch as f64 / per_epoch;
         let plateau = self.plateau.as_ref().map_or(1.0, Plateau::factor);
         plateau * self.config().schedule.factor(epoch, self.config().train.epochs as f64)
     }
@@ -338,6 +380,7 @@ impl<'a> Session<'a> {
 
     fn save(&mut self) -> Result<()> {
         self.ledger.sync()?;
+        self.algorithms.keep(&self.dir, &*self.comm, self.engine.device.gpu())?;
         let snapshot = self.engine.snapshot(self.writer.is_some())?;
         let step = self.progress.step;
         if let Some(name) = snapshot.first_non_finite() {
@@ -397,6 +440,7 @@ impl<'a> Session<'a> {
             buffers_hash: hash.buffers,
             ema_hash: hash.ema,
             peak_rss_bytes: peak_rss_bytes(),
+            cuda_graph: self.engine.cuda_graph_used(),
             peak_device_bytes: self.engine.device.gpu().map(|gpu| gpu.memory().peak_live),
             time: spent,
             bound: bound.filter(|_| !self.step_ms.is_empty()),

@@ -1,6 +1,6 @@
 //! How a rank gets ready: all checks, the run directory, the model as it was left.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use phalanx_nn::Builder;
 
 use super::session::{STOPPED, Session};
 use super::{Sets, TrainRequest, shards, steps_per_epoch};
+use crate::algorithms::Algorithms;
 use crate::bad::Quarantine;
 use crate::checkpoint::{self, Progress, Writer};
 use crate::config::{Config, first_difference};
@@ -114,6 +115,8 @@ pub(super) fn open<'a>(
     }
     let staged = staging::stage(&config.data, &*comm, &[&*sets.train, &*sets.eval], allowed)?;
     warnings.extend(staged.iter().flat_map(|s| s.warnings.clone()));
+    let resumed = [config.distributed.exact, saved.is_some(), request.allow_fingerprint_change];
+    let algorithms = Algorithms::open(&dir, &*comm, machine.gpu(), resumed)?;
     machine.join(&comm, request.device.sums, config.distributed.exact)?;
     let by_host = |why| format!("gradients go by way of the host's memory and not over NCCL: {why}");
     warnings.extend(machine.no_nccl.as_ref().map(by_host));
@@ -131,9 +134,11 @@ pub(super) fn open<'a>(
         evaluate_ema: config.evaluates_ema(),
         precision: config.train.precision,
         samples: config.train.global_batch,
+        cuda_graph: config.train.cuda_graph,
         faults: request.faults.clone(),
     };
     let mut engine = Engine::new(comm.clone(), &machine, model.task, model.params, model.norms, options)?;
+    warnings.extend(engine.take_graph_notice());
     let progress = match saved {
         None => {
             let begun = match &config.init {
@@ -207,11 +212,13 @@ pub(super) fn open<'a>(
         ledger,
         loader,
         quarantine,
+        algorithms,
         reporter,
         writer,
         _lock: lock,
         total,
         device_name: machine.name(),
+        ahead: VecDeque::new(),
         end,
         started,
         wall_before: progress.wall_s,
@@ -281,6 +288,7 @@ fn environment(
         "device": machine.device.name(),
         "device_name": machine.name(),
         "gpu": gpu,
+        "cuda_graph": engine.cuda_graph(),
         "no_gpu": machine.no_gpu.as_ref().map(|no| &no.why),
         "bucket_mb": engine.options.bucket_bytes as f64 / 1e6,
         "init": progress.init,

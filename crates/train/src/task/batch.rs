@@ -89,6 +89,11 @@ impl Batch {
         Batch { weights: Some(weights), ..self }
     }
 
+    /// A batch of nothing yet, of whose fields the same is to become as of this one's.
+    pub(crate) fn without_fields(&self) -> Self {
+        Batch { normalise: self.normalise.clone(), ..Batch::default() }
+    }
+
     /// Takes note that samples are to be mixed. Fails for a plan of another number of samples.
     pub fn set_mix(&mut self, plan: Mix, device: &Device) -> Result<()> {
         plan.check(self.len())?;
@@ -104,6 +109,11 @@ impl Batch {
             plan: Arc::new(plan),
         });
         Ok(())
+    }
+
+    /// Whether samples are to be mixed.
+    pub fn is_mixed(&self) -> bool {
+        self.mix.is_some()
     }
 
     /// The number of samples.

@@ -76,6 +76,10 @@ impl Task for Classification {
         &self.phases
     }
 
+    fn is_static(&self) -> bool {
+        true
+    }
+
     fn loss(&self, _: PhaseId, batch: &Batch, cx: &ShardCx) -> Result<Loss> {
         let targets = batch.targets(batch.field(&self.label)?)?;
         let of = |logits: &Tensor| self.total(logits, &targets);

@@ -166,6 +166,14 @@ pub trait Task: Send {
         Ok(None)
     }
 
+    /// Whether a step may be recorded once, as a CUDA graph, and launched from then on instead of calling [`Task::prepare`] and
+    /// [`Task::loss`]. Then what [`Task::loss`] does must depend on nothing but the shapes of the batch's fields, their values on
+    /// the device, parameters and random streams, and [`Task::after_phase`] must not touch parameters: the next step may
+    /// be on its way.
+    fn is_static(&self) -> bool {
+        false
+    }
+
     /// The loss of one shard's batch, which is not empty. Parameters of the phase that it does not reach
     /// get a gradient of zero; it must reach one unless its weight is zero or the phase has none.
     fn loss(&self, phase: PhaseId, batch: &Batch, cx: &ShardCx) -> Result<Loss>;

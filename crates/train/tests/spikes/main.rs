@@ -26,7 +26,7 @@ use phalanx_train::config::Precision;
 use phalanx_train::faults::Faults;
 use phalanx_train::ranks::run_threads;
 use phalanx_train::task::{Batch, Task};
-use phalanx_train::{Clip, Engine, EngineOptions, Machine, ModelHash, Result, Snapshot};
+use phalanx_train::{Clip, CudaGraph, Engine, EngineOptions, Machine, ModelHash, Result, Snapshot};
 
 /// V in all spikes.
 pub(crate) const SHARDS: u32 = 4;
@@ -71,6 +71,7 @@ pub(crate) fn try_run(spike: &dyn Spike, world: u32, steps: Range<u64>, from: Op
             evaluate_ema: false,
             precision: Precision::F32,
             samples: 1,
+            cuda_graph: CudaGraph::Auto,
             faults: Faults::default(),
         };
         let mut engine = Engine::new(comm, &machine, task, params, norms, options)?;

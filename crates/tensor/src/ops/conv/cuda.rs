@@ -94,7 +94,17 @@ fn shift(
     launch(gpu, &SOURCE, &kernel, items, args)
 }
 
-/// One call of cuDNN: `image` is the input as [`Fit`] says.
+/// What becomes of a result besides being written.
+#[derive(Clone, Copy)]
+enum Also<'a> {
+    Nothing,
+    /// It is added to what is there.
+    Added,
+    /// A bias is added to it.
+    Biased(&'a View<'a>),
+}
+
+/// One call of cuDNN: `image` is the input as [`Fit`] says. Whether anything was done: not where it cannot do so in one go.
 fn call(
     gpu: &Context,
     op: &'static str,
@@ -104,7 +114,8 @@ fn call(
     part: Part,
     dtype: DType,
     [image, weight, output]: [DevicePtr; 3],
-) -> Result<()> {
+    also: Also,
+) -> Result<bool> {
     // Volumes have three axes there, all others two: cuDNN has more engines for images.
     let volume = fit.size[0] > 1 || s.kernel[0] > 1 || fit.padding[0] > 0;
     let axes = |all: [usize; 3]| all[usize::from(!volume)..].to_vec();
@@ -130,12 +141,21 @@ fn call(
             Part::Input => Direction::Data,
             Part::Weight => Direction::Weights,
         },
+        accumulate: matches!(also, Also::Added),
+        bias: match also {
+            Also::Biased(bias) => Some(library_type(op, bias.dtype)?),
+            _ => None,
+        },
     };
-    Ok(gpu.dnn()?.convolve(&conv, image, weight, output)?)
+    let bias = match also {
+        Also::Biased(bias) => Some(bias.ptr()?),
+        _ => None,
+    };
+    Ok(gpu.dnn()?.convolve(&conv, [image, weight, output], bias)?)
 }
 
 /// Computes `part` of a convolution from dense `a` and `b`, in the order of [`Part::from`] and of one type, and writes it to
-/// `to`, of any float type, or adds it.
+/// `to`, of any float type, or adds it. With a bias says whether that was added, too.
 fn compute(
     gpu: &Context,
     op: &'static str,
@@ -143,13 +163,17 @@ fn compute(
     part: Part,
     [a, b]: [&View; 2],
     to: &mut ViewMut,
-    add: bool,
-) -> Result<()> {
+    also: Also,
+) -> Result<bool> {
+    let add = matches!(also, Also::Added);
     if to.shape.numel() == 0 {
-        return Ok(());
+        return Ok(false);
     }
     if a.shape().numel() == 0 || b.shape().numel() == 0 {
-        return if add { Ok(()) } else { Ok(gpu.fill_zero(to.ptr()?, to.shape.numel() * to.dtype.size())?) };
+        if !add {
+            gpu.fill_zero(to.ptr()?, to.shape.numel() * to.dtype.size())?;
+        }
+        return Ok(false);
     }
     let (out, dtype) = (s.out_size()?, a.dtype);
     let fit = Fit::new(s, out);
@@ -164,35 +188,53 @@ fn compute(
             Some(image)
         }
     };
-    // cuDNN overwrites, and a weight's gradient in f32 from halves takes it 30 times as long.
+    let first = image.as_ref().map_or_else(|| a.ptr(), |x| Ok(x.ptr()))?;
+    let pointers = |made: DevicePtr| -> Result<[DevicePtr; 3]> {
+        Ok(match part {
+            Part::Output => [first, b.ptr()?, made],
+            Part::Input => [made, b.ptr()?, first],
+            Part::Weight => [first, made, b.ptr()?],
+        })
+    };
     let cropped = part == Part::Input && !fit.is_plain(s);
+    // In one go, where the library knows how.
+    let at_once = !cropped && to.dtype == dtype && !matches!(also, Also::Nothing);
+    if at_once && call(gpu, op, s, &fit, out, part, dtype, pointers(to.ptr()?)?, also)? {
+        return Ok(true);
+    }
+    // A weight's gradient in f32 from halves takes cuDNN 30 times as long.
     let result = match cropped || add || to.dtype != dtype {
         true if cropped => Some(Scratch::new(gpu, dtype, fitted)?),
         true => Some(Scratch::new(gpu, dtype, to.shape)?),
         false => None,
     };
     let made = result.as_ref().map_or_else(|| to.ptr(), |r| Ok(r.ptr()))?;
-    let first = image.as_ref().map_or_else(|| a.ptr(), |x| Ok(x.ptr()))?;
-    let pointers = match part {
-        Part::Output => [first, b.ptr()?, made],
-        Part::Input => [made, b.ptr()?, first],
-        Part::Weight => [first, made, b.ptr()?],
-    };
-    match call(gpu, op, s, &fit, out, part, dtype, pointers) {
-        Err(Error::Gpu(e)) if direct::serves(&e) => return direct::compute(gpu, s, part, [a, b], to, add),
+    match call(gpu, op, s, &fit, out, part, dtype, pointers(made)?, Also::Nothing) {
+        Err(Error::Gpu(e)) if direct::serves(&e) => {
+            direct::compute(gpu, s, part, [a, b], to, add)?;
+            return Ok(false);
+        }
         done => done?,
-    }
-    let Some(result) = result else { return Ok(()) };
+    };
+    let Some(result) = result else { return Ok(false) };
     if !cropped {
-        return deliver(gpu, &result.view(), to, add);
+        deliver(gpu, &result.view(), to, add)?;
+        return Ok(false);
     }
     let outside = fit.inside.map(|n| -n);
     if to.dtype == dtype {
-        return shift(gpu, op, &result.view(), to, s.in_c, [fit.size, s.size], outside, add);
+        shift(gpu, op, &result.view(), to, s.in_c, [fit.size, s.size], outside, add)?;
+        return Ok(false);
     }
     let mut whole = Scratch::new(gpu, dtype, to.shape)?;
     shift(gpu, op, &result.view(), &mut whole.view_mut(), s.in_c, [fit.size, s.size], outside, false)?;
-    deliver(gpu, &whole.view(), to, add)
+    deliver(gpu, &whole.view(), to, add)?;
+    Ok(false)
+}
+
+/// A gradient, which may be added to what its slot has.
+fn added(add: bool) -> Also<'static> {
+    if add { Also::Added } else { Also::Nothing }
 }
 
 impl CudaOp for Convolution {
@@ -206,8 +248,11 @@ impl CudaOp for Convolution {
         let (op, dtype) = (self.name(), ins[0].dtype);
         let s = self.sizes(ins[0].shape(), ins[1].shape())?;
         let b = typed(gpu, &ins[1], dtype)?;
-        compute(gpu, op, &s, self.part, [&ins[0], &b.view()], &mut outs[0], false)?;
-        ins.get(2).map_or(Ok(()), |bias| add_row(gpu, op, &mut outs[0], bias))
+        // The library adds a bias to outputs alone.
+        let bias = ins.get(2);
+        let also = bias.filter(|_| self.part == Part::Output).map_or(Also::Nothing, Also::Biased);
+        let done = compute(gpu, op, &s, self.part, [&ins[0], &b.view()], &mut outs[0], also)?;
+        bias.filter(|_| !done).map_or(Ok(()), |bias| add_row(gpu, op, &mut outs[0], bias))
     }
 
     fn backward_cuda(
@@ -234,7 +279,7 @@ impl CudaOp for Convolution {
             let a = a.contiguous()?.read()?;
             let a = a.view();
             let operands = second.from().map(|p| if p == first { &a } else { &g });
-            compute(gpu, op, &s, second, operands, &mut slot.view(), add)?;
+            compute(gpu, op, &s, second, operands, &mut slot.view(), added(add))?;
         }
         sink.settle(1)?;
         drop(a);
@@ -244,7 +289,7 @@ impl CudaOp for Convolution {
             let b = typed(gpu, &b.view(), dtype)?;
             let b = b.view();
             let operands = first.from().map(|p| if p == second { &b } else { &g });
-            compute(gpu, op, &s, first, operands, &mut slot.view(), add)?;
+            compute(gpu, op, &s, first, operands, &mut slot.view(), added(add))?;
         }
         Ok(())
     }
@@ -368,7 +413,9 @@ mod tests {
                         let operands = [&a.view(), &b.view()];
                         match ours {
                             true => direct::compute(gpu, &s, part, operands, &mut to, true),
-                            false => compute(gpu, "conv", &s, part, operands, &mut to, true),
+                            false => {
+                                compute(gpu, "conv", &s, part, operands, &mut to, Also::Added).map(|_| ())
+                            }
                         }
                     });
                     to.unwrap().to_vec::<f32>().unwrap()

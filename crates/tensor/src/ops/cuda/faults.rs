@@ -5,7 +5,7 @@ use phalanx_gpu::{Args, Context, Fault};
 use crate::{Error, Result};
 
 /// The ops whose kernels report, in the order of their numbers from 1 on.
-const OPS: [&str; 13] = [
+const OPS: [&str; 16] = [
     "cross_entropy",
     "nll",
     "multi_margin",
@@ -19,6 +19,9 @@ const OPS: [&str; 13] = [
     "max_unpool2d",
     "max_unpool3d",
     "mix",
+    "rnn",
+    "lstm",
+    "gru",
 ];
 
 /// A kernel's last two arguments: where it reports, and the number of its op.
@@ -47,6 +50,6 @@ mod tests {
         let Error::Index { op: "gather", index: -1, position: 3, limit: 10 } = of(5) else {
             panic!("{:?}", of(5))
         };
-        assert!(matches!(of(14), Error::Index { op: "kernel", .. }));
+        assert!(matches!(of(17), Error::Index { op: "kernel", .. }));
     }
 }

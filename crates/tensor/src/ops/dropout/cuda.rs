@@ -20,7 +20,11 @@ fn drop(gpu: &Context, op: &Dropout, x: &View, y: &ViewMut, add: bool) -> Result
         return if add { Ok(()) } else { Ok(gpu.fill_zero(y.ptr()?, n * size)?) };
     };
     let args = Args::new().ptr(x.ptr()?).ptr(y.ptr()?).i64(n as i64);
-    let args = random(gpu, args, op.key)?.u32(from).f32(op.affine.scale as f32).f32(op.affine.shift as f32).f32(op.affine.low as f32);
+    let args = random(gpu, args, op.key)?
+        .u32(from)
+        .f32(op.affine.scale as f32)
+        .f32(op.affine.shift as f32)
+        .f32(op.affine.low as f32);
     launch(gpu, &SOURCE, &format!("drop_{suffix}"), n.div_ceil(16 / size), args.i32(i32::from(add)))
 }
 

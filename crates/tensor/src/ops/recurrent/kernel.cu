@@ -9,7 +9,10 @@ struct Steps {
     i64 gates, kept;
     // The place in the sequence of this step.
     i64 t;
-    DEV i64 length(const i64* lengths, i64 sample) const { return lengths ? lengths[sample] : steps; }
+    DEV i64 length(const i64* lengths, i64 sample) const {
+        i64 n = lengths ? lengths[sample] : steps;
+        return n < 0 ? 0 : n > steps ? steps : n;
+    }
     // The place of a sample's first step; outside of the sequence when it has none.
     DEV i64 first(const i64* lengths, i64 sample) const {
         i64 n = length(lengths, sample);
@@ -138,3 +141,9 @@ template <class T> DEV void first_rows(const T* from, T* to, const i64* lengths,
     } \
     KERNEL first_rows_##NAME(const TYPE* from, TYPE* to, const i64* lengths, Steps s) { first_rows(from, to, lengths, s); }
 FOR_FLOATS(CELL)
+
+// What is wrong with lengths.
+KERNEL check_lengths(const i64* lengths, i64 count, i64 steps, Fault* fault, int op) {
+    for (EACH(i, count))
+        if (lengths[i] < 0 || lengths[i] > steps) report(fault, op, i, lengths[i], steps + 1);
+}

@@ -372,7 +372,7 @@ impl Tensor {
     /// a sequence's length is not read, its outputs are zero, and its last state is that at the length, as with PyTorch's
     /// packed sequences. The outputs lie in memory with time first; a copy of them is made by who needs another order.
     ///
-    /// Fails with [`Error::Index`] for a length outside `0..=T`, and with [`Error::Shapes`] or
+    /// Fails with [`Error::Index`] for a length outside `0..=T`, on a GPU as in [`Tensor::cross_entropy`], and with [`Error::Shapes`] or
     /// [`Error::DTypes`] for operands that do not fit. There is no gradient of the gradient.
     pub fn recurrent(
         &self,

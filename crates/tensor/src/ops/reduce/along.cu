@@ -10,6 +10,11 @@ struct Lines {
 
 DEV double joined(double a, double b, int product) { return product ? a * b : a + b; }
 
+struct Join {
+    int product;
+    DEV double operator()(double a, double b) const { return joined(a, b, product); }
+};
+
 // A line by a thread. In doubles, as rounding errors grow along the line.
 template <class T> DEV void cumulate(const Lines& lines, const T* x, T* y, int product, int reverse) {
     for (EACH(line, lines.count)) {
@@ -37,24 +42,14 @@ template <class T> DEV void cumulate_long(const Lines& lines, const T* x, T* y, 
             }
             mine[k] = total;
         }
-        int side = 0;
-        totals[side][me] = total;
-        __syncthreads();
-        for (int step = 1; step < 256; step *= 2, side ^= 1) {
-            double sum = totals[side][me];
-            if (me >= step) sum = joined(totals[side][me - step], sum, product);
-            totals[side ^ 1][me] = sum;
-            __syncthreads();
-        }
-        double first = me > 0 ? joined(before, totals[side][me - 1], product) : before;
-        before = joined(before, totals[side][255], product);
+        double all, first = joined(before, block_before(total, none, Join{product}, totals, all), product);
+        before = joined(before, all, product);
         for (int k = 0; k < 8; k++) {
             i64 j = start + me * 8 + k;
             if (j >= lines.length) break;
             i64 at = lines.place(blockIdx.x, reverse ? lines.length - 1 - j : j);
             store(y, at, (float)joined(first, mine[k], product));
         }
-        __syncthreads();
     }
 }
 
@@ -85,6 +80,70 @@ template <class T> DEV void cumprod_gradient(const Lines& lines, const T* x, con
             i64 at = lines.place(line, k);
             sum += products[at] * load_any(g, g_type, at);
             dx[at] = (float)(sum / load(x, at));
+        }
+    }
+}
+
+struct Least { DEV i64 operator()(i64 a, i64 b) const { return a < b ? a : b; } };
+
+// The same for a few long lines: each by a block of 256 threads with 8 neighbouring elements at a time.
+template <class T>
+DEV void cumprod_gradient_long(const Lines& lines, const T* x, const void* g, int g_type, double* products, float* dx) {
+    __shared__ double shared[2][256];
+    __shared__ i64 places[32];
+    __shared__ double sums[32];
+    i64 n = lines.length, line = blockIdx.x;
+    int me = threadIdx.x;
+    i64 zero = n;
+    for (i64 j = me; j < n; j += 256) {
+        if (load(x, lines.place(line, j)) != 0.0f) continue;
+        zero = j;
+        break;
+    }
+    zero = block_fold(zero, n, Least{}, places);
+    // The products up to each element; the first 0 is left out, and what comes from it on is its own gradient.
+    double before = 1.0, rest = 0.0;
+    for (i64 start = 0; start < n; start += 2048) {
+        double mine[8], total = 1.0, all;
+        for (int k = 0; k < 8; k++) {
+            i64 j = start + me * 8 + k;
+            if (j < n && j != zero) total *= load(x, lines.place(line, j));
+            mine[k] = total;
+        }
+        double first = before * block_before(total, 1.0, Times{}, shared, all);
+        before *= all;
+        for (int k = 0; k < 8; k++) {
+            i64 j = start + me * 8 + k;
+            if (j >= n) break;
+            i64 at = lines.place(line, j);
+            double product = first * mine[k];
+            products[at] = product;
+            if (j < zero) continue;
+            rest += product * load_any(g, g_type, at);
+            dx[at] = 0.0f;
+        }
+    }
+    rest = block_fold(rest, 0.0, Sum{}, sums);
+    if (zero < n && me == 0) dx[lines.place(line, zero)] = (float)rest;
+    // From there back to the start.
+    before = 0.0;
+    for (i64 start = 0; start < zero; start += 2048) {
+        double mine[8], total = 0.0, all;
+        for (int k = 0; k < 8; k++) {
+            i64 j = zero - 1 - (start + me * 8 + k);
+            if (j >= 0) {
+                i64 at = lines.place(line, j);
+                total += products[at] * load_any(g, g_type, at);
+            }
+            mine[k] = total;
+        }
+        double first = before + block_before(total, 0.0, Sum{}, shared, all);
+        before += all;
+        for (int k = 0; k < 8; k++) {
+            i64 j = zero - 1 - (start + me * 8 + k);
+            if (j < 0) break;
+            i64 at = lines.place(line, j);
+            dx[at] = (float)((first + mine[k]) / load(x, at));
         }
     }
 }
@@ -166,6 +225,9 @@ template <class T> DEV void take(const Lines& lines, i64 width, i64 k, const u64
     } \
     KERNEL cumprod_gradient_##NAME(LINES_PARAMETERS, const T* x, const void* g, int g_type, double* products, float* dx) { \
         cumprod_gradient(LINES, x, g, g_type, products, dx); \
+    } \
+    KERNEL cumprod_gradient_long_##NAME(LINES_PARAMETERS, const T* x, const void* g, int g_type, double* products, float* dx) { \
+        cumprod_gradient_long(LINES, x, g, g_type, products, dx); \
     } \
     KERNEL keys_##NAME(LINES_PARAMETERS, i64 width, const T* x, u64* out, int largest) { \
         keys(LINES, width, x, out, largest); \

@@ -16,6 +16,11 @@ fn lines([outer, length, inner]: [usize; 3]) -> Args {
     Args::new().i64((outer * inner) as i64).i64(length as i64).i64(inner as i64)
 }
 
+/// A few long lines get a block each. Which do, their number and length say.
+pub(super) fn long(count: usize, length: usize) -> Option<Grid> {
+    (count < 4096 && length >= 512).then_some(Grid { blocks: [count as u32, 1, 1], threads: 256, shared: 0 })
+}
+
 impl CudaOp for Cumulative {
     fn forward_cuda(
         &self,
@@ -32,12 +37,10 @@ impl CudaOp for Cumulative {
         if length == 0 || count == 0 {
             return Ok(());
         }
-        // A few long lines get a block each.
-        if count < 4096 && length >= 512 {
-            let grid = Grid { blocks: [count as u32, 1, 1], threads: 256, shared: 0 };
-            return Ok(gpu.launch(&SOURCE, &format!("cumulate_long_{end}"), grid, args)?);
+        match long(count, length) {
+            Some(grid) => Ok(gpu.launch(&SOURCE, &format!("cumulate_long_{end}"), grid, args)?),
+            None => launch(gpu, &SOURCE, &format!("cumulate_{end}"), count, args),
         }
-        launch(gpu, &SOURCE, &format!("cumulate_{end}"), count, args)
     }
 
     fn backward_cuda(
@@ -59,8 +62,12 @@ impl CudaOp for Cumulative {
             let products = gpu.alloc(shape.numel() * size_of::<f64>())?;
             let args = lines(sizes).ptr(x.ptr()?).ptr(g.ptr()?).i32(code(dtype));
             let args = args.ptr(products.ptr()).ptr(out.ptr()?);
-            let kernel = format!("cumprod_gradient_{}", suffix(self.name(), x.view().dtype)?);
-            launch(gpu, &SOURCE, &kernel, if shape.numel() > 0 { sizes[0] * sizes[2] } else { 0 }, args)
+            let (end, count) = (suffix(self.name(), x.view().dtype)?, sizes[0] * sizes[2]);
+            match long(count, sizes[1]) {
+                _ if shape.numel() == 0 => Ok(()),
+                Some(grid) => Ok(gpu.launch(&SOURCE, &format!("cumprod_gradient_long_{end}"), grid, args)?),
+                None => launch(gpu, &SOURCE, &format!("cumprod_gradient_{end}"), count, args),
+            }
         })?;
         sink.pass(0, made)
     }

@@ -464,10 +464,16 @@ impl CudaOp for Prod {
         let [count, length] = [0, 1].map(|i| rows.shape()[i]);
         // In single precision whatever the type, as they are multiplied yet.
         let made = cx.make(DType::F32, rows.shape(), |out| {
-            let kernel = format!("others_{}", suffix("prod", rows.dtype())?);
+            let end = suffix("prod", rows.dtype())?;
             let before = gpu.alloc(count * length * size_of::<f64>())?;
             let args = Args::new().ptr(read.ptr()?).ptr(before.ptr()).ptr(out.ptr()?);
-            launch(gpu, &SOURCE, &kernel, count, args.i64(count as i64).i64(length as i64))
+            let args = args.i64(count as i64).i64(length as i64);
+            match super::along_cuda::long(count, length) {
+                Some(grid) if count > 0 => {
+                    Ok(gpu.launch(&SOURCE, &format!("others_long_{end}"), grid, args)?)
+                }
+                _ => launch(gpu, &SOURCE, &format!("others_{end}"), count, args),
+            }
         })?;
         sink.pass(0, self.0.unrows(&made, shape)?.mul(g)?)
     }

@@ -311,8 +311,36 @@ template <class T> DEV void others(const T* x, double* before, float* out, i64 c
         }
     }
 }
+// The same for a few long rows: each by a block of 256 threads with 8 neighbouring elements at a time.
+template <class T> DEV void others_long(const T* x, double* before, float* out, i64 length) {
+    __shared__ double shared[2][256];
+    x += blockIdx.x * length, before += blockIdx.x * length, out += blockIdx.x * length;
+    for (int back = 0; back < 2; back++) {
+        double product = 1.0;
+        for (i64 start = 0; start < length; start += 2048) {
+            double mine[8], total = 1.0, all;
+            for (int k = 0; k < 8; k++) {
+                i64 i = start + threadIdx.x * 8 + k;
+                mine[k] = total;
+                if (i < length) total *= load(x, back ? length - 1 - i : i);
+            }
+            double first = product * block_before(total, 1.0, Times{}, shared, all);
+            product *= all;
+            for (int k = 0; k < 8; k++) {
+                i64 i = start + threadIdx.x * 8 + k;
+                if (i >= length) break;
+                if (back) out[length - 1 - i] = (float)(before[length - 1 - i] * (first * mine[k]));
+                else before[i] = first * mine[k];
+            }
+        }
+        __syncthreads();
+    }
+}
 #define OTHERS(NAME, TYPE) \
     KERNEL others_##NAME(const TYPE* x, double* before, float* out, i64 count, i64 length) { \
         others(x, before, out, count, length); \
+    } \
+    KERNEL others_long_##NAME(const TYPE* x, double* before, float* out, i64, i64 length) { \
+        others_long(x, before, out, length); \
     }
 FOR_FLOATS(OTHERS)

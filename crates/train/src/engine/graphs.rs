@@ -1,0 +1,239 @@
+//! Which steps become CUDA graphs, and why others do not.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use phalanx_comm::Communicator;
+use phalanx_gpu::{Buffer, Context, GraphMemory, InUse};
+use phalanx_tensor::{DType, Device, Shape};
+use serde::{Deserialize, Serialize};
+
+use super::EngineOptions;
+use super::recorded::Recorded;
+use crate::task::{Batch, Task};
+use crate::{Error, Result};
+
+/// `train.cuda_graph`: whether a step on a GPU is recorded as a CUDA graph, and launched as a whole from then on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CudaGraph {
+    /// Where it can be, and nothing speaks against it.
+    #[default]
+    Auto,
+    /// An error says why not, where it cannot be.
+    On,
+    /// Never.
+    Off,
+}
+
+impl CudaGraph {
+    /// Whether it is what a configuration without the key has.
+    pub fn is_auto(&self) -> bool {
+        *self == CudaGraph::Auto
+    }
+}
+
+/// Whether steps were launched as CUDA graphs: `true`, or why not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum GraphUse {
+    /// They were, or will be when two are alike.
+    Recorded(bool),
+    /// Why not.
+    Not(String),
+}
+
+/// Recorded steps of one rank, which share memory as no two of them ever run at once.
+#[derive(Debug)]
+pub(super) struct Graphs {
+    wanted: CudaGraph,
+    gpu: Option<Context>,
+    /// Why no step is recorded.
+    refusal: Option<String>,
+    told: bool,
+    /// What forms of steps were met, with the number of the graph.
+    forms: HashMap<Form, Option<usize>>,
+    pub(super) recorded: Vec<Recorded>,
+    memory: Option<GraphMemory>,
+    /// A word that says that updates were stopped for good.
+    halted: Option<Buffer>,
+    /// Whether any step was recorded, also one that was given up since.
+    used: bool,
+}
+
+/// What the batches of a step look like: by shard the name, type and shape of each field.
+pub(super) type Form = Vec<Vec<(Arc<str>, DType, Shape)>>;
+
+/// Graphs that are kept: a data set's last batch is another one than the rest, and few sets have more.
+const MOST_GRAPHS: usize = 4;
+/// Forms that are remembered.
+const MOST_FORMS: usize = 256;
+
+/// What is to be done with a step.
+pub(super) enum Course {
+    /// Nothing of its form is known, or is to be known.
+    Plain,
+    /// It is the second of its form.
+    Record(Form),
+    /// It is that graph.
+    Launch(usize),
+}
+
+impl Graphs {
+    /// Looks for what speaks against it from the start.
+    pub(super) fn new(
+        comm: &dyn Communicator,
+        device: &Device,
+        task: &dyn Task,
+        options: &EngineOptions,
+    ) -> Result<Self> {
+        let phases = task.phases().len();
+        let refusal = match device.gpu() {
+            None => Some("there is no GPU".to_owned()),
+            Some(_) if options.cuda_graph == CudaGraph::Off => Some("train.cuda_graph is off".to_owned()),
+            Some(_) if comm.world() > 1 => {
+                Some(format!("gradients are summed over {} ranks, which wait for each other", comm.world()))
+            }
+            Some(_) if phases != 1 => Some(format!("the task has {phases} phases")),
+            Some(_) if !task.is_static() => {
+                Some(format!("the task {:?} may do something else at each step", task.name()))
+            }
+            Some(_) => None,
+        };
+        let mut graphs = Graphs {
+            wanted: options.cuda_graph,
+            gpu: device.gpu().cloned(),
+            refusal: None,
+            told: false,
+            forms: HashMap::new(),
+            recorded: Vec::new(),
+            memory: None,
+            halted: None,
+            used: false,
+        };
+        if let Some(why) = refusal {
+            graphs.refuse(why)?;
+        }
+        Ok(graphs)
+    }
+
+    /// From now on no step is recorded. Fails where it is demanded.
+    pub(super) fn refuse(&mut self, why: String) -> Result<()> {
+        self.forget();
+        self.memory = None;
+        if self.wanted == CudaGraph::On {
+            let problem = format!("it is \"on\", but the step cannot be a CUDA graph: {why}");
+            return Err(Error::config("train.cuda_graph", problem));
+        }
+        self.refusal.get_or_insert(why);
+        Ok(())
+    }
+
+    /// Gives up what was recorded; it may be recorded again.
+    pub(super) fn forget(&mut self) {
+        self.recorded.clear();
+        self.forms.clear();
+        self.halted = None;
+    }
+
+    pub(super) fn in_use(&self) -> Option<GraphUse> {
+        self.gpu.as_ref()?;
+        Some(match &self.refusal {
+            Some(why) => GraphUse::Not(why.clone()),
+            None => GraphUse::Recorded(true),
+        })
+    }
+
+    /// Whether a step was launched as a graph.
+    pub(super) fn used(&self) -> bool {
+        self.used
+    }
+
+    pub(super) fn work(&self) -> Vec<String> {
+        self.recorded.iter().flat_map(|r| r.work().map(str::to_owned)).collect()
+    }
+
+    pub(super) fn take_notice(&mut self) -> Option<String> {
+        let expected = self.gpu.is_some() && self.wanted != CudaGraph::Off;
+        let why = self.refusal.as_ref().filter(|_| expected && !self.told)?;
+        self.told = true;
+        Some(format!("steps are not launched as CUDA graphs: {why}"))
+    }
+
+    /// What is to be done with a step of these batches.
+    pub(super) fn course(&mut self, batches: &[Batch]) -> Result<Course> {
+        if self.refusal.is_some() {
+            return Ok(Course::Plain);
+        }
+        // Samples that are left out have no weight; the next step will be as usual.
+        if batches.iter().any(|b| b.bad > 0) {
+            return Ok(Course::Plain);
+        }
+        if batches.iter().any(|b| b.weights.is_some()) {
+            self.refuse("samples have weights of their own, which the host sums".to_owned())?;
+            return Ok(Course::Plain);
+        }
+        if batches.iter().any(Batch::is_mixed) {
+            self.refuse("samples are mixed as the host says".to_owned())?;
+            return Ok(Course::Plain);
+        }
+        // It would have no marks.
+        if self.gpu.as_ref().is_some_and(Context::is_profiling) {
+            return Ok(Course::Plain);
+        }
+        let field = |(name, t): (&Arc<str>, &phalanx_tensor::Tensor)| (name.clone(), t.dtype(), t.shape());
+        let form: Form = batches.iter().map(|b| b.fields.iter().map(field).collect()).collect();
+        Ok(match self.forms.get(&form) {
+            Some(Some(graph)) => Course::Launch(*graph),
+            Some(None) if self.recorded.len() < MOST_GRAPHS => Course::Record(form),
+            Some(None) => Course::Plain,
+            None => {
+                if self.forms.len() < MOST_FORMS {
+                    self.forms.insert(form, None);
+                }
+                Course::Plain
+            }
+        })
+    }
+
+    /// Keeps a recorded step, and gives its number.
+    pub(super) fn keep(&mut self, form: Form, recorded: Recorded) -> usize {
+        let at = self.recorded.len();
+        self.recorded.push(recorded);
+        self.forms.insert(form, Some(at));
+        self.used = true;
+        at
+    }
+
+    /// Memory for the work of steps, if they are recorded.
+    pub(super) fn memory(&mut self) -> Result<Option<&GraphMemory>> {
+        if let (None, None, Some(gpu)) = (&self.refusal, &self.memory, &self.gpu) {
+            self.memory = Some(gpu.graph_memory()?);
+        }
+        Ok(self.memory.as_ref())
+    }
+
+    /// A step that is not recorded works in the graphs' memory, too, as long as the result is held: there need not be room for
+    /// both.
+    pub(super) fn enter(&mut self) -> Result<Option<InUse>> {
+        Ok(self.memory()?.map(GraphMemory::enter))
+    }
+
+    /// Checks that a step has left nothing in the graphs' memory: the next launch would write over it.
+    pub(super) fn left_behind(&mut self) -> Result<()> {
+        match self.memory.as_ref().map_or(0, GraphMemory::used) {
+            0 => Ok(()),
+            bytes => self.refuse(format!("a step leaves {bytes} bytes of device memory behind")),
+        }
+    }
+
+    /// The word that says that updates were stopped for good.
+    pub(super) fn halted(&mut self, gpu: &Context) -> Result<Buffer> {
+        if let Some(halted) = &self.halted {
+            return Ok(halted.clone());
+        }
+        let word = gpu.alloc_lasting(size_of::<u32>())?;
+        gpu.fill_zero(word.ptr(), word.len())?;
+        Ok(self.halted.insert(word).clone())
+    }
+}

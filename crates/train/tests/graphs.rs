@@ -1,0 +1,311 @@
+//! Steps as CUDA graphs: the same bits as piece by piece, and an honest word where there is none. They need a GPU, or the
+//! stand-in libraries that `tests/cuda/build` makes (`PHALANX_CUDA_PATH`), so they are ignored unless asked for.
+
+// Helpers of tests may panic as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{hashes, request, run};
+use phalanx_comm::{Communicator, Wire};
+use phalanx_gpu::Context;
+use phalanx_host::{Cpu, Isa};
+use phalanx_nn::{ModelConfig, OptimizerConfig};
+use phalanx_tensor::{Device, Tensor};
+use phalanx_train::bench::{StepRequest, step};
+use phalanx_train::config::{Precision, WireType};
+use phalanx_train::faults::Faults;
+use phalanx_train::ranks::run_threads;
+use phalanx_train::report::Summary;
+use phalanx_train::run::TrainRequest;
+use phalanx_train::task::{Batch, Classification, Criterion, LossConfig};
+use phalanx_train::{
+    Clip, CudaGraph, DeviceChoice, Engine, EngineOptions, Error, GraphUse, Machine, Result, SumsOver, setup,
+};
+
+fn gpu() -> DeviceChoice {
+    DeviceChoice { name: "cuda".into(), share_gpu: true, sums: SumsOver::Auto }
+}
+
+/// Some steps of the digits, whose network has norms and dropout, in eight shards of unlike size.
+fn asked(out: &Path, graph: &str, settings: &[&str]) -> TrainRequest {
+    let graph = format!("train.cuda_graph={graph:?}");
+    let settings = [&["train.epochs=1", "compute.threads=1", "log.every_steps=1", &graph], settings].concat();
+    TrainRequest { device: gpu(), max_steps: Some(5), ..request(out, 1, &settings) }
+}
+
+/// All that must be the same, however a step is done.
+fn end(s: &Summary) -> ((String, String, String), Option<String>, u64) {
+    (hashes(s), s.ema_hash.clone(), s.train_loss.to_bits())
+}
+
+fn metrics(out: &Path, key: &str) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+    lines.filter(|l| l["kind"] == "step").map(|l| l[key].clone()).collect()
+}
+
+fn reason(s: &Summary) -> &str {
+    match &s.cuda_graph {
+        Some(GraphUse::Not(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn a_step_as_a_graph_has_the_bits_of_one_piece_by_piece() {
+    let tmp = tempfile::tempdir().unwrap();
+    let adam = "optimizer={ name = \"adamw\", lr = 0.01, weight_decay = 0.01 }";
+    let lamb = "optimizer={ name = \"lamb\", lr = 0.02, weight_decay = 0.01 }";
+    let heavy = format!("loss={{ kind = \"cross_entropy\", class_weights = {:?} }}", [500.0; 10]);
+    for (n, settings) in [
+        &["ema.decay=0.9", "ema.every_steps=2"][..],
+        &[adam, "train.clip_norm=0.5", "distributed.wire=\"bf16\""],
+        &[lamb, "distributed.virtual_shards=3", "train.precision=\"bf16\""],
+        &["train.precision=\"fp16\"", "ema.decay=0.9", "train.clip_norm=0.5"],
+        &["model={ name = \"mlp\" }", "distributed.virtual_shards=1", "train.clip_value=0.01"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let of = |graph: &str| {
+            let out = tmp.path().join(format!("{n}-{graph}"));
+            let summary = run(&asked(&out, graph, settings)).unwrap();
+            (summary, metrics(&out, "loss"), metrics(&out, "grad_norm"), metrics(&out, "skipped_steps"))
+        };
+        let (plain, graph) = (of("off"), of("on"));
+        assert_eq!(end(&graph.0), end(&plain.0), "{settings:?}");
+        assert_eq!((&graph.1, &graph.2, &graph.3), (&plain.1, &plain.2, &plain.3), "{settings:?}");
+        assert_eq!(graph.0.cuda_graph, Some(GraphUse::Recorded(true)));
+        assert_eq!(reason(&plain.0), "train.cuda_graph is off");
+    }
+    // What the host sums of a batch is no part of a graph.
+    let out = tmp.path().join("weights");
+    let e = run(&asked(&out, "on", &[&heavy])).unwrap_err();
+    assert!(e.to_string().contains("the host reads what was computed") && e.exit_code() == 2, "{e}");
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn a_run_goes_on_with_and_without_graphs_and_past_epochs() {
+    let tmp = tempfile::tempdir().unwrap();
+    let steps = |out: &Path, graph: &str, steps: u64| {
+        // Two epochs of four steps, the last of which is another form.
+        let settings = ["train.epochs=2", "train.global_batch=450", "distributed.virtual_shards=2"];
+        let text = asked(out, graph, &settings);
+        run(&TrainRequest { max_steps: Some(steps), ..text }).unwrap()
+    };
+    let whole = steps(&tmp.path().join("whole"), "off", 8);
+    let cut = tmp.path().join("cut");
+    for (to, graph) in [(3, "on"), (4, "off"), (7, "auto")] {
+        assert_eq!(steps(&cut, graph, to).steps, to);
+    }
+    assert_eq!(end(&steps(&cut, "on", 8)), end(&whole));
+    let through = tmp.path().join("through");
+    let summary = steps(&through, "auto", 8);
+    assert_eq!((end(&summary), summary.cuda_graph), (end(&whole), Some(GraphUse::Recorded(true))));
+    let env = std::fs::read_to_string(through.join("env.json")).unwrap();
+    assert!(env.contains("\"cuda_graph\": true"), "{env}");
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn streams_are_waited_for_where_they_must_be() {
+    // Work of streams as late as allowed: a wait that is missing shows.
+    if std::env::var_os("PHALANX_STANDIN_STREAMS").is_none() {
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        again.args(["streams_are_waited_for_where_they_must_be", "--exact", "--ignored"]);
+        let out = again.env("PHALANX_STANDIN_STREAMS", "1").output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+        return;
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    let settings = ["distributed.virtual_shards=2", "train.global_batch=32"];
+    let of = |graph: &str| end(&run(&asked(&tmp.path().join(graph), graph, &settings)).unwrap());
+    assert_eq!(of("on"), of("off"));
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn what_cannot_be_a_graph_is_done_piece_by_piece_and_said_once() {
+    let tmp = tempfile::tempdir().unwrap();
+    let ranks = |graph: &str| {
+        let out = tmp.path().join(format!("ranks-{graph}"));
+        run(&TrainRequest { ranks: 2, max_steps: Some(2), ..asked(&out, graph, &[]) })
+    };
+    assert!(reason(&ranks("auto").unwrap()).contains("summed over 2 ranks"));
+    let e = ranks("on").unwrap_err();
+    assert!(e.to_string().contains("train.cuda_graph") && e.exit_code() == 2, "{e}");
+
+    // Its places are drawn on the host.
+    let fractional = "model.layers=[{ type = \"fractional-max-pool\", kernel = 2, out = 4 }, { type = \"flatten\" }, \
+                      { type = \"linear\" }]";
+    let fractional = ["distributed.virtual_shards=1", "train.global_batch=16", fractional];
+    let (auto, off) = (tmp.path().join("auto"), tmp.path().join("off"));
+    let by_host = run(&asked(&auto, "auto", &fractional)).unwrap();
+    assert!(reason(&by_host).contains("not the same at each step: upload of "), "{}", reason(&by_host));
+    assert_eq!(end(&by_host), end(&run(&asked(&off, "off", &fractional)).unwrap()));
+    let told = std::fs::read_to_string(auto.join("metrics.jsonl")).unwrap();
+    assert_eq!(told.matches("steps are not launched as CUDA graphs").count(), 1, "{told}");
+    assert!(!std::fs::read_to_string(off.join("metrics.jsonl")).unwrap().contains("CUDA graphs"));
+    let short = run(&TrainRequest { max_steps: Some(1), ..asked(&tmp.path().join("short"), "auto", &[]) });
+    assert_eq!(reason(&short.unwrap()), "no two steps were alike");
+}
+
+/// An engine of two virtual shards on the GPU.
+fn engine(comm: Arc<dyn Communicator>, model: &str, clip: Option<f64>, device: &Device) -> Result<Engine> {
+    let mut machine = Machine::cpu(Cpu::new(Isa::detect(), 1)?);
+    machine.device = device.clone();
+    let mut builder = phalanx_nn::Builder::new();
+    let layers = phalanx_nn::build(&ModelConfig::named(model), [12, 12, 1], 3, &mut builder)?;
+    let (params, norms) = setup::parameters(builder, 1, &comm)?;
+    let criterion = Criterion::new(&LossConfig::default(), 3)?;
+    let task = Classification::new(
+        layers,
+        criterion,
+        &params,
+        OptimizerConfig::sgd(0.1, 0.9, 0.0),
+        ["image", "label"],
+    );
+    let options = EngineOptions {
+        seed: 1,
+        shards: 2,
+        bucket_bytes: 1 << 12,
+        wire: Wire::F32,
+        deadline: Duration::from_secs(60),
+        clip: Clip { norm: clip, value: None },
+        ema: None,
+        evaluate_ema: false,
+        precision: Precision::F32,
+        samples: 8,
+        cuda_graph: CudaGraph::On,
+        faults: Faults::default(),
+    };
+    Engine::new(comm, &machine, Box::new(task), params, norms, options)
+}
+
+fn batches(device: &Device, of: u32, spoiled: Option<f32>) -> Vec<Batch> {
+    let shard = |shard: u32| {
+        let mut pixels: Vec<f32> = (0..576).map(|i| ((i * 7 + of * 13 + shard) % 11) as f32 / 11.0).collect();
+        if let (Some(value), 1) = (spoiled, shard) {
+            pixels[5] = value;
+        }
+        let labels: Vec<i64> = (0..4).map(|i| i64::from((i + of + shard) % 3)).collect();
+        Batch::of([
+            ("image", Tensor::from_slice(&pixels, [4, 12, 12, 1], device).unwrap()),
+            ("label", Tensor::from_slice(&labels, [4], device).unwrap()),
+        ])
+    };
+    vec![shard(0), shard(1)]
+}
+
+fn alone(body: impl Fn(Arc<dyn Communicator>) -> Result<()> + Sync) {
+    run_threads(1, Duration::from_secs(60), Isa::detect(), body).unwrap();
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn numerics_are_judged_before_a_parameter_changes_also_with_a_step_behind() {
+    alone(|comm| {
+        for (clip, value) in [(None, f32::NAN), (Some(1.0), f32::INFINITY)] {
+            let device = Device::Cuda(Context::open(0).unwrap());
+            let mut engine = engine(comm.clone(), "mlp", clip, &device)?;
+            for step in 0..4 {
+                engine.step(step, batches(&device, step as u32, None), 1.0, false)?;
+            }
+            assert_eq!(engine.cuda_graph_used(), Some(GraphUse::Recorded(true)));
+            let work = engine.recorded_work();
+            assert!(
+                work.iter().any(|w| w == "optim/judge") && !work.iter().any(|w| w.contains("upload")),
+                "{work:?}"
+            );
+            let before = engine.hash()?;
+            engine.begin(4, batches(&device, 4, Some(value)), 1.0, false)?;
+            assert!(engine.may_go_ahead());
+            engine.begin(5, batches(&device, 5, None), 1.0, false)?;
+            assert!(!engine.may_go_ahead());
+            let e = engine.finish().unwrap_err();
+            assert!(matches!(e, Error::NonFinite { step: 4, rank: 0, shard: 1, .. }), "{e}");
+            assert_eq!((engine.outstanding(), engine.hash()?), (0, before));
+            // Whoever goes on all the same goes on.
+            for step in 6..9 {
+                engine.step(step, batches(&device, 0, None), 1.0, false)?;
+            }
+        }
+        // A label that is no class is told as such.
+        let device = Device::Cuda(Context::open(0).unwrap());
+        let mut engine = engine(comm.clone(), "mlp", None, &device)?;
+        for step in 0..3 {
+            engine.step(step, batches(&device, 0, None), 1.0, false)?;
+        }
+        let before = engine.hash()?;
+        let mut wrong = batches(&device, 0, None);
+        wrong[0].fields.insert("label".into(), Tensor::from_slice(&[0i64, 1, 7, 1], [4], &device)?);
+        engine.begin(3, wrong, 1.0, false)?;
+        engine.begin(4, batches(&device, 0, None), 1.0, false)?;
+        let e = engine.finish().unwrap_err();
+        assert!(e.to_string().contains('7') && engine.hash()? == before, "{e}");
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn batches_that_take_turns_are_each_their_own() {
+    alone(|comm| {
+        let device = Device::Cuda(Context::open(0).unwrap());
+        let all = [0, 1].map(|of| batches(&device, of, None));
+        let turns = [0usize, 0, 0, 1, 0, 0, 1, 1, 0];
+        let losses = |graph: bool| -> Result<Vec<u64>> {
+            let mut engine = engine(comm.clone(), "lenet5", None, &device)?;
+            let one = |(step, &turn): (usize, &usize)| {
+                // Work that is marked is not recorded.
+                if !graph {
+                    device.gpu().unwrap().begin_profile();
+                }
+                let report = engine.step(step as u64, all[turn].clone(), 1.0, false)?;
+                device.gpu().unwrap().end_profile()?;
+                Ok(report.phases[0].loss_sum.to_bits())
+            };
+            let losses = turns.iter().enumerate().map(one).collect::<Result<Vec<_>>>()?;
+            let used = engine.cuda_graph_used() == Some(GraphUse::Recorded(true));
+            assert_eq!(used, graph);
+            Ok(losses)
+        };
+        assert_eq!(losses(true)?, losses(false)?);
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn measured_steps_say_whether_they_were_graphs() {
+    let asked = |cuda_graph| StepRequest {
+        model: "mlp".into(),
+        input: None,
+        classes: None,
+        batch: 4,
+        ranks: 1,
+        virtual_shards: None,
+        device: gpu(),
+        precision: Precision::Bf16,
+        threads: 1,
+        isa: "auto".into(),
+        hidden: Some(vec![16]),
+        bucket_mb: None,
+        wire: WireType::F32,
+        seconds: 0.01,
+        train: true,
+        profile: true,
+        cuda_graph,
+    };
+    let graph = step(&asked(CudaGraph::Auto)).unwrap();
+    assert!(graph.captured && graph.not_captured.is_none() && !graph.profile.is_empty());
+    let plain = step(&asked(CudaGraph::Off)).unwrap();
+    assert!(!plain.captured && plain.not_captured.is_some());
+}
