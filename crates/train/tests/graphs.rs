@@ -2,7 +2,7 @@
 //! stand-in libraries that `tests/cuda/build` makes (`PHALANX_CUDA_PATH`), so they are ignored unless asked for.
 
 // Helpers of tests may panic as tests do.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 

@@ -11,6 +11,7 @@ const TABLE: &str = "crates/tensor/tests/table/";
 const WITHOUT_ROW: &[(&str, &str)] = &[
     ("arange", "takes no operand; crates/tensor/tests/special.rs has its values"),
     ("eye", "takes no operand; crates/tensor/tests/special.rs has its values"),
+    ("gather_to", "moves words for the host to read, and is no op; crates/train/tests/graphs.rs reads them"),
     ("linspace", "takes no operand; crates/tensor/tests/special.rs has its values"),
     ("normal", "takes no operand; the rows of gaussian_noise have its values"),
     ("output", "tells sizes, and is no op"),
