@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::blas::Blas;
 use crate::device::Primary;
 use crate::dnn::Dnn;
+use crate::fallback::Fallbacks;
 use crate::faults::Faults;
 use crate::launch::Modules;
 use crate::memory::Memory;
@@ -26,6 +27,7 @@ struct Inner {
     blas: OnceLock<Result<Blas>>,
     dnn: OnceLock<Result<Dnn>>,
     faults: OnceLock<Result<Faults>>,
+    fallbacks: Fallbacks,
     staging: Mutex<Staging>,
     tf32: AtomicBool,
     exact: AtomicBool,
@@ -98,6 +100,7 @@ impl Context {
             blas: OnceLock::new(),
             dnn: OnceLock::new(),
             faults: OnceLock::new(),
+            fallbacks: Fallbacks::default(),
             staging: Mutex::default(),
             tf32: AtomicBool::new(false),
             exact: AtomicBool::new(false),
@@ -201,6 +204,10 @@ impl Context {
 
     pub(crate) fn faults_once(&self) -> &OnceLock<Result<Faults>> {
         &self.0.faults
+    }
+
+    pub(crate) fn fallen(&self) -> &Fallbacks {
+        &self.0.fallbacks
     }
 
     pub(crate) fn staging(&self) -> MutexGuard<'_, Staging> {

@@ -40,7 +40,9 @@ pub enum Error {
         want: String,
     },
     /// An operation in double precision on the CPU, in a build without its kernels.
-    #[error("{op}: this build has no CPU kernels in double precision; build phalanx-tensor with the feature `double`")]
+    #[error(
+        "{op}: this build has no CPU kernels in double precision; build phalanx-tensor with the feature `double`"
+    )]
     NoDouble {
         /// The operation.
         op: &'static str,

@@ -41,6 +41,8 @@ pub struct Dnn {
 struct State {
     /// By convolution: plans with the alignment (its logarithm) that they are for.
     plans: HashMap<Conv, Vec<(u32, Plan)>>,
+    /// Convolutions without a plan, and why: the search is long, and they come again every step.
+    hopeless: HashMap<(Conv, u32), Error>,
     /// Choices that were given, by the convolution's name.
     pinned: HashMap<String, String>,
 }
@@ -132,7 +134,16 @@ impl Dnn {
         if let Some((_, plan)) = known {
             return self.core.profiled(name, || self.execute(plan, xwy));
         }
-        let plan = self.choose(&state, c, aligned, xwy)?;
+        if let Some(why) = state.hopeless.get(&(c.clone(), aligned)) {
+            return Err(why.clone());
+        }
+        let plan = match self.choose(&state, c, aligned, xwy) {
+            Err(e) if e.is_unsupported() => {
+                state.hopeless.insert((c.clone(), aligned), e.clone());
+                return Err(e);
+            }
+            plan => plan?,
+        };
         self.core.profiled(name, || self.execute(&plan, xwy))?;
         state.plans.entry(c.clone()).or_default().push((aligned, plan));
         Ok(())

@@ -209,6 +209,7 @@ pub(super) fn open<'a>(
         step_ms: Vec::new(),
         samples: 0,
         logged: (Instant::now(), progress.samples_seen),
+        fallbacks_told: 0,
         spent: Default::default(),
         equal_at: progress.step,
         progress,
