@@ -16,6 +16,7 @@ that stay on the device; `cudnn.benchmark` is on. Ways: eager; captured (the who
 """
 
 import argparse
+import gzip
 import json
 import math
 import pathlib
@@ -123,7 +124,8 @@ def gemm(shape, precision):
 
 
 def idx(path):
-    raw = bytearray(path.read_bytes())
+    packed = path.with_name(path.name + ".gz")
+    raw = bytearray(path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes()))
     sizes = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])]
     return torch.frombuffer(raw, dtype=torch.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
 

@@ -400,8 +400,8 @@ pub(crate) enum Bench {
         #[arg(long, value_enum, default_value = "cuda")]
         device: DeviceName,
         /// Megabytes of the largest operand
-        #[arg(long, default_value_t = 400, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..=16_384))]
-        megabytes: u32,
+        #[arg(long, default_value_t = 400.0, value_name = "MB")]
+        megabytes: f64,
         /// Print the result as JSON
         #[arg(long)]
         json: bool,

@@ -290,7 +290,7 @@ fn run_bench(args: Bench) -> Result<u8> {
             )
         }
         Bench::Memory { device, megabytes, json } => {
-            let report = bench::memory(&device.name().into(), megabytes as usize)?;
+            let report = bench::memory(&device.name().into(), megabytes)?;
             if json {
                 return print_json(&report);
             }

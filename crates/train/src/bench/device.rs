@@ -13,8 +13,6 @@ use crate::machine::{DeviceChoice, Machine, Wanted};
 use crate::report::quantile;
 use crate::{Error, Result};
 
-/// Bytes that are written between two measurements, so that no cache holds an operand: several times the largest L2.
-const SWEPT: usize = 256 << 20;
 /// Rounds that do not count.
 const WARM_UP: usize = 2;
 
@@ -80,14 +78,14 @@ impl Timed {
         Ok(quantile(&mut all, 0.5))
     }
 
-    /// The median seconds of `work` on what `prepare` makes, with nothing of it in a cache.
+    /// The median seconds of `work` on what `prepare` makes, after `swept` was written so that no cache holds anything of it.
     pub(super) fn cold<T>(
         &self,
         rounds: usize,
+        swept: &Buffer,
         mut prepare: impl FnMut() -> Result<T>,
         mut work: impl FnMut(T) -> Result<()>,
     ) -> Result<f64> {
-        let swept: Buffer = self.gpu.alloc(SWEPT)?;
         let mut all = Vec::new();
         for round in 0..WARM_UP + rounds {
             let made = prepare()?;

@@ -1,5 +1,6 @@
 //! Kernels that wait for memory: bytes a second beside a copy's.
 
+use phalanx_gpu::Buffer;
 use phalanx_host::{Arena, Isa};
 use phalanx_nn::{Builder, Init, Optimizer, OptimizerConfig, Stored};
 use phalanx_tensor::{DType, Fuse, Gradients, Tensor};
@@ -40,26 +41,30 @@ pub struct KernelRate {
 
 /// Measured rounds of each.
 const ROUNDS: usize = 10;
+/// Bytes that are written between two measurements: several times the largest L2 cache. Small operands take less.
+const SWEPT: usize = 256 << 20;
 
 struct Bench {
     timed: Timed,
     /// Elements of a large operand in bf16.
     elements: usize,
+    swept: Buffer,
     copy: f64,
     kernels: Vec<KernelRate>,
 }
 
 /// Measures batch and layer norms, sums, softmax, casts and optimizers on operands of so many megabytes, activations in
 /// bf16. Fails without a GPU.
-pub fn memory(choice: &DeviceChoice, megabytes: usize) -> Result<MemoryReport> {
+pub fn memory(choice: &DeviceChoice, megabytes: f64) -> Result<MemoryReport> {
     let timed = Timed::open(choice.clone(), Isa::detect(), 1, Precision::Bf16)?;
-    let bytes = megabytes.max(1) << 20;
+    let bytes = ((megabytes * 1e6) as usize).max(1 << 16) & !0xff;
+    let swept = timed.gpu().alloc(SWEPT.min(4 * bytes))?;
     let [from, to] = [timed.gpu().alloc(bytes)?, timed.gpu().alloc(bytes)?];
     let copy = || Ok(timed.gpu().copy(to.ptr(), from.ptr(), bytes)?);
-    let seconds = timed.cold(ROUNDS, || Ok(()), |()| copy())?;
+    let seconds = timed.cold(ROUNDS, &swept, || Ok(()), |()| copy())?;
     drop([from, to]);
     let copy = 2.0 * bytes as f64 / seconds / 1e9;
-    let mut bench = Bench { timed, elements: bytes / 2, copy, kernels: Vec::new() };
+    let mut bench = Bench { timed, elements: bytes / 2, swept, copy, kernels: Vec::new() };
     for channels in [64, 256, 1024] {
         for (relu, residual) in [(false, false), (true, false), (true, true)] {
             bench.batch_norm(channels, relu, residual)?;
@@ -90,7 +95,7 @@ impl Bench {
         prepare: impl FnMut() -> Result<T>,
         work: impl FnMut(T) -> Result<()>,
     ) -> Result<()> {
-        let seconds = self.timed.cold(ROUNDS, prepare, work)?;
+        let seconds = self.timed.cold(ROUNDS, &self.swept, prepare, work)?;
         let gb_s = bytes as f64 / seconds / 1e9;
         self.kernels.push(KernelRate { name, bytes, ms: seconds * 1e3, gb_s, of_copy: gb_s / self.copy });
         Ok(())
