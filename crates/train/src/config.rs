@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::Clip;
 use crate::task::LossConfig;
 use crate::weights::InitConfig;
-use crate::{Error, Result};
+use crate::{Error, Result, table};
 
 /// A run's configuration. Each component's table is that component's own type.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -293,7 +293,7 @@ impl Config {
             for setting in settings {
                 apply(&mut table, setting)?;
             }
-            table.try_into::<Config>().map_err(|e: toml::de::Error| {
+            table::read::<Config>(&table).map_err(|e| {
                 // A fault of the file itself is told with its line, as without settings.
                 match toml::from_str::<Config>(text) {
                     Err(plain) if plain.message() == e.message() => in_file(&plain),

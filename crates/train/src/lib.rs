@@ -32,6 +32,7 @@ pub mod setup;
 mod share;
 mod snapshot;
 pub mod sums;
+mod table;
 pub mod task;
 mod tfevents;
 pub mod timeline;
