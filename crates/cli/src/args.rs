@@ -376,9 +376,29 @@ pub(crate) enum Bench {
         /// Length of the sums
         #[arg(long, default_value_t = 1024)]
         k: usize,
+        /// Where to compute
+        #[arg(long, value_enum, default_value = "cpu")]
+        device: DeviceName,
+        /// The type of the matrices
+        #[arg(long, value_enum, default_value = "f32")]
+        precision: PrecisionName,
         #[command(flatten)]
         common: BenchCommon,
     },
+    /// Kernels of a GPU that wait for memory, beside a copy
+    Memory {
+        /// Where they run
+        #[arg(long, value_enum, default_value = "cuda")]
+        device: DeviceName,
+        /// Megabytes of the largest operand
+        #[arg(long, default_value_t = 400.0, value_name = "MB")]
+        megabytes: f64,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// The losses of some steps on random data, to compare devices by
+    Losses(BenchLosses),
     /// Training steps of a model on random data
     Step(BenchStep),
     /// Samples of a data set: read, decoded, transformed and put into batches
@@ -464,6 +484,30 @@ pub(crate) struct BenchLoader {
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchLosses {
+    /// The model's name, as in a configuration
+    #[arg(long)]
+    pub model: String,
+    /// Samples in a step, the same in each
+    #[arg(long, default_value_t = 8)]
+    pub batch: u64,
+    /// Height, width and channels of a sample [default: what the model was made for]
+    #[arg(long, value_name = "HxWxC", value_parser = sizes)]
+    pub input: Option<[usize; 3]>,
+    /// Steps to make
+    #[arg(long, default_value_t = 50)]
+    pub steps: u64,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub device: DeviceName,
+    /// The type of activations
+    #[arg(long, value_enum, default_value = "f32")]
+    pub precision: PrecisionName,
+    #[command(flatten)]
+    pub common: BenchCommon,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -21,7 +21,7 @@ use phalanx_train::{DeviceChoice, bench, ledger};
 
 use crate::args::data::Data;
 use crate::args::{
-    Args, Bench, BenchCommon, BenchLoader, BenchMode, BenchStep, Command, ConfigCommand, Evaluate,
+    Args, Bench, BenchCommon, BenchLoader, BenchLosses, BenchMode, BenchStep, Command, ConfigCommand, Evaluate,
     Launch, LedgerCommand, ModelCommand, OnName, Predict, Train, TransformName, WorldArgs,
 };
 use crate::world::{self, World};
@@ -289,14 +289,37 @@ fn run_launch(args: Launch) -> Result<u8> {
 
 fn run_bench(args: Bench) -> Result<u8> {
     match args {
-        Bench::Gemm { m, n, k, common } => {
-            let report = bench::gemm(m, n, k, common.threads, &common.isa)?;
+        Bench::Gemm { m, n, k, device, precision, common } => {
+            let report = bench::gemm(&bench::GemmRequest {
+                m,
+                n,
+                k,
+                device: device.name().into(),
+                precision: precision.into(),
+                threads: common.threads,
+                isa: common.isa.clone(),
+            })?;
             show(
                 &common,
                 &report,
                 &format!("{:.1} GFLOP/s ({:.3} ms)", report.gflops, report.seconds_p50 * 1e3),
             )
         }
+        Bench::Memory { device, megabytes, json } => {
+            let report = bench::memory(&device.name().into(), megabytes)?;
+            if json {
+                return print_json(&report);
+            }
+            print(&format!("{:40} {:8.0} GB/s", "a copy", report.copy_gb_s));
+            for k in &report.kernels {
+                print(&format!(
+                    "{:40} {:8.0} GB/s  {:.2} of a copy's  {:.3} ms",
+                    k.name, k.gb_s, k.of_copy, k.ms
+                ));
+            }
+            Ok(0)
+        }
+        Bench::Losses(args) => run_bench_losses(&args),
         Bench::Step(args) => run_bench_step(&args),
         Bench::Loader(args) => run_bench_loader(&args),
         Bench::Allreduce { world, isa, json, tune: true, .. } => run_tune(&world, &isa, json),
@@ -411,10 +434,28 @@ fn run_bench_step(args: &BenchStep) -> Result<u8> {
         "{:.0} samples/s  {:.3} ms a step  {:.1} GFLOP/s",
         report.samples_per_second, report.step_ms_p50, report.gflops
     );
+    for what in &report.fallbacks {
+        text.push_str(&format!("\nby a slow kernel: {what}"));
+    }
     for kernel in &report.profile {
         text.push_str(&format!("\n{:9.3} ms {:6.1} x  {}", kernel.ms, kernel.runs, kernel.name));
     }
     show(&args.common, &report, &text)
+}
+
+fn run_bench_losses(args: &BenchLosses) -> Result<u8> {
+    let request = bench::StepRequest {
+        input: args.input,
+        batch: args.batch,
+        device: args.device.name().into(),
+        precision: args.precision.into(),
+        threads: args.common.threads,
+        isa: args.common.isa.clone(),
+        ..bench::StepRequest::of(&args.model)
+    };
+    let report = bench::losses(&request, args.steps)?;
+    let text: Vec<String> = report.losses.iter().map(|loss| format!("{loss:.6}")).collect();
+    show(&args.common, &report, &text.join("\n"))
 }
 
 fn show(common: &BenchCommon, report: &impl serde::Serialize, text: &str) -> Result<u8> {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::blas::Blas;
 use crate::device::Primary;
 use crate::dnn::Dnn;
+use crate::fallback::Fallbacks;
 use crate::faults::Faults;
 use crate::input::Inputs;
 use crate::launch::Modules;
@@ -28,6 +29,7 @@ struct Inner {
     blas: Once<Blas>,
     dnn: Once<Dnn>,
     faults: Once<Faults>,
+    fallbacks: Fallbacks,
     staging: Mutex<Staging>,
     inputs: Inputs,
     tf32: AtomicBool,
@@ -138,6 +140,7 @@ impl Context {
             blas: Once::default(),
             dnn: Once::default(),
             faults: Once::default(),
+            fallbacks: Fallbacks::default(),
             staging: Mutex::default(),
             inputs: Inputs::default(),
             tf32: AtomicBool::new(false),
@@ -246,6 +249,10 @@ impl Context {
 
     pub(crate) fn inputs(&self) -> &Inputs {
         &self.0.inputs
+    }
+
+    pub(crate) fn fallen(&self) -> &Fallbacks {
+        &self.0.fallbacks
     }
 
     pub(crate) fn staging(&self) -> MutexGuard<'_, Staging> {

@@ -189,6 +189,12 @@ impl Error {
     pub fn is_no_driver(&self) -> bool {
         matches!(self, Error::NoLibrary { library: DRIVER, .. })
     }
+
+    /// Whether a library cannot do what it was asked for (of cuDNN `CUDNN_STATUS_NOT_SUPPORTED` and its kin), so that a
+    /// kernel of ours may.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, Error::NoAlgorithm { .. } | Error::Call { code: 3000..=3999, .. })
+    }
 }
 
 /// What the driver is called in messages.

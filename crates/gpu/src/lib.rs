@@ -13,6 +13,7 @@ mod cubin;
 mod device;
 mod dnn;
 mod error;
+mod fallback;
 mod faults;
 mod ffi;
 mod gemm;

@@ -106,6 +106,13 @@ template <class T, int N> struct alignas(sizeof(T) * N) Elements<T, N, true> {
 template <class T, int N> struct Pack : Elements<T, N, sizeof(T) == 2 && N % 2 == 0> {};
 template <class T> constexpr int WIDE = 16 / (int)sizeof(T);
 template <int N, class T> DEV Pack<T, N> load_pack(const T* p) { return *(const Pack<T, N>*)p; }
+// load_pack, which where `more` is set begins to bring what lies `ahead` elements further into the L2 cache, without a register for it.
+template <int N, class T> DEV Pack<T, N> load_pack_ahead(const T* p, bool more, i64 ahead) {
+#ifndef PHALANX_EMULATION
+    if (more) asm volatile("prefetch.global.L2 [%0];" ::"l"(p + ahead));
+#endif
+    return load_pack<N>(p);
+}
 // To global memory. In PTX, as the compiler takes a store of 16 bytes apart when it has made the words one by one.
 template <int N, class T> DEV void store_pack(T* p, const Pack<T, N>& v) {
 #ifndef PHALANX_EMULATION

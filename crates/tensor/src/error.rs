@@ -39,6 +39,14 @@ pub enum Error {
         /// What the operation takes.
         want: String,
     },
+    /// An operation in double precision on the CPU, in a build without its kernels.
+    #[error(
+        "{op}: this build has no CPU kernels in double precision; build phalanx-tensor with the feature `double`"
+    )]
+    NoDouble {
+        /// The operation.
+        op: &'static str,
+    },
     /// Operands on different devices.
     #[error("{op}: operands live on {lhs} and {rhs}; move one of them first")]
     Devices {

@@ -16,7 +16,7 @@ use crate::engine::{Clip, CudaGraph};
 pub use crate::precision::Precision;
 use crate::task::LossConfig;
 use crate::weights::InitConfig;
-use crate::{Error, Result};
+use crate::{Error, Result, table};
 
 /// A run's configuration. Each component's table is that component's own type.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -260,7 +260,7 @@ impl Config {
             for setting in settings {
                 apply(&mut table, setting)?;
             }
-            table.try_into::<Config>().map_err(|e: toml::de::Error| {
+            table::read::<Config>(&table).map_err(|e| {
                 // A fault of the file itself is told with its line, as without settings.
                 match toml::from_str::<Config>(text) {
                     Err(plain) if plain.message() == e.message() => in_file(&plain),

@@ -39,6 +39,7 @@ mod snapshot;
 mod staging;
 pub mod stats;
 pub mod sums;
+mod table;
 pub mod task;
 mod tfevents;
 pub mod timeline;

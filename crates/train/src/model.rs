@@ -3,7 +3,7 @@
 use phalanx_nn::{LayerKind, LayerListing, Listing, ModelConfig, Row, Summary};
 
 use crate::config::{apply, explain};
-use crate::{Error, Result};
+use crate::{Error, Result, table};
 
 /// All named models, at the inputs that they were made for.
 pub fn list() -> Result<Listing> {
@@ -38,7 +38,7 @@ fn usual(kind: &LayerKind) -> Option<toml::Table> {
     let needed = kind.options.iter().filter(|o| o.required).map(|o| (o.name.clone(), example(&o.values)));
     let mut table: toml::Table = needed.collect();
     table.insert("type".into(), kind.name.clone().into());
-    toml::Table::try_from(table.try_into::<Row>().ok()?).ok()
+    toml::Table::try_from(table::read::<Row>(&table).ok()?).ok()
 }
 
 /// What a named model consists of, with `key=value` settings as its options; see
@@ -53,7 +53,7 @@ pub fn show(
     let mut table = toml::Table::new();
     settings.iter().try_for_each(|s| apply(&mut table, s))?;
     table.insert("name".into(), name.into());
-    let config: ModelConfig = table.try_into().map_err(|e| Error::config("model", explain(&e)))?;
+    let config: ModelConfig = table::read(&table).map_err(|e| Error::config("model", explain(&e)))?;
     Ok(phalanx_nn::summarise(&config, input, classes, batch)?)
 }
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use phalanx_data::{
-    Codec, FieldSpec, Output, Picture, Pipeline, Pixels, Place, RecordField, Resample, Role, Source, Split,
-    Transform, Value,
+    Codec, FieldSpec, LoaderConfig, Output, Picture, Pipeline, Pixels, Place, RecordField, Resample, Role, Source,
+    Split, Transform, Value,
 };
 use phalanx_host::rng::Key;
 use phalanx_host::{Arena, Cpu, DType, Isa};
@@ -19,7 +19,7 @@ use crate::checkpoint::Progress;
 use crate::config::{apply, explain};
 use crate::machine::{DeviceChoice, Machine, Wanted};
 use crate::weights::{self, Weights};
-use crate::{Error, Result, memory, setup};
+use crate::{Error, Result, memory, setup, table};
 
 /// Images computed at once, where memory allows.
 const BATCH: u64 = 32;
@@ -124,8 +124,9 @@ impl Run {
             rest.iter().try_fold(progress.identity.get(*first)?, |at, key| at.get(*key)).cloned()
         };
         let broken = |e: toml::de::Error| Error::config("state.json, identity", explain(&e));
-        let model = part(&["model"]).unwrap_or(toml::Table::new().into()).try_into().map_err(broken)?;
-        let transforms = part(&["loader", "transforms"]).map(|t| t.try_into().map_err(broken)).transpose()?;
+        let of = |key: &str| part(&[key]).and_then(|v| v.as_table().cloned()).unwrap_or_default();
+        let model = table::read(&of("model")).map_err(broken)?;
+        let LoaderConfig { transforms, .. } = table::read(&of("loader")).map_err(broken)?;
         let set = part(&["data", "train"]).and_then(|t| Some(t.as_str()?.to_owned()));
         // What depends on the set must not be guessed. The pixels' range may: sets that are not part of the program
         // are of bytes.
@@ -140,7 +141,7 @@ impl Run {
             }
             opened => opened.and_then(phalanx_data::Result::ok),
         };
-        Ok(Run { model, transforms: transforms.unwrap_or_default(), set })
+        Ok(Run { model, transforms, set })
     }
 }
 
@@ -349,7 +350,7 @@ fn model_config(request: &PredictRequest, run: Option<&Run>) -> Result<ModelConf
             let mut table = toml::Table::new();
             request.settings.iter().try_for_each(|s| apply(&mut table, s))?;
             table.insert("name".into(), name.as_str().into());
-            table.try_into().map_err(|e| Error::config("model", explain(&e)))
+            table::read(&table).map_err(|e| Error::config("model", explain(&e)))
         }
     }
 }

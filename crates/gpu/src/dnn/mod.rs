@@ -44,6 +44,8 @@ struct State {
     /// By convolution: plans with the alignment (its logarithm) that they are for; none where a bias is better added by
     /// itself.
     plans: HashMap<Conv, Vec<(u32, Option<Plan>)>>,
+    /// Convolutions without a plan, and why: the search is long, and they come again every step.
+    hopeless: HashMap<(Conv, u32), Error>,
     /// Choices that were given, by the convolution's name, and whether there must be no other.
     pinned: HashMap<String, (String, bool)>,
 }
@@ -151,9 +153,19 @@ impl Dnn {
         if let Some((_, plan)) = known {
             return execute(plan);
         }
-        let plan = match c.bias.is_some() || c.accumulate {
-            true => self.choose_more(&state, c, aligned, at)?,
-            false => Some(self.choose(&state, c, aligned, at, false)?.1),
+        if let Some(why) = state.hopeless.get(&(c.clone(), aligned)) {
+            return Err(why.clone());
+        }
+        let chosen = match c.bias.is_some() || c.accumulate {
+            true => self.choose_more(&state, c, aligned, at),
+            false => self.choose(&state, c, aligned, at, false).map(|(_, plan)| Some(plan)),
+        };
+        let plan = match chosen {
+            Err(e) if e.is_unsupported() => {
+                state.hopeless.insert((c.clone(), aligned), e.clone());
+                return Err(e);
+            }
+            plan => plan?,
         };
         let done = execute(&plan)?;
         state.plans.entry(c.clone()).or_default().push((aligned, plan));

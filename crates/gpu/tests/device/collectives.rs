@@ -107,3 +107,31 @@ fn a_peer_that_never_comes_is_ended_by_an_abort() {
         }
     });
 }
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn one_rank_alone_has_every_collective() {
+    let c = Context::open(0).unwrap();
+    let nccl = join(&c, &Nccl::unique_id().unwrap(), 0, 1);
+    let numbers = [1.0, -2.0, 0.5];
+    let x = buffer(&c, &floats(&numbers));
+    // Each leaves the numbers where the test looks for them.
+    for collective in 0..5 {
+        let y = buffer(&c, &floats(&[7.0; 3]));
+        c.synchronize().unwrap();
+        match collective {
+            0 => nccl.all_reduce(x.ptr(), y.ptr(), 3),
+            1 => nccl.all_gather(x.ptr(), y.ptr(), 3),
+            2 => nccl.reduce_scatter(x.ptr(), y.ptr(), 3),
+            3 => nccl.broadcast(x.ptr(), 3, 0),
+            _ => nccl.group(|n| {
+                n.send(x.ptr(), 3, 0)?;
+                n.receive(y.ptr(), 3, 0)
+            }),
+        }
+        .unwrap();
+        until(|| nccl.settled().unwrap());
+        assert_eq!(read(&c, if collective == 3 { x.ptr() } else { y.ptr() }, 3), numbers, "{collective}");
+    }
+    assert_eq!((nccl.rank(), nccl.ranks()), (0, 1));
+}

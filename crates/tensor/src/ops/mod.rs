@@ -37,7 +37,7 @@ pub use recurrent::{Cell, Recurred, Recurrence};
 pub use resample::{Interpolation, Resample};
 
 /// Runs `$body` with the type alias `$t` for the compute type that `$dtype` names; other types are an
-/// error of operand 0 of `$op`.
+/// error of operand 0 of `$op`. Kernels in double precision are there with the feature `double` alone.
 macro_rules! real {
     ($op:expr, $dtype:expr, $t:ident => $body:expr) => {
         match $dtype {
@@ -45,10 +45,13 @@ macro_rules! real {
                 type $t = f32;
                 $body
             }
+            #[cfg(feature = "double")]
             phalanx_host::DType::F64 => {
                 type $t = f64;
                 $body
             }
+            #[cfg(not(feature = "double"))]
+            phalanx_host::DType::F64 => Err($crate::Error::NoDouble { op: $op }),
             got => Err($crate::Error::DTypes { op: $op, operand: 0, got, want: "f32 or f64".to_owned() }),
         }
     };

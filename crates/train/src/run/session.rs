@@ -71,6 +71,8 @@ pub(super) struct Session<'a> {
     pub(super) told_bad: usize,
     /// The step at which all ranks were last known to have the same model.
     pub(super) equal_at: u64,
+    /// How much of what the GPU's libraries cannot do has been told.
+    pub(super) fallbacks_told: usize,
 }
 
 /// A step that was begun.
@@ -275,6 +277,7 @@ impl<'a> Session<'a> {
         self.samples += range.end - range.start;
         p.epoch_loss_bits = (f64::from_bits(p.epoch_loss_bits) + first.loss_sum).to_bits();
         p.epoch_weight_bits = (f64::from_bits(p.epoch_weight_bits) + first.weight).to_bits();
+        self.tell_fallbacks()?;
         let every = self.config().log.every_steps;
         if every > 0 && self.progress.step.is_multiple_of(every) && self.reporter.is_some() {
             let (since, seen) =
@@ -311,6 +314,19 @@ impl<'a> Session<'a> {
             reporter.aside(&bound.to_string());
             self.told_bound = true;
         }
+    }
+
+    /// Warns of each piece of work once that a GPU's library cannot do, since it may take most of a step's time.
+    fn tell_fallbacks(&mut self) -> Result<()> {
+        let Some(gpu) = self.engine.device.gpu().filter(|_| self.reporter.is_some()) else { return Ok(()) };
+        let all = gpu.fallbacks();
+        let new = all.len().saturating_sub(self.fallbacks_told);
+        if new > 0 {
+            self.fallbacks_told = all.len();
+            let message = format!("{new} kinds of work are done by slow kernels: {}", all.join("; "));
+            self.tell(Event::Warning { message })?;
+        }
+        Ok(())
     }
 
     fn epoch_loss(&self) -> f64 {

@@ -225,6 +225,7 @@ pub(super) fn open<'a>(
         step_ms: Vec::new(),
         samples: 0,
         logged: (Instant::now(), progress.samples_seen),
+        fallbacks_told: 0,
         spent: Default::default(),
         fed: Default::default(),
         told_bound: false,

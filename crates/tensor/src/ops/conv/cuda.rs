@@ -154,6 +154,16 @@ fn call(
     Ok(gpu.dnn()?.convolve(&conv, [image, weight, output], bias)?)
 }
 
+/// A convolution for people: what is computed of which windows.
+fn name(s: &ConvShape, part: Part) -> String {
+    let list = |l: [usize; 3]| l.map(|n| n.to_string()).join("x");
+    let (what, padding) = (part.name(), s.padding.map(|[before, after]| before.max(after)));
+    let sizes = format!("{} of {} channels by {}x{}", list(s.size), s.in_c, s.out_c, list(s.kernel));
+    let windows =
+        format!("stride {}, padding {}, dilation {}", list(s.stride), list(padding), list(s.dilation));
+    format!("{what} of {} images {sizes} weights, {windows}, {} groups", s.batch, s.groups)
+}
+
 /// Computes `part` of a convolution from dense `a` and `b`, in the order of [`Part::from`] and of one type, and writes it to
 /// `to`, of any float type, or adds it. With a bias says whether that was added, too.
 fn compute(
@@ -210,7 +220,8 @@ fn compute(
     };
     let made = result.as_ref().map_or_else(|| to.ptr(), |r| Ok(r.ptr()))?;
     match call(gpu, op, s, &fit, out, part, dtype, pointers(made)?, Also::Nothing) {
-        Err(Error::Gpu(e)) if direct::serves(&e) => {
+        Err(Error::Gpu(e)) if e.is_unsupported() => {
+            gpu.note_fallback(format!("{} in {dtype}: {e}", name(s, part)));
             direct::compute(gpu, s, part, [a, b], to, add)?;
             return Ok(false);
         }

@@ -12,14 +12,6 @@ pub(crate) static SOURCE: Source = source!("conv direct", "direct.cu");
 /// The most blocks along a grid's first axis.
 const MOST: usize = i32::MAX as usize;
 
-/// Whether a failure of cuDNN is that it cannot do this convolution (`CUDNN_STATUS_NOT_SUPPORTED` and its kin).
-pub(super) fn serves(error: &phalanx_gpu::Error) -> bool {
-    matches!(
-        error,
-        phalanx_gpu::Error::NoAlgorithm { .. } | phalanx_gpu::Error::Call { code: 3000..=3999, .. }
-    )
-}
-
 /// As the `Windows` of kernels.
 fn windows(s: &ConvShape, out: [usize; 3]) -> [i32; 22] {
     let lists = [s.size, s.kernel, out, s.stride, s.padding.map(|[before, _]| before), s.dilation];

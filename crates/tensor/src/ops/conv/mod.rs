@@ -40,6 +40,15 @@ impl Part {
             Part::Weight => [Part::Input, Part::Output],
         }
     }
+
+    /// What computing it is called.
+    fn name(self) -> &'static str {
+        match self {
+            Part::Output => "forward",
+            Part::Input => "the input's gradient",
+            Part::Weight => "the weight's gradient",
+        }
+    }
 }
 
 /// What tells the sizes.

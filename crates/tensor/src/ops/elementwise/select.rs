@@ -136,6 +136,8 @@ impl Op for Test {
             DType::U8 if self.logic => zip!(u8, both),
             DType::U8 => zip!(u8, compared::<u8>),
             DType::I64 => zip!(i64, compared::<i64>),
+            // Here without the feature too: integers are compared with a number as doubles.
+            DType::F64 => zip!(f64, compared::<f64>),
             _ => ops::real!(self.name, a.dtype, T => zip!(T, compared::<T>)),
         }
     }

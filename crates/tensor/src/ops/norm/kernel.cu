@@ -10,7 +10,8 @@
 //   backward  gradient_sums      2 n s    g, x; a ReLU's mask is computed from x again, so y is not read
 //                                4 n s    g, x, y, residual's gradient written: with ReLU and residual
 //             input_gradient     3 n s    g, x, dx                  (4 n s where dx is added to)
-// The second pass of each pair sweeps from the end, where the first one left the operands in the L2 cache.
+// The second pass of each pair sweeps from the end, where the first one left the operands in the L2 cache. While a tile is
+// computed the next one is fetched into that cache: registers for more loads would cost blocks side by side.
 
 // `Matrix::cuda` on the host.
 struct Matrix { i64 samples, rows, cols, width, lanes, parts; };
@@ -106,15 +107,16 @@ template <class T, int N> DEV void moments(const T* x, float* parts, const Matri
     __shared__ float room[Moments<N>::K * THREADS];
     Spot<N> spot(m);
     const int lanes = (int)m.lanes;
-    const i64 tile = (i64)UNROLL * lanes, stride = (i64)lanes * m.cols;
+    const i64 tile = (i64)UNROLL * lanes, stride = (i64)lanes * m.cols, step = m.parts * tile;
     for (i64 s = blockIdx.z; s < m.samples; s += gridDim.z) {
         Moments<N> mine = {};
         const T* from = x + s * m.rows * m.cols + spot.col;
-        for (i64 row = blockIdx.y * tile + spot.lane; spot.inside && row < m.rows; row += m.parts * tile) {
+        for (i64 row = blockIdx.y * tile + spot.lane; spot.inside && row < m.rows; row += step) {
             const T* p = from + row * m.cols;
             if (row + (UNROLL - 1) * lanes < m.rows) {
                 Pack<T, N> in[UNROLL];
-                for (int u = 0; u < UNROLL; u++) in[u] = load_pack<N>(p + u * stride);
+                const bool next = row + step + (UNROLL - 1) * lanes < m.rows;
+                for (int u = 0; u < UNROLL; u++) in[u] = load_pack_ahead<N>(p + u * stride, next, step * m.cols);
                 float all = mine.count() + UNROLL, share = UNROLL / all, both = mine.count() * share;
                 for (int k = 0; k < N; k++) {
                     float sum = 0.0f, squares = 0.0f;
@@ -190,10 +192,10 @@ DEV void normalise(const T* x, const T* residual, T* y, const Channels& of, int 
             const int left = rows_left(m.rows, row);
             Pack<T, N> in[UNROLL], more[UNROLL];
             for (int u = 0; u < UNROLL; u++)
-                if (u * lanes < left) in[u] = load_pack<N>(x + place + u * stride);
+                if (u * lanes < left) in[u] = load_pack_ahead<N>(x + place + u * stride, row >= step, -step * m.cols);
             if (residual) {
                 for (int u = 0; u < UNROLL; u++)
-                    if (u * lanes < left) more[u] = load_pack<N>(residual + place + u * stride);
+                    if (u * lanes < left) more[u] = load_pack_ahead<N>(residual + place + u * stride, row >= step, -step * m.cols);
             }
             for (int u = 0; u < UNROLL; u++) {
                 for (int k = 0; k < N; k++) {
@@ -228,12 +230,13 @@ DEV void gradient_sums(const T* g, const T* x, const T* y, T* passed, const Chan
         for (; spot.inside && row < m.rows; row += step, place += step * m.cols) {
             const int left = rows_left(m.rows, row);
             Pack<T, N> up[U], in[U], out[U];
+            const bool next = row + step + (U - 1) * lanes < m.rows;
             // A row past the end is read as the first one of the tile and its g is taken as 0.
             for (int u = 0; u < U; u++) {
                 const i64 p = u * lanes < left ? place + u * stride : place;
-                up[u] = load_pack<N>(g + p);
-                in[u] = load_pack<N>(x + p);
-                if (MODE == KEPT) out[u] = load_pack<N>(y + p);
+                up[u] = load_pack_ahead<N>(g + p, next, step * m.cols);
+                in[u] = load_pack_ahead<N>(x + p, next, step * m.cols);
+                if (MODE == KEPT) out[u] = load_pack_ahead<N>(y + p, next, step * m.cols);
             }
             for (int u = 0; u < U; u++) {
                 const bool there = u * lanes < left;
@@ -291,8 +294,8 @@ DEV void input_gradient(const T* g, const T* x, T* dx, const Channels& of, const
             Pack<T, N> up[U], in[U], old[U];
             for (int u = 0; u < U; u++) {
                 if (u * lanes >= left) continue;
-                up[u] = load_pack<N>(g + place + u * stride);
-                in[u] = load_pack<N>(x + place + u * stride);
+                up[u] = load_pack_ahead<N>(g + place + u * stride, row >= step, -step * m.cols);
+                in[u] = load_pack_ahead<N>(x + place + u * stride, row >= step, -step * m.cols);
                 if (add) old[u] = load_pack<N>(dx + place + u * stride);
             }
             for (int u = 0; u < U; u++) {
@@ -338,19 +341,28 @@ PASSES(f16, f16, 8) PASSES(f16, f16, 2) PASSES(f16, f16, 1)
 
 // What follows the sweeps is small: a block of THREADS takes UNITS neighbouring channels or groups, LANES threads each, and
 // adds up in doubles.
-constexpr int UNITS = 8, LANES = THREADS / UNITS;
+constexpr int UNITS = 4, LANES = THREADS / UNITS;
 
-// The sum over a unit's lanes; all threads of the block take part, and all get their unit's.
-DEV double over_lanes(double x, double* room) {
-    room[threadIdx.x] = x;
-    __syncthreads();
-    for (int step = LANES / 2; step > 0; step /= 2) {
-        if ((int)threadIdx.x < step * UNITS) room[threadIdx.x] += room[threadIdx.x + step * UNITS];
-        __syncthreads();
+// Room for two sums of each unit from each warp.
+constexpr int WARPS = THREADS / 32, ROOM = 2 * WARPS * UNITS;
+// The sums over a unit's lanes, first of each warp's, then over the warps; all threads of the block take part, and all get their unit's.
+DEV void over_lanes(double& a, double& b, double* room) {
+    for (int step = 16; step >= UNITS; step /= 2) {
+        a += __shfl_xor_sync(0xffffffffu, a, step);
+        b += __shfl_xor_sync(0xffffffffu, b, step);
     }
-    double all = room[threadIdx.x % UNITS];
+    double* mine = room + 2 * (threadIdx.x % UNITS);
+    if (threadIdx.x % 32 < UNITS) {
+        mine[threadIdx.x / 32 * 2 * UNITS] = a;
+        mine[threadIdx.x / 32 * 2 * UNITS + 1] = b;
+    }
     __syncthreads();
-    return all;
+    a = b = 0.0;
+    for (int w = 0; w < WARPS; w++) {
+        a += mine[w * 2 * UNITS];
+        b += mine[w * 2 * UNITS + 1];
+    }
+    __syncthreads();
 }
 
 DEV float inverse_deviation(float variance, double eps) { return (float)(1.0 / sqrt((double)variance + eps)); }
@@ -359,7 +371,7 @@ DEV float inverse_deviation(float variance, double eps) { return (float)(1.0 / s
 // channels; with `spread` mean and 1/deviation by channel too, [samples, 2, cols].
 KERNEL finish_moments(
     const float* parts, float* mean, float* variance, float* inverse, float* spread, i64 groups, double eps, Matrix m) {
-    __shared__ double room[THREADS];
+    __shared__ double room[ROOM];
     const int lane = threadIdx.x / UNITS, each = (int)(m.cols / groups), items = (int)m.parts * each;
     const i64 group = (i64)blockIdx.x * UNITS + threadIdx.x % UNITS, first = group * each;
     const bool inside = group < groups;
@@ -370,19 +382,23 @@ KERNEL finish_moments(
     const double share = m.rows ? 1.0 / ((double)m.rows * each) : 0.0;
     for (i64 s = blockIdx.y; s < m.samples; s += gridDim.y) {
         const float* from = parts + s * m.parts * 2 * m.cols + first;
-        double centre = 0.0, sum = 0.0;
-        for (int pass = 0; pass < 2; pass++) {
-            double mine = 0.0;
-            for (int i = lane; inside && i < items; i += LANES) {
-                const int part = each == 1 ? i : i / each;
-                const float* p = from + (i64)part * 2 * m.cols + (i - part * each);
-                const double n = (double)((least + (part < more)) * tile - (part == last ? lacking : 0));
-                const double off = p[0] - centre;
-                mine += pass ? p[m.cols] + n * off * off : n * off;
-            }
-            sum = over_lanes(mine, room) * share;
-            if (!pass) centre = sum;
+        // Distances from the first mean of all, which is one of the group's and so not far from its own: doubles have room for
+        // the square that is taken off again.
+        const double near = inside && items ? from[0] : 0.0;
+        double shift = 0.0, sum = 0.0;
+        for (int i = lane; inside && i < items; i += LANES) {
+            const int part = each == 1 ? i : i / each;
+            const float* p = from + (i64)part * 2 * m.cols + (i - part * each);
+            const double n = (double)((least + (part < more)) * tile - (part == last ? lacking : 0));
+            const double off = p[0] - near;
+            shift += n * off;
+            sum += p[m.cols] + n * off * off;
         }
+        over_lanes(shift, sum, room);
+        shift *= share;
+        sum = sum * share - shift * shift;
+        sum = sum < 0.0 ? 0.0 : sum;
+        const double centre = near + shift;
         if (!inside) continue;
         const float spread_of = inverse_deviation((float)sum, eps);
         if (lane == 0) {
@@ -426,7 +442,7 @@ struct Target {
 // with `of.inverse` if there is one.
 KERNEL finish_sums(const float* parts, i64 count, i64 cols, i64 samples, Channels of, float share, float* sums, Target gamma,
                    Target beta, float* rule) {
-    __shared__ double room[THREADS];
+    __shared__ double room[ROOM];
     const int lane = threadIdx.x / UNITS;
     const i64 c = (i64)blockIdx.x * UNITS + threadIdx.x % UNITS;
     const bool inside = c < cols;
@@ -437,8 +453,7 @@ KERNEL finish_sums(const float* parts, i64 count, i64 cols, i64 samples, Channel
             near += p[0];
             plain += p[cols];
         }
-        near = over_lanes(near, room);
-        plain = over_lanes(plain, room);
+        over_lanes(near, plain, room);
         if (!inside || lane != 0) continue;
         const float inverse = of.inverse ? of.inverse[s * of.step + c] : 1.0f;
         const float of_gamma = (float)near * inverse, of_beta = (float)plain;

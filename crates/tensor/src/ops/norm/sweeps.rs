@@ -21,7 +21,7 @@ const ROWS_OF_ALL: usize = 2;
 const MOMENT_BLOCKS: usize = 4 * 132;
 const SUM_BLOCKS: usize = 3 * 132;
 /// Channels or groups that a block finishes (`UNITS`).
-const UNITS: usize = 8;
+const UNITS: usize = 4;
 /// The largest number of blocks along y and z.
 const DEEPEST: usize = 65_535;
 

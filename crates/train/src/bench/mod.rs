@@ -1,16 +1,22 @@
 //! Measurements for `phalanx bench`: medians of repeated runs on random data.
 
+mod device;
+mod gemm;
 mod loader;
+mod losses;
+mod memory;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use gemm::{GemmReport, GemmRequest, gemm};
 pub use loader::{LoaderReport, LoaderRequest, loader};
+pub use losses::{LossesReport, losses};
+pub use memory::{KernelRate, MemoryReport, memory};
 use phalanx_comm::Communicator;
 use phalanx_gpu::{Context, Event};
+use phalanx_host::Isa;
 use phalanx_host::rng::{Key, Stream};
-use phalanx_host::{Cpu, Isa};
-use phalanx_host::{Mat, MatMut, gemm as product};
 use phalanx_nn::{ModelConfig, OptimizerConfig};
 use phalanx_tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -24,48 +30,8 @@ use crate::share::from_rank_0;
 use crate::task::{Batch, Classification, Criterion, LossConfig, Task};
 use crate::{Error, Result, ranks, setup, tuning};
 
-/// What `bench gemm` measured.
-#[derive(Debug, Clone, Serialize)]
-pub struct GemmReport {
-    /// Rows, columns, length of the sums.
-    pub shape: [usize; 3],
-    /// Compute threads.
-    pub threads: usize,
-    /// The instruction set.
-    pub isa: &'static str,
-    /// Median time.
-    pub seconds_p50: f64,
-    /// 2 m n k by time, in 10⁹ a second.
-    pub gflops: f64,
-}
-
 fn noise(stream: &mut Stream, n: usize) -> Vec<f32> {
     (0..n).map(|_| stream.f32() - 0.5).collect()
-}
-
-/// Measures `C = A·B` in single precision.
-pub fn gemm(m: usize, n: usize, k: usize, threads: usize, isa: &str) -> Result<GemmReport> {
-    let cpu = Cpu::new(Isa::choose(isa)?, threads)?;
-    let mut stream = Key::new(1).stream();
-    let (a, b) = (noise(&mut stream, m * k), noise(&mut stream, k * n));
-    let mut c = vec![0.0f32; m * n];
-    let mut times = Vec::new();
-    let begun = Instant::now();
-    while times.len() < 5 || begun.elapsed() < Duration::from_secs(1) {
-        let since = Instant::now();
-        let (a, b) = (Mat::row_major(&a, m, k)?, Mat::row_major(&b, k, n)?);
-        product(&cpu, a, b, MatMut::row_major(&mut c, m, n)?, false)?;
-        times.push(since.elapsed().as_secs_f64());
-    }
-    let seconds_p50 = quantile(&mut times[1..], 0.5);
-    let flop = 2.0 * m as f64 * n as f64 * k as f64;
-    Ok(GemmReport {
-        shape: [m, n, k],
-        threads,
-        isa: cpu.isa.name(),
-        seconds_p50,
-        gflops: flop / seconds_p50 / 1e9,
-    })
 }
 
 /// What `bench allreduce` measured; see [`phalanx_comm::bench::Report`].
@@ -159,6 +125,31 @@ pub struct StepRequest {
     pub cuda_graph: CudaGraph,
 }
 
+impl StepRequest {
+    /// Training steps of a model as it is usual, on one core of the CPU.
+    pub fn of(model: &str) -> Self {
+        StepRequest {
+            model: model.into(),
+            input: None,
+            classes: None,
+            batch: 128,
+            ranks: 1,
+            virtual_shards: None,
+            device: "cpu".into(),
+            precision: Precision::F32,
+            threads: 1,
+            isa: "auto".into(),
+            hidden: None,
+            bucket_mb: None,
+            wire: WireType::F32,
+            seconds: 2.0,
+            train: true,
+            profile: false,
+            cuda_graph: CudaGraph::Auto,
+        }
+    }
+}
+
 /// What `bench step` measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StepReport {
@@ -206,6 +197,9 @@ pub struct StepReport {
     /// What each kernel of a step takes on a GPU, the most costly first, when it was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub profile: Vec<KernelTime>,
+    /// Convolutions that the GPU's library has no algorithm for: a slow kernel computes them from their definition.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fallbacks: Vec<String>,
 }
 
 /// One kernel, or one kind of a library's calls, in a step.
@@ -260,12 +254,14 @@ pub fn step_rank(request: &StepRequest, comm: Arc<dyn Communicator>) -> Result<S
             _ => None,
         },
         profile: profile.clone(),
+        fallbacks: machine.gpu().map(Context::fallbacks).unwrap_or_default(),
     };
     from_rank_0(&*comm, comm.deadline(), || {
         if machine.gpu().is_some() {
             return Ok(report(None));
         }
-        let one = gemm(512, 512, 512, 1, &request.isa)?.gflops;
+        let (device, precision, isa) = ("cpu".into(), Precision::F32, request.isa.clone());
+        let one = gemm(&GemmRequest { m: 512, n: 512, k: 512, device, precision, threads: 1, isa })?.gflops;
         Ok(report(Some(one * f64::from(ranks) * request.threads as f64)))
     })
 }
@@ -306,7 +302,20 @@ fn enough(steps: usize, took: f64, asked: f64) -> bool {
     took > asked && (steps >= 10 || steps >= 3 && took > 5.0 * asked)
 }
 
-fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Communicator>) -> Result<Measured> {
+/// A model with random data, ready for its first step.
+struct Prepared {
+    machine: Machine,
+    engine: Engine,
+    model: ModelConfig,
+    input: [usize; 3],
+    classes: usize,
+    /// One a shard.
+    batches: Vec<Batch>,
+    /// Floating-point operations of one sample.
+    flop: f64,
+}
+
+fn prepare(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Communicator>) -> Result<Prepared> {
     let (choice, threads) = (&request.device, request.threads);
     let mut machine = Machine::open_among(&Wanted { choice, isa, threads, exact: false }, &**comm)?;
     machine.set_precision(request.precision)?;
@@ -346,7 +355,7 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
         cuda_graph: request.cuda_graph,
         faults: Faults::default(),
     };
-    let mut engine = Engine::new(comm.clone(), &machine, task, params, norms, options)?;
+    let engine = Engine::new(comm.clone(), &machine, task, params, norms, options)?;
 
     let total = request.batch * u64::from(comm.world());
     let mut stream = Key::new(2).derive(u64::from(comm.rank()), 0).stream();
@@ -360,12 +369,18 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
         ]))
     });
     let batches = batches.collect::<Result<Vec<_>>>()?;
+    let (input, flop) = ([h, w, c], 2.0 * multiply_adds as f64);
+    Ok(Prepared { machine, engine, model, input, classes, batches, flop })
+}
+
+fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Communicator>) -> Result<Measured> {
+    let Prepared { machine, mut engine, model, input, classes, batches, flop } =
+        prepare(request, isa, shards, comm)?;
     let gradient_bytes = (engine.params().count() * size_of::<f32>()) as u64;
-    let flop = 2.0 * multiply_adds as f64;
     let mut times = Vec::new();
     let mut number = 0;
     if let Some(gpu) = machine.gpu() {
-        let layers = setup::layers_for(&model, [h, w, c], classes, engine.params())?;
+        let layers = setup::layers_for(&model, input, classes, engine.params())?;
         let mut step = || -> Result<()> {
             if request.train {
                 // As a run does it: the next step is begun before the last one's report is taken.
@@ -468,28 +483,22 @@ mod tests {
 
     #[test]
     fn figures_are_positive_and_wrong_names_are_errors() {
-        let g = gemm(33, 17, 65, 1, "auto").unwrap();
-        assert!(g.gflops > 0.0);
-        assert!(matches!(gemm(8, 8, 8, 1, "sse9"), Err(Error::Host(_))));
-        let mut r = StepRequest {
-            model: "lenet5".into(),
-            input: None,
-            classes: None,
-            batch: 4,
-            ranks: 2,
-            virtual_shards: Some(4),
+        let mut g = GemmRequest {
+            m: 33,
+            n: 17,
+            k: 65,
             device: "cpu".into(),
             precision: Precision::F32,
             threads: 1,
             isa: "auto".into(),
-            hidden: None,
-            bucket_mb: None,
-            wire: WireType::F32,
-            seconds: 0.01,
-            train: true,
-            profile: false,
-            cuda_graph: CudaGraph::Auto,
         };
+        assert!(gemm(&g).unwrap().gflops > 0.0);
+        g.precision = Precision::Bf16;
+        assert_eq!(gemm(&g).unwrap_err().exit_code(), 2);
+        g.isa = "sse9".into();
+        assert!(matches!(gemm(&g), Err(Error::Host(_))));
+        let (batch, ranks, virtual_shards, seconds) = (4, 2, Some(4), 0.01);
+        let mut r = StepRequest { batch, ranks, virtual_shards, seconds, ..StepRequest::of("lenet5") };
         let report = step(&r).unwrap();
         assert!(
             report.samples_per_second > 0.0
@@ -498,6 +507,8 @@ mod tests {
         );
         r.train = false;
         assert!(step(&r).unwrap().samples_per_second > 0.0);
+        let made = losses(&r, 4).unwrap().losses;
+        assert!(made.len() == 4 && made[3] < made[0] && (made[0] - 10f64.ln()).abs() < 0.5, "{made:?}");
         r.model = "lenet6".into();
         assert_eq!(step(&r).unwrap_err().exit_code(), 2);
     }
