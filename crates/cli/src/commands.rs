@@ -21,8 +21,8 @@ use phalanx_train::{DeviceChoice, bench, ledger};
 
 use crate::args::data::Data;
 use crate::args::{
-    Args, Bench, BenchCommon, BenchLoader, BenchLosses, BenchMode, BenchStep, Command, ConfigCommand, Evaluate,
-    Launch, LedgerCommand, ModelCommand, OnName, Predict, Train, TransformName, WorldArgs,
+    Args, Bench, BenchCommon, BenchLoader, BenchLosses, BenchMode, BenchStep, Command, ConfigCommand,
+    Evaluate, Launch, LedgerCommand, ModelCommand, OnName, Predict, Train, TransformName, WorldArgs,
 };
 use crate::world::{self, World};
 

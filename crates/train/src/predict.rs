@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use phalanx_data::{
-    Codec, FieldSpec, LoaderConfig, Output, Picture, Pipeline, Pixels, Place, RecordField, Resample, Role, Source,
-    Split, Transform, Value,
+    Codec, FieldSpec, LoaderConfig, Output, Picture, Pipeline, Pixels, Place, RecordField, Resample, Role,
+    Source, Split, Transform, Value,
 };
 use phalanx_host::rng::Key;
 use phalanx_host::{Arena, Cpu, DType, Isa};

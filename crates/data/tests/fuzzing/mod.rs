@@ -25,7 +25,7 @@ impl Drop for Case<'_> {
 }
 
 /// Runs one case after the other: none may panic, hang, or make the process's memory grow by more than `megabytes`.
-pub fn run(name: &str, seconds: u64, megabytes: u64, mut case: impl FnMut(&mut Stream)) {
+pub(crate) fn run(name: &str, seconds: u64, megabytes: u64, mut case: impl FnMut(&mut Stream)) {
     let root = Key::new(name.bytes().fold(7, |hash, byte| hash * 31 + u64::from(byte)));
     let alone = std::env::var("PHALANX_FUZZ_CASE").ok().map(|k| k.parse::<u64>().expect("a number"));
     let slow = std::env::var("PHALANX_SLOW").is_ok_and(|v| v == "1");
@@ -78,18 +78,18 @@ fn peak_memory() -> u64 {
 }
 
 /// A folder in memory where there is one: cases write many files.
-pub fn scratch() -> tempfile::TempDir {
+pub(crate) fn scratch() -> tempfile::TempDir {
     let shm = Path::new("/dev/shm");
     let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
     dir.unwrap()
 }
 
 /// Below `n`, which is not 0.
-pub fn below(r: &mut Stream, n: usize) -> usize {
+pub(crate) fn below(r: &mut Stream, n: usize) -> usize {
     r.below(n as u64) as usize
 }
 
-pub fn pick<'a, T>(r: &mut Stream, from: &'a [T]) -> &'a T {
+pub(crate) fn pick<'a, T>(r: &mut Stream, from: &'a [T]) -> &'a T {
     &from[below(r, from.len())]
 }
 
@@ -109,7 +109,7 @@ fn odd_number(r: &mut Stream, len: usize) -> u64 {
 
 /// Changes `bytes` from `from` on in one to six places: bits, bytes, numbers of 1 to 8 bytes in either order, and
 /// stretches that are removed, repeated, moved, filled or cut off.
-pub fn mutate(r: &mut Stream, bytes: &mut Vec<u8>, from: usize) {
+pub(crate) fn mutate(r: &mut Stream, bytes: &mut Vec<u8>, from: usize) {
     for _ in 0..=below(r, 6) {
         let len = bytes.len();
         if len <= from {
