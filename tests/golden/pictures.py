@@ -64,6 +64,19 @@ def write():
     smooth.save(OUT / "progressive.jpg", quality=92, progressive=True)
     smooth.convert("L").save(OUT / "grey.jpg", quality=92)
     smooth.convert("CMYK").save(OUT / "cmyk.jpg", quality=92)
+    # What nearly all files are, in each sampling of colours, of sizes that are no whole blocks.
+    sharp = image(67, 45, 3, "RGB")
+    for name, options in {
+        "ycc444": {"subsampling": 0},
+        "ycc422": {"subsampling": 1, "restart_marker_blocks": 3},
+        "ycc420": {"subsampling": 2},
+        "restarts": {"subsampling": 2, "restart_marker_rows": 1},
+        "own-codes": {"subsampling": 2, "optimize": True},
+        "red-green-blue": {"subsampling": 0, "keep_rgb": True},
+    }.items():
+        sharp.save(OUT / f"{name}.jpg", quality=90, **options)
+    sharp.crop((0, 0, 5, 3)).save(OUT / "tiny.jpg", quality=90)
+    sharp.convert("L").save(OUT / "grey-odd.jpg", quality=100)
 
 
 def decoded():
@@ -102,8 +115,40 @@ def resized():
     return cases
 
 
+def framed():
+    """torchvision's Resize to a shorter side or to a size, and CenterCrop to height and width."""
+    cases = []
+    for height, width, size, crop in [
+        (61, 47, 40, [33, 24]),
+        (47, 61, [21, 34], [20, 31]),
+        (13, 30, None, [10, 17]),
+        (13, 30, None, [20, 17]),
+        (13, 30, None, [21, 41]),
+        (19, 20, 16, [17, 16]),
+        (23, 9, 31, [40, 41]),
+    ]:
+        steps = [] if size is None else [v2.Resize(size, v2.InterpolationMode.BILINEAR, antialias=True)]
+        picture = Image.fromarray(pattern(height, width, 3).numpy())
+        out = v2.Compose([*steps, v2.CenterCrop(crop)])(picture)
+        cases.append({"size": [height, width], "to": size, "crop": crop, "rgb": out.tobytes().hex()})
+    return cases
+
+
+def smaller():
+    """A JPEG file decoded at a half, a quarter and an eighth of its size, by libjpeg."""
+    cases = []
+    for name in ["ycc444", "ycc422", "ycc420", "grey-odd"]:
+        for times in [2, 4, 8]:
+            picture = Image.open(OUT / f"{name}.jpg")
+            width, height = picture.size
+            picture.draft(None, (width // times, height // times))
+            rgb = bytes(picture.convert("RGB").tobytes())
+            cases.append({"file": name, "times": times, "size": picture.size[::-1], "rgb": rgb.hex()})
+    return cases
+
+
 OUT.mkdir(exist_ok=True)
 write()
 about = "tests/golden/pictures.py, torchvision " + torchvision.__version__
-text = json.dumps({"about": about, "files": decoded(), "resized": resized()}, indent=0)
+text = json.dumps({"about": about, "files": decoded(), "resized": resized(), "framed": framed(), "smaller": smaller()}, indent=0)
 (OUT / "pictures.json").write_text(text + "\n")

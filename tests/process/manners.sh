@@ -6,7 +6,7 @@
 phalanx
 check "without arguments: usage on standard error, exit code 2" \
     sh -c '[ "$1" -eq 2 ] && [ ! -s "$2" ] && grep -q "phalanx train configs/digits.toml" "$3"' - "$rc" "$out" "$err"
-for command in "" train evaluate predict data "data fetch" ledger "ledger verify" config "config check" bench "bench gemm" \
+for command in "" train evaluate predict data "data fetch" "data pack" "data export" ledger "ledger verify" config "config check" bench "bench gemm" \
     "bench step" "bench allreduce" launch; do
     # shellcheck disable=SC2086
     phalanx $command --help

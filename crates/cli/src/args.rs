@@ -380,6 +380,8 @@ pub(crate) enum Bench {
     },
     /// Training steps of a model on random data
     Step(BenchStep),
+    /// Samples of a data set: read, decoded, transformed and put into batches
+    Loader(BenchLoader),
     /// Sum over ranks, beside a plain copy
     Allreduce {
         /// Bytes of each rank's buffer
@@ -410,6 +412,34 @@ pub(crate) struct BenchCommon {
     /// auto, portable, avx2 or avx512
     #[arg(long, default_value = "auto")]
     pub isa: String,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchLoader {
+    /// A data set: an embedded one's name or a directory, as data.train in a configuration
+    #[arg(value_name = "DATASET")]
+    pub data: String,
+    /// Loader threads; 0 for none but the caller's
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// none, train (random resized crop and flip), eval (the middle of the resized image), or one row's name
+    #[arg(long, value_name = "NAME", default_value = "train")]
+    pub transform: String,
+    /// Height and width that rows give images
+    #[arg(long, value_name = "PIXELS", default_value_t = 224)]
+    pub size: usize,
+    /// Samples of a batch
+    #[arg(long, default_value_t = 32)]
+    pub batch: u64,
+    /// Deliver normalised floats instead of bytes
+    #[arg(long)]
+    pub floats: bool,
+    /// Seconds to measure
+    #[arg(long, default_value_t = 3.0)]
+    pub seconds: f64,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,

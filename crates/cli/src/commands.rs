@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use phalanx_data::Pixels;
 use phalanx_launch::{Facts, Line, On};
 use phalanx_train::config::Config;
 #[cfg(feature = "mpi")]
@@ -20,8 +21,8 @@ use phalanx_train::{DeviceChoice, bench, ledger};
 
 use crate::args::data::Data;
 use crate::args::{
-    Args, Bench, BenchCommon, BenchMode, BenchStep, Command, ConfigCommand, Evaluate, Launch, LedgerCommand,
-    ModelCommand, OnName, Predict, Train, TransformName, WorldArgs,
+    Args, Bench, BenchCommon, BenchLoader, BenchMode, BenchStep, Command, ConfigCommand, Evaluate, Launch,
+    LedgerCommand, ModelCommand, OnName, Predict, Train, TransformName, WorldArgs,
 };
 use crate::world::{self, World};
 
@@ -297,6 +298,7 @@ fn run_bench(args: Bench) -> Result<u8> {
             )
         }
         Bench::Step(args) => run_bench_step(&args),
+        Bench::Loader(args) => run_bench_loader(&args),
         Bench::Allreduce { world, isa, json, tune: true, .. } => run_tune(&world, &isa, json),
         Bench::Allreduce { bytes, world, rounds, isa, json, tune: false } => {
             let r = match world::find_on_host(&world, 2)? {
@@ -322,6 +324,31 @@ fn run_bench(args: Bench) -> Result<u8> {
             Ok(0)
         }
     }
+}
+
+fn run_bench_loader(args: &BenchLoader) -> Result<u8> {
+    let r = bench::loader(&bench::LoaderRequest {
+        data: args.data.clone(),
+        threads: args.threads,
+        transform: args.transform.clone(),
+        size: args.size,
+        batch: args.batch,
+        pixels: if args.floats { Pixels::Floats } else { Pixels::Bytes },
+        seconds: args.seconds,
+    })?;
+    if args.json {
+        return print_json(&r);
+    }
+    print(&format!(
+        "{:.0} samples/s  {:.3} GB/s of {} {:?} ({:.2} of a plain copy's {:.2} GB/s)",
+        r.samples_per_second,
+        r.bytes_per_second / 1e9,
+        r.dtype,
+        r.shape,
+        r.bytes_per_second / r.copy_bytes_per_second,
+        r.copy_bytes_per_second / 1e9
+    ));
+    Ok(0)
 }
 
 fn run_tune(world: &WorldArgs, isa: &str, json: bool) -> Result<u8> {

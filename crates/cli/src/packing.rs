@@ -13,7 +13,7 @@ use crate::commands::{print_all, print_json};
 use crate::world::{self, World};
 
 /// Bytes of a megabyte as the options count them.
-const MB: u64 = 1_000_000;
+const MB: f64 = 1e6;
 
 pub(crate) fn pack(args: &Pack) -> Result<u8> {
     let images = match (args.codec, args.resize) {
@@ -37,7 +37,7 @@ pub(crate) fn pack(args: &Pack) -> Result<u8> {
             BadName::Skip => BadImages::Skip,
         },
         check: args.check,
-        shard_bytes: args.shard_mb.saturating_mul(MB),
+        shard_bytes: (args.shard_mb * MB) as u64,
         threads: args.threads,
         force: args.force,
     };
@@ -65,7 +65,7 @@ pub(crate) fn synth(args: &Synth) -> Result<u8> {
         images: Images::Keep,
         bad: BadImages::Fail,
         check: false,
-        shard_bytes: args.shard_mb.saturating_mul(MB),
+        shard_bytes: (args.shard_mb * MB) as u64,
         threads: args.threads,
         force: args.force,
     };
@@ -95,7 +95,7 @@ pub(crate) fn export(args: &Export) -> Result<u8> {
             ExportName::Webdataset => ExportFormat::Webdataset,
             ExportName::Folder => ExportFormat::Folder,
         },
-        tar_bytes: args.shard_mb.saturating_mul(MB),
+        tar_bytes: (args.shard_mb * MB) as u64,
     })?;
     if args.json { print_json(&report) } else { print_all(&report) }
 }

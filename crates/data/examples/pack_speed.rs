@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use phalanx_data::{BadImages, Error, Images, ImportRequest, PackRank, PackRequest, pack};
+use phalanx_data::{BadImages, Error, Images, ImportRequest, PackRank, PackRequest, PackSource, pack};
 
 const ROUNDS: usize = 5;
 
@@ -58,7 +58,7 @@ fn median(values: &[f64]) -> f64 {
 
 fn packed(source: &Path, out: &Path) -> Result<(), Error> {
     let request = PackRequest {
-        import: ImportRequest { source: source.to_owned(), ..Default::default() },
+        source: PackSource::Import(ImportRequest { source: source.to_owned(), ..Default::default() }),
         out: out.to_owned(),
         images: Images::Keep,
         bad: BadImages::Fail,

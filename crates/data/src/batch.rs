@@ -39,6 +39,27 @@ impl Normalise {
     }
 }
 
+impl Mix {
+    /// Checks the lists for a batch of `samples`.
+    pub fn check(&self, samples: usize) -> Result<()> {
+        let fail = |problem: String| Err(Error::field("mix", problem));
+        for (name, len) in
+            [("partners", self.partner.len()), ("factors", self.lambda.len()), ("boxes", self.boxes.len())]
+        {
+            if len != samples {
+                return fail(format!("has {len} {name} for {samples} samples"));
+            }
+        }
+        if let Some(bad) = self.partner.iter().find(|p| **p as usize >= samples) {
+            return fail(format!("names sample {bad} of a batch of {samples}"));
+        }
+        match self.lambda.iter().find(|l| !(0.0..=1.0).contains(*l)) {
+            Some(bad) => fail(format!("has the factor {bad}, not one in 0..=1")),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Field {
     /// A field of that shape with arbitrary contents, for filling in.
     pub fn new(pool: &Pool, name: impl Into<Arc<str>>, dtype: DType, shape: &[usize]) -> Result<Self> {
@@ -172,6 +193,14 @@ mod tests {
         let x = || Field::new(&pool, "x", DType::U8, &[2]).unwrap();
         assert!(Batch::new(vec![x()], vec![1]).is_err());
         assert!(message(Batch::new(vec![x(), x()], vec![1, 2]).unwrap_err()).contains("twice"));
+        let mix = |partner: &[u32], lambda: &[f32], boxes: usize| {
+            let boxes = vec![[0; 4]; boxes];
+            Mix { partner: partner.to_vec(), lambda: lambda.to_vec(), boxes }.check(2)
+        };
+        assert!(mix(&[1, 0], &[0.25, 1.0], 2).is_ok() && mix(&[1], &[0.0, 0.0], 2).is_err());
+        assert!(message(mix(&[1, 2], &[0.5, 0.5], 2).unwrap_err()).contains("sample 2 of a batch of 2"));
+        assert!(message(mix(&[1, 0], &[0.5, f32::NAN], 2).unwrap_err()).contains("factor NaN"));
+        assert!(mix(&[1, 0], &[0.5, 0.5], 1).is_err());
         let uneven = Field { lengths: Some(vec![1]), ..x() };
         assert!(Batch::new(vec![uneven], vec![1, 2]).is_err());
     }

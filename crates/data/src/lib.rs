@@ -29,6 +29,7 @@ mod plan;
 mod shards;
 mod shown;
 mod source;
+mod stage;
 mod stats;
 mod synth;
 mod threads;
@@ -42,10 +43,12 @@ pub use export::{ExportFormat, ExportReport, ExportRequest, ExportedSplit, expor
 pub use fetch::{FetchedFile, Report, fetch, fetchable};
 pub use import::{Format, Import, ImportRequest, Listing, import};
 pub use inspect::{ClassCount, InspectReport, SizeCount, Sizes, Spread, contact_sheet, inspect};
-pub use loader::{Loaded, Loader, Mode};
+pub use loader::{
+    BadRecords, BadSample, Cores, Loaded, Loader, LoaderStats, Mode, Threads, substitutes, too_many_bad,
+};
 pub use memory::{Column, Memory};
 pub use open::{Split, embedded_names, open, shard_sets};
-pub use order::{Order, shard_positions, step_positions, steps_per_epoch};
+pub use order::{Order, OrderKind, shard_positions, step_positions, steps_per_epoch};
 pub use pack::{
     BadImages, Images, PackRank, PackReport, PackRequest, PackSource, Skipped, SplitReport, pack,
 };
@@ -56,9 +59,10 @@ pub use shards::{
     ShardWriter, VerifyReport, finished_shard, repair, seal, verify,
 };
 pub use source::{Codec, FieldSpec, Record, RecordField, Role, Schema, Source};
+pub use stage::{Stage, Staged, StagedSet, Stager};
 pub use stats::{BlockStats, ChannelStats, STATS_BLOCK, block_stats, stats_blocks};
 pub use synth::{Synth, SynthCodec, SynthConfig};
 pub use transform::{
     Mix, Mixing, Output, Param, Pipeline, Pixels, Row, Signal, Transform, Value, delivered, rows,
 };
-pub use views::{Subset, split_validation};
+pub use views::{Balance, Subset, balanced, few_shots, split_validation};

@@ -1,15 +1,54 @@
 //! Which sample is seen when: pure functions without memory.
 
+mod blocked;
+mod feistel;
+#[cfg(test)]
+mod tests;
+
+use std::num::NonZeroU32;
 use std::ops::Range;
 
+use blocked::Blocked;
+use feistel::{Domain, Feistel};
 use phalanx_host::rng::Key;
+use serde::{Deserialize, Serialize};
 
 /// Separates the order's random stream from every other one of the same seed.
 const STREAM: u64 = 0x6F72_6465_7200;
-const ROUNDS: usize = 8;
-/// A network of fewer bits has too few round functions to reach all permutations equally often; walking
-/// through 256 numbers for a handful of samples costs nothing that matters.
-const LEAST_BITS: u32 = 8;
+
+/// How an epoch's samples are shuffled.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum OrderKind {
+    /// Every sample may come anywhere.
+    #[default]
+    Full,
+    /// Blocks of neighbouring samples are shuffled, and then the samples within windows of some blocks: reads stay
+    /// within a few places of the files at a time, which file systems with spinning disks or many clients want.
+    Blocked {
+        /// Samples in a block.
+        #[serde(default = "default_block")]
+        block: NonZeroU32,
+        /// Blocks in a window.
+        #[serde(default = "default_window")]
+        window: NonZeroU32,
+    },
+}
+
+fn default_block() -> NonZeroU32 {
+    NonZeroU32::MIN.saturating_add(1023)
+}
+
+fn default_window() -> NonZeroU32 {
+    NonZeroU32::MIN.saturating_add(15)
+}
+
+impl OrderKind {
+    /// Whether it is the one that is meant where nothing is said.
+    pub fn is_full(&self) -> bool {
+        *self == OrderKind::Full
+    }
+}
 
 /// The order of one epoch: a pseudo-random permutation of `0..n` that is evaluated at one position in
 /// constant time and memory.
@@ -20,67 +59,59 @@ const LEAST_BITS: u32 = 8;
 /// domains", 2002), less than twice on average. The round keys come from Philox once; a round itself is
 /// one wide multiplication.
 #[derive(Debug, Clone)]
-pub struct Order {
-    n: u64,
-    low_bits: u32,
-    low_mask: u64,
-    high_mask: u64,
-    keys: [[u64; 2]; ROUNDS],
+pub struct Order(Shuffle);
+
+#[derive(Debug, Clone)]
+enum Shuffle {
+    Full(Feistel, Domain),
+    Blocked(Box<Blocked>),
 }
 
 impl Order {
-    /// The order of `n` samples in epoch `epoch` of the run with that seed.
+    /// The full order of `n` samples in epoch `epoch` of the run with that seed.
     pub fn new(seed: u64, epoch: u64, n: u64) -> Self {
-        let bits = (u64::BITS - n.saturating_sub(1).leading_zeros()).max(LEAST_BITS);
-        let low_bits = bits / 2;
-        let mut stream = Key::new(seed).derive(STREAM, epoch).stream();
-        let keys = std::array::from_fn(|_| [stream.u64(), stream.u64() | 1]);
-        let mask = |bits: u32| (1u64 << bits) - 1;
-        Order { n, low_bits, low_mask: mask(low_bits), high_mask: mask(bits - low_bits), keys }
+        Order::of(OrderKind::Full, seed, epoch, n)
+    }
+
+    /// The order of that kind.
+    pub fn of(kind: OrderKind, seed: u64, epoch: u64, n: u64) -> Self {
+        let key = Key::new(seed).derive(STREAM, epoch);
+        Order(match kind {
+            OrderKind::Full => Shuffle::Full(Feistel::new(key), Domain::new(n)),
+            OrderKind::Blocked { block, window } => {
+                Shuffle::Blocked(Box::new(Blocked::new(key, n, block.get().into(), window.get().into())))
+            }
+        })
+    }
+
+    /// A full order with a stream of its own.
+    pub(crate) fn keyed(key: Key, n: u64) -> Self {
+        Order(Shuffle::Full(Feistel::new(key), Domain::new(n)))
     }
 
     /// The number of samples.
     pub fn len(&self) -> u64 {
-        self.n
+        match &self.0 {
+            Shuffle::Full(_, domain) => domain.len(),
+            Shuffle::Blocked(blocked) => blocked.len(),
+        }
     }
 
     /// Whether there are no samples.
     pub fn is_empty(&self) -> bool {
-        self.n == 0
+        self.len() == 0
     }
 
     /// The sample at `position`. A position outside `0..n` is no position of the epoch and comes back
     /// unchanged, so that the set it is asked of reports it.
     #[inline]
     pub fn at(&self, position: u64) -> u64 {
-        if position >= self.n {
-            return position;
-        }
-        let mut x = position;
-        loop {
-            x = self.permute(x);
-            if x < self.n {
-                return x;
-            }
+        match &self.0 {
+            _ if position >= self.len() => position,
+            Shuffle::Full(feistel, domain) => feistel.at(domain, 0, position),
+            Shuffle::Blocked(blocked) => blocked.at(position),
         }
     }
-
-    #[inline(always)]
-    fn permute(&self, x: u64) -> u64 {
-        let (mut low, mut high) = (x & self.low_mask, x >> self.low_bits);
-        for pair in self.keys.chunks_exact(2) {
-            high ^= mix(low, pair[0]) & self.high_mask;
-            low ^= mix(high, pair[1]) & self.low_mask;
-        }
-        high << self.low_bits | low
-    }
-}
-
-/// Both halves of a keyed 128-bit product, folded.
-#[inline(always)]
-fn mix(x: u64, [a, b]: [u64; 2]) -> u64 {
-    let wide = u128::from(x ^ a) * u128::from(b);
-    (wide >> 64) as u64 ^ wide as u64
 }
 
 /// Steps in one epoch of `n` samples: the last batch may be short. A batch of 0 counts as 1.
@@ -104,6 +135,3 @@ pub fn shard_positions(range: Range<u64>, shards: u64, shard: u64) -> Range<u64>
         |s: u64| range.start + (u128::from(len) * u128::from(s.min(shards)) / u128::from(shards)) as u64;
     cut(shard)..cut(shard.saturating_add(1))
 }
-
-#[cfg(test)]
-mod tests;

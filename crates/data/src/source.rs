@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use phalanx_host::DType;
 
-use crate::{Error, Result};
+use crate::{Error, Result, ShardSet};
 
 /// What a field is for; decides how the loader treats it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,6 +161,23 @@ pub trait Source: Send + Sync + Debug {
     /// Fails with [`crate::Error::NoSample`] when `id` is not in `0..len`.
     fn read(&self, id: u64, record: &mut Record) -> Result<()>;
 
+    /// As [`Source::read`], but for field `field` of the record, whose elements go to `into` without a stop on the way: a
+    /// copy less where samples are delivered as they are stored. `false`, and nothing read, where this source or this
+    /// sample does not allow that.
+    fn read_into(&self, _id: u64, _field: usize, _record: &mut Record, _into: &mut [u8]) -> Result<bool> {
+        Ok(false)
+    }
+
     /// The class of sample `id`, without reading the rest of it; `None` for a set without labels.
     fn label(&self, id: u64) -> Result<Option<i64>>;
+
+    /// The shard set whose files the samples come from, where there is one.
+    fn shard_set(&self) -> Option<&ShardSet> {
+        None
+    }
+
+    /// The number that sample `id` has in that set.
+    fn id_in_shards(&self, id: u64) -> u64 {
+        id
+    }
 }

@@ -1,11 +1,15 @@
 use std::sync::Arc;
 
-use phalanx_host::rng::Key;
+use phalanx_host::rng::{Key, Stream};
+use serde::{Deserialize, Serialize};
 
-use crate::{Error, Record, Result, Schema, Source};
+use crate::{Error, Record, Result, Schema, ShardSet, Source};
 
 /// Separates the validation split's random stream from every other one of the same seed.
 const STREAM: u64 = 0x7661_6C69_6400;
+/// Likewise that of the shots, and of the balance.
+const SHOTS: u64 = 0x7368_6F74_7300;
+const BALANCE: u64 = 0x6261_6C61_6E00;
 
 /// Some samples of another set, renumbered from 0.
 #[derive(Debug, Clone)]
@@ -62,8 +66,20 @@ impl Source for Subset {
         self.of.read(self.inner(id)?, record)
     }
 
+    fn read_into(&self, id: u64, field: usize, record: &mut Record, into: &mut [u8]) -> Result<bool> {
+        self.of.read_into(self.inner(id)?, field, record, into)
+    }
+
     fn label(&self, id: u64) -> Result<Option<i64>> {
         self.of.label(self.inner(id)?)
+    }
+
+    fn shard_set(&self) -> Option<&ShardSet> {
+        self.of.shard_set()
+    }
+
+    fn id_in_shards(&self, id: u64) -> u64 {
+        self.inner(id).map_or(u64::MAX, |inner| self.of.id_in_shards(inner))
     }
 }
 
@@ -79,6 +95,30 @@ pub fn split_validation(
     if !(fraction > 0.0 && fraction < 1.0) {
         return Err(Error::usage("data.validation", format!("is {fraction}, and must be in [0, 1)")));
     }
+    let (mut rest, mut held) = (Vec::new(), Vec::new());
+    for (class, mut ids) in by_class(set)?.into_iter().enumerate() {
+        let take = (ids.len() as f64 * fraction).round() as usize;
+        draw(&mut ids, take, Key::new(seed).derive(STREAM, class as u64).stream());
+        rest.extend_from_slice(&ids[take..]);
+        held.extend_from_slice(&ids[..take]);
+    }
+    if rest.is_empty() || held.is_empty() {
+        let problem =
+            format!("{fraction} of the {} samples of {} leaves one part empty", set.len(), set.name());
+        return Err(Error::usage("data.validation", problem));
+    }
+    // In the set's own order again: neighbours on disk stay neighbours.
+    rest.sort_unstable();
+    held.sort_unstable();
+    Ok((view(set, "without validation", rest)?, view(set, "validation", held)?))
+}
+
+fn view(set: &Arc<dyn Source>, part: &str, ids: Vec<u64>) -> Result<Arc<dyn Source>> {
+    Ok(Arc::new(Subset::new(format!("{} ({part})", set.name()), set.clone(), ids)?))
+}
+
+/// The samples of each class, in the set's order; those of a set without labels are of one class.
+fn by_class(set: &Arc<dyn Source>) -> Result<Vec<Vec<u64>>> {
     let mut classes: Vec<Vec<u64>> = vec![Vec::new(); set.schema().classes.len().max(1)];
     for id in 0..set.len() {
         let label = set.label(id)?.unwrap_or(0);
@@ -91,31 +131,81 @@ pub fn split_validation(
             }
         }
     }
-    let (mut rest, mut held) = (Vec::new(), Vec::new());
-    for (class, mut ids) in classes.into_iter().enumerate() {
-        // A shuffle (Fisher and Yates) of which the first part is held out.
-        let mut stream = Key::new(seed).derive(STREAM, class as u64).stream();
-        let take = (ids.len() as f64 * fraction).round() as usize;
-        for i in 0..take {
-            let j = i + stream.below((ids.len() - i) as u64) as usize;
-            ids.swap(i, j);
-        }
-        rest.extend_from_slice(&ids[take..]);
-        held.extend_from_slice(&ids[..take]);
+    Ok(classes)
+}
+
+/// Brings `take` of the ids to the front, at random: a shuffle (Fisher and Yates) that ends there.
+fn draw(ids: &mut [u64], take: usize, mut stream: Stream) {
+    for i in 0..take.min(ids.len()) {
+        let j = i + stream.below((ids.len() - i) as u64) as usize;
+        ids.swap(i, j);
     }
-    if rest.is_empty() || held.is_empty() {
-        let problem =
-            format!("{fraction} of the {} samples of {} leaves one part empty", set.len(), set.name());
-        return Err(Error::usage("data.validation", problem));
+}
+
+/// As many samples of each class, or all that it has where they are fewer. A pure function of the set's
+/// labels, the number and the seed.
+///
+/// Fails when `shots` is 0, and on a set without labels.
+pub fn few_shots(set: &Arc<dyn Source>, shots: u64, seed: u64) -> Result<Arc<dyn Source>> {
+    let wrong = |problem: String| Error::usage("data.shots", problem);
+    if shots == 0 {
+        return Err(wrong("is 0: no sample would be left".into()));
     }
-    // In the set's own order again: neighbours on disk stay neighbours.
-    rest.sort_unstable();
-    held.sort_unstable();
-    let view = |part: &str, ids| {
-        Subset::new(format!("{} ({part})", set.name()), set.clone(), ids)
-            .map(|s| Arc::new(s) as Arc<dyn Source>)
+    if set.schema().classes.is_empty() {
+        return Err(wrong(format!("{} has no classes", set.name())));
+    }
+    let mut kept = Vec::new();
+    for (class, mut ids) in by_class(set)?.into_iter().enumerate() {
+        let take = usize::try_from(shots).map_or(ids.len(), |shots| shots.min(ids.len()));
+        draw(&mut ids, take, Key::new(seed).derive(SHOTS, class as u64).stream());
+        kept.extend_from_slice(&ids[..take]);
+    }
+    kept.sort_unstable();
+    view(set, &format!("{shots} a class"), kept)
+}
+
+/// How classes of different sizes are made equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Balance {
+    /// Samples of small classes come several times an epoch, so often that all classes are as large as the largest.
+    Oversample,
+    /// Samples of large classes are left out, so that all are as large as the smallest that has any.
+    Undersample,
+}
+
+/// The set with as many samples of each class that has any. A pure function of the set's labels and the seed, which
+/// chooses the samples that are left out, or come once more than others.
+///
+/// Fails on a set without labels.
+pub fn balanced(set: &Arc<dyn Source>, balance: Balance, seed: u64) -> Result<Arc<dyn Source>> {
+    if set.schema().classes.is_empty() {
+        return Err(Error::usage("data.balance", format!("{} has no classes", set.name())));
+    }
+    let mut classes = by_class(set)?;
+    let sizes = || classes.iter().map(Vec::len).filter(|&n| n > 0);
+    let (largest, smallest) = (sizes().max().unwrap_or(0), sizes().min().unwrap_or(0));
+    let (size, name) = match balance {
+        Balance::Oversample => (largest, "oversampled"),
+        Balance::Undersample => (smallest, "undersampled"),
     };
-    Ok((view("without validation", rest)?, view("validation", held)?))
+    // Pass by pass over the set, each in its own order: neighbours on disk stay neighbours.
+    let mut ids: Vec<u64> = Vec::new();
+    for pass in 0.. {
+        let before = ids.len();
+        for (class, of) in classes.iter_mut().enumerate().filter(|(_, of)| !of.is_empty()) {
+            let left = size.saturating_sub(pass * of.len()).min(of.len());
+            if left > 0 && left < of.len() {
+                draw(of, left, Key::new(seed).derive(BALANCE, class as u64).stream());
+            }
+            ids.extend_from_slice(&of[..left]);
+        }
+        if ids.len() == before {
+            break;
+        }
+        ids[before..].sort_unstable();
+    }
+    view(set, name, ids)
 }
 
 #[cfg(test)]
@@ -168,5 +258,56 @@ mod tests {
         assert_eq!(pixels(&view), [1, 2, 11, 12]);
         assert!(matches!(view.label(4), Err(Error::NoSample { len: 4, .. })));
         assert!(Subset::new("bad", set(), vec![5, 100]).is_err());
+    }
+
+    #[test]
+    fn balanced_views_have_classes_of_one_size() {
+        let count = |s: &Arc<dyn Source>| {
+            [0, 1, 2].map(|c| (0..s.len()).filter(|&i| s.label(i).unwrap() == Some(c)).count())
+        };
+        let over = balanced(&set(), Balance::Oversample, 1).unwrap();
+        assert_eq!(count(&over), [70; 3]);
+        // Each sample comes as often as any other of its class, or once more.
+        let mut times = [0usize; 100];
+        pixels(&over).into_iter().for_each(|p| times[usize::from(p)] += 1);
+        for (i, &n) in times.iter().enumerate() {
+            assert!(
+                [[7, 7], [3, 4], [1, 1]][[0, 1, 1, 2, 2, 2, 2, 2, 2, 2][i % 10]].contains(&n),
+                "{i}: {n}"
+            );
+        }
+        // The first pass is the set itself.
+        assert!(pixels(&over)[..100].iter().copied().eq(0..100));
+        let under = balanced(&set(), Balance::Undersample, 1).unwrap();
+        assert_eq!(count(&under), [10; 3]);
+        let mut seen = pixels(&under);
+        assert!(seen.is_sorted());
+        seen.dedup();
+        assert_eq!(seen.len(), 30);
+        for balance in [Balance::Oversample, Balance::Undersample] {
+            let of = |seed| pixels(&balanced(&set(), balance, seed).unwrap());
+            assert_eq!(of(1), of(1));
+            assert_ne!(of(1), of(2));
+        }
+        // A class without a sample has no say.
+        let two: Arc<dyn Source> =
+            Arc::new(Subset::filter("two", set(), |_, label| label != Some(0)).unwrap());
+        assert_eq!(count(&balanced(&two, Balance::Undersample, 0).unwrap()), [0, 20, 20]);
+    }
+
+    #[test]
+    fn shots_are_few_keyed_and_no_more_than_there_are() {
+        let count = |s: &Arc<dyn Source>| {
+            [0, 1, 2].map(|c| (0..s.len()).filter(|&i| s.label(i).unwrap() == Some(c)).count())
+        };
+        let of = |shots, seed| few_shots(&set(), shots, seed).unwrap();
+        assert_eq!(
+            (count(&of(5, 0)), count(&of(15, 0)), count(&of(u64::MAX, 0))),
+            ([5; 3], [10, 15, 15], [10, 20, 70])
+        );
+        assert_eq!(pixels(&of(5, 3)), pixels(&of(5, 3)));
+        assert_ne!(pixels(&of(5, 3)), pixels(&of(5, 4)));
+        assert_eq!(few_shots(&set(), 0, 0).unwrap_err().kind(), crate::Kind::Usage);
+        assert_eq!(of(2, 0).name(), "s (2 a class)");
     }
 }

@@ -12,8 +12,8 @@ use fuzzing::{below, mutate, pick, run, scratch};
 use phalanx_data::{
     BadImages, Codec, Error, FieldSpec, Format, Images, ImportRequest, Limits, Loader, LoaderConfig, Mode,
     PackRank, PackRequest, PackSource, Picture, Plan, Record, RecordField, Result, Sample, SampleField,
-    Schema, SetInfo, ShardSet, ShardWriter, Source, Synth, SynthCodec, SynthConfig, Transform, Value,
-    contact_sheet, finished_shard, import, inspect, pack, repair, seal, verify,
+    Schema, SetInfo, ShardSet, ShardWriter, Source, Synth, SynthCodec, SynthConfig, Threads, Transform,
+    Value, contact_sheet, finished_shard, import, inspect, pack, repair, seal, verify,
 };
 use phalanx_host::rng::Stream;
 use phalanx_host::{DType, Pool};
@@ -325,7 +325,12 @@ fn load(bytes: Vec<u8>, codec: Codec, rows: &[Transform], seed: u64) {
     let image = FieldSpec { variable: true, ..FieldSpec::image([64, 64, 3], 255.0) };
     let schema = Schema { fields: vec![image], classes: Vec::new() };
     let limits = Limits { max_pixels: 1 << 22, ..Limits::default() };
-    let config = LoaderConfig { threads: 0, transforms: rows.to_vec(), limits, ..LoaderConfig::default() };
+    let config = LoaderConfig {
+        threads: Threads::Count(0),
+        transforms: rows.to_vec(),
+        limits,
+        ..LoaderConfig::default()
+    };
     let plan = Plan::new(1, 1, 1, 0..1, 1).unwrap();
     let set = Arc::new(One { schema, bytes, codec });
     let loader = Loader::new(set, &config, Mode::Train { seed }, plan, &Pool::new()).unwrap();

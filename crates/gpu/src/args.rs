@@ -72,6 +72,11 @@ impl Args {
         self
     }
 
+    /// All arguments, to be compared.
+    pub(crate) fn contents(&self) -> Vec<[u8; 16]> {
+        self.cells.iter().map(|c| c.0).collect()
+    }
+
     /// Addresses of the arguments, for the driver. Valid while `self` is not changed.
     pub(crate) fn pointers(&mut self) -> Vec<*mut c_void> {
         let base = self.cells.as_mut_ptr();

@@ -110,7 +110,8 @@ impl Blas {
         bias: Option<DevicePtr>,
     ) -> Result<()> {
         let name = || format!("product {}x{}x{} of {}", g.m, g.n, g.k, g.batch);
-        self.core.profiled(name, || self.multiply(g, alpha, a, b, c, bias))
+        let of = || (*g, alpha.to_bits(), [a.0, b.0, c.0], bias.map(|b| b.0));
+        self.core.queue(name, of, || self.multiply(g, alpha, a, b, c, bias))
     }
 
     fn multiply(

@@ -6,10 +6,12 @@ use crate::blas::Blas;
 use crate::device::Primary;
 use crate::dnn::Dnn;
 use crate::faults::Faults;
+use crate::input::Inputs;
 use crate::launch::Modules;
 use crate::memory::Memory;
 use crate::pinned::HostCache;
 use crate::profile::Profile;
+use crate::recording::Recording;
 use crate::transfer::Staging;
 use crate::{DeviceInfo, Event, Math, Result, Stream};
 
@@ -27,6 +29,7 @@ struct Inner {
     dnn: OnceLock<Result<Dnn>>,
     faults: OnceLock<Result<Faults>>,
     staging: Mutex<Staging>,
+    inputs: Inputs,
     tf32: AtomicBool,
     exact: AtomicBool,
     core: Arc<Core>,
@@ -36,6 +39,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // Modules and libraries go next; nothing of them may still run.
         let _ = self.core.compute.synchronize();
+        let _ = self.core.copies.synchronize();
     }
 }
 
@@ -49,6 +53,7 @@ pub(crate) struct Core {
     copies: Stream,
     communication: Stream,
     pub(crate) profile: Profile,
+    pub(crate) recording: Recording,
     pub(crate) primary: Arc<Primary>,
 }
 
@@ -91,6 +96,7 @@ impl Context {
             copies: Stream::new(&primary, URGENT)?,
             communication: Stream::new(&primary, URGENT)?,
             profile: Profile::default(),
+            recording: Recording::default(),
             primary,
         });
         Ok(Context(Arc::new(Inner {
@@ -99,6 +105,7 @@ impl Context {
             dnn: OnceLock::new(),
             faults: OnceLock::new(),
             staging: Mutex::default(),
+            inputs: Inputs::default(),
             tf32: AtomicBool::new(false),
             exact: AtomicBool::new(false),
             core,
@@ -201,6 +208,10 @@ impl Context {
 
     pub(crate) fn faults_once(&self) -> &OnceLock<Result<Faults>> {
         &self.0.faults
+    }
+
+    pub(crate) fn inputs(&self) -> &Inputs {
+        &self.0.inputs
     }
 
     pub(crate) fn staging(&self) -> MutexGuard<'_, Staging> {

@@ -66,7 +66,10 @@ impl Context {
     /// Errors while it runs come out at a later wait.
     pub fn launch(&self, source: &'static Source, kernel: &str, grid: Grid, args: Args) -> Result<()> {
         let name = || format!("{}/{kernel}", source.name);
-        self.core().profiled(name, || self.launch_on(self.compute(), source, kernel, grid, args))
+        // They are gone with the launch.
+        let of = if self.core().recording.is_on() { args.contents() } else { Vec::new() };
+        let print = || (grid.blocks, grid.threads, grid.shared, of);
+        self.core().queue(name, print, || self.launch_on(self.compute(), source, kernel, grid, args))
     }
 
     /// The same on another stream of this context.

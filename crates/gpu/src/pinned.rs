@@ -9,7 +9,7 @@ use crate::device::Primary;
 use crate::ffi::driver;
 use crate::{Context, Result};
 
-/// The smallest block of host memory in bytes; sizes are powers of two.
+/// The smallest block of host memory in bytes; sizes are multiples of it.
 const SMALLEST: usize = 4096;
 
 /// Host memory that the device copies to and from without a detour, from a cache. It must outlive the copies: wait
@@ -63,19 +63,32 @@ impl Drop for HostCache {
     }
 }
 
+/// Rounds a size up so that nearly equal ones share blocks: at most an eighth is lost.
 fn class(bytes: usize) -> usize {
-    bytes.max(SMALLEST).next_power_of_two()
+    let bytes = bytes.max(SMALLEST);
+    let step = (bytes.next_power_of_two() / 16).max(SMALLEST);
+    bytes.next_multiple_of(step)
 }
 
 impl Context {
     /// A block of `bytes` bytes of pinned host memory, whose content is whatever was there.
     pub fn pinned(&self, bytes: usize) -> Result<Pinned> {
+        Pinned::new(self.core(), bytes)
+    }
+
+    /// [`Context::pinned`] for others, who do not keep the context open by it.
+    pub fn pinner(&self) -> impl Fn(usize) -> Result<Pinned> + Send + Sync + use<> {
         let core = self.core().clone();
-        Ok(Pinned { address: core.host.take(class(bytes))?, len: bytes, core })
+        move |bytes| Pinned::new(&core, bytes)
     }
 }
 
 impl Pinned {
+    fn new(core: &Arc<Core>, bytes: usize) -> Result<Self> {
+        let core = core.clone();
+        Ok(Pinned { address: core.host.take(class(bytes))?, len: bytes, core })
+    }
+
     pub(crate) fn address(&self) -> *mut c_void {
         self.address as *mut c_void
     }
@@ -87,6 +100,12 @@ impl Deref for Pinned {
     fn deref(&self) -> &[u8] {
         // SAFETY: at least `len` bytes, initialised when allocated, owned by `self` alone.
         unsafe { std::slice::from_raw_parts(self.address as *const u8, self.len) }
+    }
+}
+
+impl AsRef<[u8]> for Pinned {
+    fn as_ref(&self) -> &[u8] {
+        self
     }
 }
 

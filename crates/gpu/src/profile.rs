@@ -1,6 +1,7 @@
 //! Where a device's time goes: how long each kernel and each call of a library took, by name.
 
 use std::collections::BTreeMap;
+use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -32,13 +33,17 @@ impl Profile {
 }
 
 impl Core {
-    /// Queues work on the compute stream by `run`, between two marks while profiling is on.
-    pub(crate) fn profiled(
+    /// Queues work on the compute stream by `run`: between two marks while profiling is on, and noted with what `of`
+    /// gives, which is all that it depends on, while it is recorded.
+    pub(crate) fn queue<H: Hash>(
         &self,
-        name: impl FnOnce() -> String,
+        name: impl Fn() -> String,
+        of: impl FnOnce() -> H,
         run: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        if !self.profile.on.load(Ordering::Relaxed) {
+        self.recording.note(&name, of);
+        // An event of a recording has no time.
+        if !self.profile.on.load(Ordering::Relaxed) || self.memory.is_capturing() {
             return run();
         }
         let [from, to] = [Event::new(&self.primary, true)?, Event::new(&self.primary, true)?];
@@ -55,6 +60,11 @@ impl Context {
     pub fn begin_profile(&self) {
         self.core().profile.marks().clear();
         self.core().profile.on.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether work is marked.
+    pub fn is_profiling(&self) -> bool {
+        self.core().profile.on.load(Ordering::Relaxed)
     }
 
     /// Waits for the marked work and tells what it took, the most costly first.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::memory::within;
-use crate::{Buffer, Context, DevicePtr, Error, Event, Pinned, Result, Stream};
+use crate::{Buffer, Context, DevicePtr, Event, Pinned, Result, Stream};
 
 /// Bytes of one piece of a large copy.
 const PIECE: usize = 8 << 20;
@@ -51,6 +51,8 @@ impl Context {
     pub fn upload(&self, dst: &Buffer, at: usize, bytes: &[u8]) -> Result<()> {
         within(at, bytes.len(), dst.len())?;
         let mut to = dst.ptr().offset(at);
+        let name = || format!("upload of {} bytes", bytes.len());
+        self.core().recording.note(name, || (to.0, bytes));
         for piece in bytes.chunks(PIECE) {
             let mut pinned = self.pinned(piece.len())?;
             pinned.copy_from_slice(piece);
@@ -77,9 +79,7 @@ impl Context {
 
     /// Copies from device memory; waits for the compute stream.
     pub fn download(&self, src: DevicePtr, to: &mut [u8]) -> Result<()> {
-        if self.is_capturing() {
-            return Err(Error::Capturing { what: "a copy to the host" });
-        }
+        self.refuse_while_capturing("the host reads what was computed")?;
         let mut from = src;
         for piece in to.chunks_mut(PIECE) {
             let mut pinned = self.pinned(piece.len())?;
@@ -94,9 +94,7 @@ impl Context {
     /// Copies several ranges (address, bytes) from device memory, one after the other; one wait for all of them
     /// unless they are large.
     pub fn download_all(&self, parts: &[(DevicePtr, usize)]) -> Result<Vec<u8>> {
-        if self.is_capturing() {
-            return Err(Error::Capturing { what: "a copy to the host" });
-        }
+        self.refuse_while_capturing("the host reads what was computed")?;
         let total = parts.iter().map(|p| p.1).sum();
         if total > PIECE {
             // Not so much pinned memory at once: the wait is the smaller part.
@@ -122,12 +120,17 @@ impl Context {
     /// Queues a copy of a whole pinned block to the device on any stream. The block must stay as it is until the
     /// copy is done.
     pub fn copy_in(&self, stream: &Stream, dst: DevicePtr, src: &Pinned) -> Result<()> {
+        self.copy_bytes_in(stream, dst, src)
+    }
+
+    /// The same from any memory, which must stay as it is until the copy is done.
+    pub(crate) fn copy_bytes_in(&self, stream: &Stream, dst: DevicePtr, src: &[u8]) -> Result<()> {
         if src.is_empty() {
             return Ok(());
         }
         let d = self.primary().enter()?;
-        // SAFETY: the source is `len` pinned bytes; where it goes is the caller's part, as with a launch.
-        let status = unsafe { (d.cuMemcpyHtoDAsync_v2)(dst.0, src.address(), src.len(), stream.raw) };
+        // SAFETY: the source is a slice; where it goes is the caller's part, as with a launch.
+        let status = unsafe { (d.cuMemcpyHtoDAsync_v2)(dst.0, src.as_ptr().cast(), src.len(), stream.raw) };
         d.check(status, "cuMemcpyHtoDAsync_v2")
     }
 
@@ -158,8 +161,9 @@ impl Context {
             return Ok(());
         }
         let d = self.primary().enter()?;
-        self.core().profiled(
+        self.core().queue(
             || String::from("copy"),
+            || (dst.0, src.0, bytes),
             || {
                 // SAFETY: device addresses; that they reach so far is the caller's part, as with a launch.
                 let status = unsafe { (d.cuMemcpyDtoDAsync_v2)(dst.0, src.0, bytes, self.compute().raw) };
@@ -170,6 +174,7 @@ impl Context {
 
     /// Writes zeros on the compute stream.
     pub fn fill_zero(&self, dst: DevicePtr, bytes: usize) -> Result<()> {
-        self.core().profiled(|| String::from("zeros"), || self.core().fill_zero(dst.0, bytes))
+        let zero = || self.core().fill_zero(dst.0, bytes);
+        self.core().queue(|| String::from("zeros"), || (dst.0, bytes), zero)
     }
 }

@@ -26,7 +26,7 @@ pub use element::{DType, Element};
 pub use error::{Error, Result};
 pub use gemm::{Gemm, Mat, MatMut, Packed, gemm, gemm_bias, gemm_packed};
 pub use isa::Isa;
-pub use pool::{Buffer, Pool, PoolStats};
+pub use pool::{Buffer, Foreign, ForeignMemory, Pool, PoolStats};
 pub use workers::Workers;
 
 /// Alignment in bytes of every arena, every pooled buffer and every parameter's start inside an

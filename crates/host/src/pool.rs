@@ -25,17 +25,45 @@ pub struct PoolStats {
     pub large_system_allocs: usize,
 }
 
-struct Block {
+/// Memory of another kind than the system's, for a pool to hand out: page-locked memory, which a GPU copies from by itself.
+/// The bytes begin at a multiple of [`ALIGN`] and always are the same.
+pub trait Foreign: Send + Sync {
+    /// The bytes.
+    fn bytes(&self) -> &[u8];
+
+    /// The bytes, for writing.
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
+/// Gives so many bytes of such memory, while there are any.
+pub type ForeignMemory = dyn Fn(usize) -> Option<Box<dyn Foreign>> + Send + Sync;
+
+enum Block {
+    System(System),
+    Foreign(Box<dyn Foreign>, usize),
+}
+
+impl Block {
+    /// The size that was asked for.
+    fn size(&self) -> usize {
+        match self {
+            Block::System(block) => block.layout.size(),
+            Block::Foreign(_, size) => *size,
+        }
+    }
+}
+
+struct System {
     base: NonNull<u8>,
     layout: Layout,
 }
 
-// SAFETY: a `Block` is plain memory with a single owner.
-unsafe impl Send for Block {}
-// SAFETY: shared references to a `Block` give no access to the memory.
-unsafe impl Sync for Block {}
+// SAFETY: it is plain memory with a single owner.
+unsafe impl Send for System {}
+// SAFETY: shared references to it give no access to the memory.
+unsafe impl Sync for System {}
 
-impl Drop for Block {
+impl Drop for System {
     fn drop(&mut self) {
         // SAFETY: `base` came from `alloc_zeroed` with this layout and is freed once.
         unsafe { dealloc(self.base.as_ptr(), self.layout) }
@@ -47,6 +75,7 @@ struct State {
     /// By size; no list is empty.
     free: BTreeMap<usize, Vec<Block>>,
     stats: PoolStats,
+    foreign: Option<Arc<ForeignMemory>>,
 }
 
 impl State {
@@ -82,10 +111,25 @@ fn size_class(bytes: usize) -> usize {
     bytes.div_ceil(step) * step
 }
 
+/// A new block of the system's memory for a request of that class.
+fn system(class: usize, bytes: usize) -> Result<Block> {
+    let out = Error::OutOfMemory { bytes };
+    let layout = Layout::from_size_align(class, ALIGN).map_err(|_| out.clone())?;
+    // SAFETY: the layout's size is at least `ALIGN`. Zeroed, because a slice over
+    // uninitialised memory would be undefined behaviour.
+    let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(out)?;
+    Ok(Block::System(System { base, layout }))
+}
+
 impl Pool {
     /// An empty pool.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty pool of memory that `foreign` gives, and of the system's where that has none left.
+    pub fn of(foreign: Arc<ForeignMemory>) -> Self {
+        Pool(Arc::new(Mutex::new(State { foreign: Some(foreign), ..State::default() })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -103,16 +147,13 @@ impl Pool {
         let block = match state.take(class) {
             Some(block) => block,
             None => {
-                let out = Error::OutOfMemory { bytes };
-                let layout = Layout::from_size_align(class, ALIGN).map_err(|_| out.clone())?;
-                // SAFETY: the layout's size is at least `ALIGN`. Zeroed, because a slice over
-                // uninitialised memory would be undefined behaviour.
-                let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(out)?;
                 state.stats.large_system_allocs += usize::from(bytes >= LARGE);
-                Block { base, layout }
+                let fits = |b: &[u8]| b.len() >= class && (b.as_ptr() as usize).is_multiple_of(ALIGN);
+                let foreign = state.foreign.as_ref().and_then(|f| f(class)).filter(|m| fits(m.bytes()));
+                foreign.map_or_else(|| system(class, bytes), |m| Ok(Block::Foreign(m, class)))?
             }
         };
-        state.stats.live += block.layout.size();
+        state.stats.live += block.size();
         state.stats.peak = state.stats.peak.max(state.stats.live);
         drop(state);
         Ok(Buffer { block: Some(block), bytes, pool: self.clone() })
@@ -154,7 +195,7 @@ impl fmt::Debug for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if let Some(block) = self.block.take() {
-            let class = block.layout.size();
+            let class = block.size();
             let mut state = self.pool.state();
             state.stats.live -= class;
             state.stats.cached += class;
@@ -174,21 +215,29 @@ impl Buffer {
         self.bytes == 0
     }
 
-    fn base(&self) -> *mut u8 {
-        self.block.as_ref().map_or(NonNull::<u64>::dangling().as_ptr().cast(), |b| b.base.as_ptr())
+    /// Whether it is memory of the pool's own kind and not the system's.
+    pub fn is_foreign(&self) -> bool {
+        matches!(self.block, Some(Block::Foreign(..)))
     }
 
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the block is at least `bytes` long, initialised, and owned by this buffer; it is
-        // there until `drop`.
-        unsafe { std::slice::from_raw_parts(self.base(), self.bytes) }
+        match &self.block {
+            // SAFETY: the block is at least `bytes` long, initialised, and owned by this buffer.
+            Some(Block::System(b)) => unsafe { std::slice::from_raw_parts(b.base.as_ptr(), self.bytes) },
+            Some(Block::Foreign(m, _)) => &m.bytes()[..self.bytes],
+            None => &[],
+        }
     }
 
     /// The bytes, for writing.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`, and `&mut self` makes this the only access.
-        unsafe { std::slice::from_raw_parts_mut(self.base(), self.bytes) }
+        match &mut self.block {
+            // SAFETY: as in `bytes`, and `&mut self` makes this the only access.
+            Some(Block::System(b)) => unsafe { std::slice::from_raw_parts_mut(b.base.as_ptr(), self.bytes) },
+            Some(Block::Foreign(m, _)) => &mut m.bytes_mut()[..self.bytes],
+            None => &mut [],
+        }
     }
 
     /// The contents as elements; a tail that is no whole element is left out.
@@ -238,6 +287,41 @@ mod tests {
         drop(somewhat);
         drop(pool.alloc(3_000_000).unwrap());
         assert_eq!(pool.stats().large_system_allocs, 3);
+    }
+
+    /// A page, of which there are as many as are left.
+    struct Page(Box<[Line; 64]>);
+    #[derive(Clone, Copy)]
+    #[repr(align(64))]
+    struct Line([u8; 64]);
+
+    impl Foreign for Page {
+        fn bytes(&self) -> &[u8] {
+            self.0[0].0.as_slice()
+        }
+        fn bytes_mut(&mut self) -> &mut [u8] {
+            self.0[0].0.as_mut_slice()
+        }
+    }
+
+    #[test]
+    fn memory_of_another_kind_is_kept_and_the_systems_takes_its_place_when_there_is_no_more() {
+        let left = std::sync::atomic::AtomicUsize::new(2);
+        let take = move |_: usize| {
+            let order = std::sync::atomic::Ordering::Relaxed;
+            let one = left.fetch_update(order, order, |n| n.checked_sub(1));
+            one.ok().map(|_| Box::new(Page(Box::new([Line([7; 64]); 64]))) as Box<dyn Foreign>)
+        };
+        let pool = Pool::of(Arc::new(take));
+        let mut a = pool.alloc(10).unwrap();
+        assert!(a.is_foreign() && a.bytes() == [7; 10]);
+        a.bytes_mut()[0] = 1;
+        // One that is too small is not taken.
+        assert!(!pool.alloc(100).unwrap().is_foreign());
+        drop(a);
+        let a = pool.alloc(20).unwrap();
+        assert!(a.is_foreign() && a.bytes()[0] == 1);
+        assert!(!pool.alloc(20).unwrap().is_foreign());
     }
 
     #[test]

@@ -65,6 +65,11 @@ impl<'a> Forward<'a> {
         self
     }
 
+    /// The type of activations, where it is not that of what a network is given.
+    pub fn activations(&self) -> Option<DType> {
+        self.activations
+    }
+
     /// What a network is given, in the type of its activations: this is the one cast, for all that follows has the type of
     /// what it is made of, and parameters stay in single precision.
     pub fn enter(&self, x: &Tensor) -> Result<Tensor> {
@@ -102,7 +107,17 @@ impl<'a> Forward<'a> {
     pub fn next_key(&self) -> Key {
         let n = self.drawn.get();
         self.drawn.set(n + 1);
-        self.key.derive(n, 0)
+        Forward::stream(self.key, n)
+    }
+
+    /// Random streams drawn so far.
+    pub fn drawn(&self) -> u64 {
+        self.drawn.get()
+    }
+
+    /// The `n`-th stream that a context with this key gives, from 0.
+    pub fn stream(key: Key, n: u64) -> Key {
+        key.derive(n, 0)
     }
 
     /// A norm's running mean and variance.

@@ -156,22 +156,26 @@ impl Norms {
         let mut values = download(&wanted)?;
         let others = values.split_off(2 * records.len());
         for (r, values) in records.iter().zip(values.chunks_exact(2)) {
-            let norm = &self.norms[r.norm.0 as usize];
-            let channels = norm.mean.len();
-            let (mean, variance) = (&values[0], &values[1]);
-            let n = r.count as f64;
-            let sums = &mut out[norm.offset..norm.offset + 1 + 2 * channels];
-            sums[0] += n;
-            for c in 0..channels {
-                let square = match norm.of {
-                    Counted::Values => variance[c] + mean[c] * mean[c],
-                    Counted::Samples => variance[c],
-                };
-                sums[1 + c] += n * mean[c];
-                sums[1 + channels + c] += n * square;
-            }
+            self.add(r.norm, r.count, [&values[0], &values[1]], out);
         }
         Ok(others)
+    }
+
+    /// Adds the sums of one record, whose count, mean and variance these are, to `out`, as [`Norms::contribution`] does.
+    pub fn add(&self, norm: NormId, count: usize, [mean, variance]: [&[f64]; 2], out: &mut [f64]) {
+        let norm = &self.norms[norm.0 as usize];
+        let channels = norm.mean.len();
+        let n = count as f64;
+        let sums = &mut out[norm.offset..norm.offset + 1 + 2 * channels];
+        sums[0] += n;
+        for c in 0..channels {
+            let square = match norm.of {
+                Counted::Values => variance[c] + mean[c] * mean[c],
+                Counted::Samples => variance[c],
+            };
+            sums[1 + c] += n * mean[c];
+            sums[1 + channels + c] += n * square;
+        }
     }
 
     /// Folds the sums of a whole step in, once. Norms that were not used keep what they have.

@@ -23,16 +23,18 @@ mod view;
 pub use device::Device;
 pub use error::{Error, Result};
 pub use op::{CudaOp, Exec, Meta, Narrow, Op, Plan, Saved, Spec};
-pub use ops::cuda::sources as kernel_sources;
+pub use ops::cuda::{RANDOM, sources as kernel_sources};
+pub use ops::shape::cuda::gather_to;
 pub use ops::{
-    Attention, BatchNorm, Cell, Conv, CrossEntropy, FractionalPool, Fuse, GroupNorm, Interpolation, PadMode,
-    PointLoss, Pool, Recurred, Recurrence, Resample, Triplet, concat, fold, stack, top_k_errors,
+    Attention, BatchNorm, Cell, Conv, Crops, CrossEntropy, FractionalPool, Fuse, GroupNorm, Interpolation,
+    Normalisation, PadMode, PointLoss, Pool, Recurred, Recurrence, Resample, Triplet, concat, fold, stack,
+    top_k_errors,
 };
 pub use phalanx_host::{DType, Element};
 pub use shape::{Layout, MAX_AXES, Shape};
 pub use sink::{GradSink, Gradients, LeafMemory, LeafSink, Slot};
 pub use storage::{ArenaSlice, Block, Held, Memory, MemoryMut, Storage};
 pub use tape::{apply, apply_one};
-pub use tensor::{LeafId, Tensor};
-pub use transfer::download;
+pub use tensor::{LeafId, Memento, Tensor};
+pub use transfer::{Landing, download};
 pub use view::{View, ViewMut};

@@ -1,6 +1,6 @@
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use half::{bf16, f16};
 use phalanx_gpu::DevicePtr;
@@ -91,11 +91,48 @@ impl Tensor {
             Storage::Host(b) if whole && b.len() == bytes => {
                 Arc::try_unwrap(b).map(Block::Host).map_err(|b| Tensor { storage: Storage::Host(b), ..self })
             }
-            Storage::Cuda(b) if whole && b.len() == bytes => {
+            // Of a block that is filled again and again, its owner has a clone.
+            Storage::Cuda(b) if whole && b.len() == bytes && b.is_unique() => {
                 Arc::try_unwrap(b).map(Block::Cuda).map_err(|b| Tensor { storage: Storage::Cuda(b), ..self })
             }
             storage => Err(Tensor { storage, ..self }),
         }
+    }
+
+    /// A tensor over the elements from byte `at` of a device's block on. Whoever writes the block writes the tensor.
+    pub fn of_buffer(
+        buffer: &phalanx_gpu::Buffer,
+        at: usize,
+        dtype: DType,
+        shape: Shape,
+        device: &Device,
+    ) -> Result<Self> {
+        let (size, end) = (dtype.size(), at + shape.numel() * dtype.size());
+        if end > buffer.len() || !at.is_multiple_of(size) {
+            let why = format!("it does not lie at byte {at} of {}", buffer.len());
+            return Err(Error::Invalid { op: "of_buffer", shape, why });
+        }
+        let mut layout = Layout::contiguous(shape);
+        layout.offset = at / size;
+        Ok(Tensor::new(Storage::Cuda(Arc::new(buffer.clone())), layout, dtype, device))
+    }
+
+    /// Where the elements are in a GPU's memory, and their bytes. Fails unless they lie row-major without gaps.
+    pub fn place_on_gpu(&self) -> Result<(DevicePtr, usize)> {
+        if !self.layout.is_contiguous() {
+            let why = "its elements do not lie one after the other".to_owned();
+            return Err(Error::Invalid { op: "place", shape: self.shape(), why });
+        }
+        Ok((self.view(&self.hold()?).ptr()?, self.shape().numel() * self.dtype.size()))
+    }
+
+    /// Something that knows this tensor's values again, without keeping them.
+    pub fn memento(&self) -> Memento {
+        let block = match &self.storage {
+            Storage::Cuda(block) => Arc::downgrade(block),
+            Storage::Host(_) | Storage::Arena(_) => Weak::new(),
+        };
+        Memento { block, layout: self.layout }
     }
 
     /// A tensor over elements `start..start + shape.numel()` (in units of `dtype`) of an arena.
@@ -246,6 +283,24 @@ impl Tensor {
     /// A kernel's view of the held memory.
     pub fn view<'a>(&self, held: &'a Held) -> View<'a> {
         View::of(self.dtype, self.layout, held.memory())
+    }
+}
+
+/// Knows a tensor's values again: see [`Tensor::memento`].
+#[derive(Debug, Clone)]
+pub struct Memento {
+    block: Weak<phalanx_gpu::Buffer>,
+    layout: Layout,
+}
+
+impl Memento {
+    /// Whether `other` certainly has the values that the tensor had: they are in the same block of a GPU's memory, which has
+    /// been held all the time. Never for other memory.
+    pub fn knows(&self, other: &Tensor) -> bool {
+        match (&other.storage, self.block.upgrade()) {
+            (Storage::Cuda(block), Some(mine)) => Arc::ptr_eq(block, &mine) && self.layout == other.layout,
+            _ => false,
+        }
     }
 }
 

@@ -1,20 +1,98 @@
 //! Between the host's memory and a device's: flat arenas that live on a device, and values read back together.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use half::{bf16, f16};
-use phalanx_gpu::DevicePtr;
-use phalanx_host::{Arena, ArenaMut, ArenaRef, DType, Element};
+use phalanx_gpu::{Context, DevicePtr, Event, Pinned};
+use phalanx_host::{Arena, ArenaMut, ArenaRef, Buffer, DType, Element, Foreign, Pool};
 
-use crate::storage::{Held, Memory};
-use crate::{Device, Error, Result, Tensor};
+use crate::storage::{Block, Held, Memory};
+use crate::{Device, Error, Result, Shape, Tensor};
 
 /// An arena of one device met another device.
 fn elsewhere() -> Error {
     Error::WrongMemory { op: "arena", device: "device" }
 }
 
+/// Page-locked memory of a GPU's driver, for a pool of the host's.
+struct PageLocked(Pinned);
+
+impl Foreign for PageLocked {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+/// The source of a copy.
+struct Sent(Buffer);
+
+impl AsRef<[u8]> for Sent {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+/// A copy to a GPU that may still be on its way.
+#[derive(Debug)]
+#[must_use]
+pub struct Landing {
+    gpu: Context,
+    event: Event,
+}
+
+impl Landing {
+    /// Lets all that is queued from now on wait for the copy; nobody else waits.
+    pub fn wait(&self) -> Result<()> {
+        Ok(self.gpu.compute().wait(&self.event)?)
+    }
+}
+
+impl Tensor {
+    /// As [`Tensor::from_buffer`], but a copy to a GPU goes on beside its computation: the tensor must not be used before
+    /// [`Landing::wait`]. From a buffer of [`Device::host_pool`] it is copied without a detour.
+    pub fn send(
+        buffer: Buffer,
+        dtype: DType,
+        shape: Shape,
+        device: &Device,
+    ) -> Result<(Tensor, Option<Landing>)> {
+        let Device::Cuda(gpu) = device else {
+            return Ok((Tensor::from_buffer(buffer, dtype, shape, device)?, None));
+        };
+        let source: phalanx_gpu::InputSource = match buffer.is_foreign() {
+            true => Box::new(Sent(buffer)),
+            false => {
+                let mut pinned = gpu.pinned(buffer.len())?;
+                pinned.copy_from_slice(buffer.bytes());
+                Box::new(pinned)
+            }
+        };
+        let (block, event) = gpu.bring(source)?;
+        let tensor = Tensor::from_block(Block::Cuda(block), dtype, shape, device)?;
+        Ok((tensor, Some(Landing { gpu: gpu.clone(), event })))
+    }
+}
+
 impl Device {
+    /// A pool of memory from which data goes to this device: on a GPU page-locked memory, of the context's cache; on the CPU
+    /// its pool.
+    pub fn host_pool(&self) -> Pool {
+        match self {
+            Device::Cpu(cpu) => cpu.pool.clone(),
+            Device::Cuda(gpu) => {
+                let pinned = gpu.pinner();
+                let lock = move |bytes| -> Option<Box<dyn Foreign>> {
+                    pinned(bytes).ok().map(|pinned| Box::new(PageLocked(pinned)) as Box<dyn Foreign>)
+                };
+                Pool::of(Arc::new(lock))
+            }
+        }
+    }
+
     /// An arena of `bytes` zero bytes in this device's memory.
     pub fn arena(&self, bytes: usize) -> Result<Arena> {
         match self {

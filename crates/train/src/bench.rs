@@ -1,8 +1,11 @@
 //! Measurements for `phalanx bench`: medians of repeated runs on random data.
 
+mod loader;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use loader::{LoaderReport, LoaderRequest, loader};
 use phalanx_comm::Communicator;
 use phalanx_gpu::{Context, Event};
 use phalanx_host::rng::{Key, Stream};
@@ -355,7 +358,7 @@ fn run_steps(request: &StepRequest, isa: Isa, shards: u32, comm: &Arc<dyn Commun
                 // The forward pass alone: nobody waits for what comes out.
                 let cx = engine.inference();
                 for batch in &batches {
-                    layers.forward(&cx, &cx.enter(batch.field("image")?)?)?;
+                    layers.forward(&cx, &batch.input("image", &cx)?)?;
                 }
             }
             number += 1;

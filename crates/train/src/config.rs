@@ -1,13 +1,17 @@
 //! The configuration file: TOML, one table a component, unknown keys refused with the nearest known one.
 
-use std::fmt::Write as _;
+mod text;
+
 use std::path::Path;
 
 use phalanx_comm::Wire;
-use phalanx_data::{DataConfig, LoaderConfig};
+pub use phalanx_data::DataConfig;
+use phalanx_data::{LoaderConfig, Threads};
 use phalanx_host::DType;
 use phalanx_nn::{EmaConfig, ModelConfig, OptimizerConfig, ScheduleConfig};
 use serde::{Deserialize, Serialize};
+use text::line_of;
+pub(crate) use text::{apply, explain};
 
 use crate::engine::Clip;
 use crate::task::LossConfig;
@@ -336,9 +340,13 @@ impl Config {
         if self.distributed.deadline_s > most_seconds {
             return Err(Error::config(place, format!("distributed.deadline_s is above {most_seconds}")));
         }
-        for (key, threads) in
-            [("loader.threads", self.loader.threads), ("compute.threads", self.compute.threads)]
-        {
+        self.loader.check()?;
+        self.data.stage_limit()?;
+        let loader = match self.loader.threads {
+            Threads::Count(n) => n,
+            Threads::Auto(_) => 0,
+        };
+        for (key, threads) in [("loader.threads", loader), ("compute.threads", self.compute.threads)] {
             if threads > MOST_THREADS {
                 let problem = format!("{key} is {threads}; it must not be above {MOST_THREADS}");
                 return Err(Error::config(place, problem));
@@ -362,6 +370,12 @@ impl Config {
             ("train", "epochs"),
             ("loader", "threads"),
             ("loader", "prefetch"),
+            ("loader", "bad_records"),
+            ("loader", "bad_limit"),
+            ("loader", "limits"),
+            ("loader", "pixels"),
+            ("data", "stage"),
+            ("data", "stage_limit_gb"),
             ("compute", "threads"),
             ("compute", "isa"),
             ("distributed", "bucket_mb"),
@@ -418,85 +432,6 @@ fn brief(value: Option<&toml::Value>) -> String {
     }
 }
 
-/// Applies one `table.key=value` setting. The value is read as TOML, or taken as a string where it is
-/// none.
-pub(crate) fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
-    let wrong = |problem: String| Error::config(format!("--set {setting}"), problem);
-    let (path, value) =
-        setting.split_once('=').ok_or_else(|| wrong("must have the form table.key=value".into()))?;
-    let value = value.trim();
-    let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
-    let value = parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()));
-    let keys: Vec<&str> = path.trim().split('.').collect();
-    let Some((last, parents)) =
-        keys.split_last().filter(|(l, p)| !l.is_empty() && p.iter().all(|k| !k.is_empty()))
-    else {
-        return Err(wrong("has an empty key".into()));
-    };
-    let mut at = table;
-    for key in parents {
-        let next = at.entry(*key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        at = next.as_table_mut().ok_or_else(|| wrong(format!("{key} is a value, not a table")))?;
-    }
-    at.insert((*last).to_owned(), value);
-    Ok(())
-}
-
-/// The number of the line, from 1, that holds byte `at`.
-fn line_of(text: &str, at: usize) -> usize {
-    1 + text.as_bytes().iter().take(at).filter(|&&b| b == b'\n').count()
-}
-
-/// The parser's message on one line, in a user's words, with the key that it is about and the nearest
-/// known word where an unknown one was given.
-pub(crate) fn explain(e: &toml::de::Error) -> String {
-    let message = e.message().trim().lines().collect::<Vec<_>>().join("; ");
-    // Only a table without a text knows the key; the crate tells it on a line of its own.
-    let shown = e.to_string();
-    let key = shown.lines().find_map(|l| l.strip_prefix("in `")?.strip_suffix('`'));
-    let mut text = message.clone();
-    for (theirs, ours) in [
-        ("unknown field", "unknown key"),
-        ("unknown variant", "unknown value"),
-        ("missing field", "missing key"),
-        ("invalid type:", "wrong type:"),
-    ] {
-        text = text.replace(theirs, ours);
-    }
-    for integer in ["u64", "usize", "u32"] {
-        text = text.replace(&format!("expected {integer}"), "expected a whole number, 0 or more");
-    }
-    for (theirs, ours) in [("f64", "a number"), ("f32", "a number"), ("a sequence", "an array")] {
-        text = text.replace(&format!("expected {theirs}"), &format!("expected {ours}"));
-    }
-    // serde's derive says: unknown field `x`, expected one of `a`, `b`.
-    if let Some(rest) = ["unknown field `", "unknown variant `"].iter().find_map(|u| message.split(u).nth(1))
-    {
-        let mut quoted = rest.split('`');
-        let wrong = quoted.next().unwrap_or_default();
-        let known: Vec<&str> = quoted.skip(1).step_by(2).collect();
-        if let Some(near) = nearest(wrong, &known) {
-            // The list of all of them is then of no use.
-            text.truncate(text.find(", expected").unwrap_or(text.len()));
-            let _ = write!(text, "; did you mean `{near}`?");
-        }
-    }
-    match key {
-        Some(key) if !text.starts_with(key) => format!("{key}: {text}"),
-        _ => text,
-    }
-}
-
-/// The known word that is most like `wrong`, if any is like it at all.
-pub(crate) fn nearest<'a>(wrong: &str, known: &[&'a str]) -> Option<&'a str> {
-    known
-        .iter()
-        .map(|k| (strsim::jaro_winkler(wrong, k), *k))
-        .filter(|(score, _)| *score > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, k)| k)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -514,6 +449,15 @@ mod tests {
         epochs = 2
         global_batch = 32
     "#;
+
+    /// Settings that change no number of a run whose data are sound.
+    const SPREAD: [&str; 5] = [
+        "train.epochs=9",
+        "loader.threads=auto",
+        "loader.bad_records=substitute",
+        "data.stage=auto",
+        "data.stage_limit_gb=2.5",
+    ];
 
     fn text_of(text: &str, settings: &[&str]) -> String {
         let settings: Vec<String> = settings.iter().map(|s| (*s).to_owned()).collect();
@@ -564,6 +508,11 @@ mod tests {
             ("distributed.bind=eth0", "IP address"),
             ("train.epochs", "table.key=value"),
             ("seed.x=1", "not a table"),
+            ("loader.threads=all", "\"auto\""),
+            ("loader.bad_limit=2", "loader.bad_limit"),
+            ("loader.bad_records=skip", "unknown value"),
+            ("loader.order=ful", "did you mean `full`"),
+            ("data.stage_limit_gb=-1", "stage_limit_gb"),
             (".x=1", "empty key"),
         ] {
             let text = text_of(SMALL, &[set]);
@@ -581,8 +530,7 @@ mod tests {
     #[test]
     fn identities_ignore_what_may_change_and_name_what_may_not() {
         let a = Config::parse(SMALL, "x", &[]).unwrap();
-        let same =
-            Config::parse(SMALL, "x", &["train.epochs=9", "loader.threads=0"].map(String::from)).unwrap();
+        let same = Config::parse(SMALL, "x", &SPREAD.map(String::from)).unwrap();
         assert_eq!(first_difference(&a.identity().unwrap(), &same.identity().unwrap()), None);
         let other = Config::parse(SMALL, "x", &["optimizer.lr=0.2".to_owned()]).unwrap();
         let (key, x, y) = first_difference(&a.identity().unwrap(), &other.identity().unwrap()).unwrap();

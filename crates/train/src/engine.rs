@@ -84,6 +84,8 @@ pub struct StepReport {
     pub phases: Vec<PhaseReport>,
     /// Whether some rank has asked to stop after this step.
     pub stop: bool,
+    /// Samples whose records could not be used, over all ranks.
+    pub bad: u64,
 }
 
 /// A model, its task and its optimizers on one rank.
@@ -109,7 +111,8 @@ pub struct Engine {
 const STOP: usize = 0;
 const LOSS: usize = 1;
 const WEIGHT: usize = 2;
-const OWN: usize = 3;
+const BAD: usize = 3;
+const OWN: usize = 4;
 
 impl Engine {
     /// Puts a task on this rank, its parameters in the memory of the rank's device. All ranks must give the same; bucket
@@ -227,7 +230,7 @@ impl Engine {
             let problem = format!("{} batches were given for {} shards", batches.len(), mine.len());
             return Err(Error::Task { task: self.task.name(), problem });
         }
-        let mut report = StepReport { phases: Vec::new(), stop: false };
+        let mut report = StepReport { phases: Vec::new(), stop: false, bad: 0 };
         for phase in 0..self.reducers.len() {
             self.timeline.enter(Activity::Compute);
             if phase == 0 {
@@ -252,6 +255,7 @@ impl Engine {
             let mut cx = StepCx { params: &self.params, device: &self.device, step, shards: mine.clone() };
             self.task.after_phase(phase, &mut cx)?;
             report.stop |= total[STOP] > 0.0;
+            report.bad += total[BAD] as u64;
             report.phases.push(PhaseReport {
                 loss_sum: total[LOSS],
                 weight: total[WEIGHT],
@@ -338,6 +342,8 @@ impl Engine {
             step,
             shard,
         };
+        // Counted once, whatever the phases.
+        let bad = if phase == 0 { batch.bad as f64 } else { 0.0 };
         let own = self.task.prepare(phase, &cx(false, 0..0, key.derive(0, ACTING)))?;
         let batch = own.as_ref().unwrap_or(batch);
         let cx = cx(true, trainable.clone(), key);
@@ -345,6 +351,7 @@ impl Engine {
         let names = self.task.statistics().len();
         let mut statistics = vec![0.0; OWN + names + self.norms.statistics_len()];
         statistics[STOP] = f64::from(u8::from(stop && at == 0));
+        statistics[BAD] = bad;
         let spoiled = self.faulty(step, Fault::Nan);
         let reducer = &mut self.reducers[phase];
         reducer.begin_shard(at);

@@ -53,6 +53,22 @@ pub enum Error {
         /// What is needed, what is there, and what would fit.
         problem: String,
     },
+    /// More records than may be that cannot be used.
+    #[error(
+        "{bad} of {seen} samples could not be used, more than loader.bad_limit = {limit} allows; the last: {last}. \
+         quarantine.jsonl in the run directory names all of them; `phalanx data verify` finds damaged records of a set and \
+         `phalanx data repair` leaves them out"
+    )]
+    BadRecords {
+        /// Samples whose records were bad, in the whole run.
+        bad: u64,
+        /// Samples seen.
+        seen: u64,
+        /// The part that may be bad.
+        limit: f64,
+        /// What was wrong with the last one.
+        last: String,
+    },
     /// A ledger that does not prove what it should.
     #[error("ledger of {}: {problem}", path.display())]
     Ledger {
@@ -192,9 +208,10 @@ impl Error {
             | Error::Nn(_) => AbortKind::Usage,
             Error::Host(phalanx_host::Error::Isa { .. }) => AbortKind::Usage,
             Error::Tensor(T::DeviceUnavailable { .. }) => AbortKind::Usage,
-            Error::Ledger { .. } | Error::WeightsFile { .. } | Error::Tensor(T::Index { .. }) => {
-                AbortKind::Data
-            }
+            Error::Ledger { .. }
+            | Error::BadRecords { .. }
+            | Error::WeightsFile { .. }
+            | Error::Tensor(T::Index { .. }) => AbortKind::Data,
             Error::Data(e) => match e.kind() {
                 phalanx_data::Kind::Usage => AbortKind::Usage,
                 phalanx_data::Kind::Data => AbortKind::Data,

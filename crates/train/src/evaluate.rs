@@ -33,12 +33,19 @@ pub struct Evaluation {
     pub top5_error: f64,
     /// Samples evaluated.
     pub samples: u64,
+    /// Samples that count nothing, since their records could not be used.
+    #[serde(default, skip_serializing_if = "none")]
+    pub bad_records: u64,
     /// Whether the weights were their moving average.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ema: bool,
     /// The views of each image whose shares were averaged, where it was not the image alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub views: Option<Views>,
+}
+
+fn none(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Evaluation {
@@ -77,7 +84,9 @@ pub fn evaluate(
     let plan = Plan::new(source.len(), global, shards, range, 1)?;
     let deadline = || Deadline::after(engine.options.deadline);
     let mut sums = vec![0.0; mine.len() * width];
-    for loaded in Loader::new(source.clone(), loader, Mode::Eval, plan, &engine.cpu.pool)? {
+    let mut bad = 0u64;
+    let pool = engine.device.host_pool();
+    for loaded in Loader::new(source.clone(), loader, Mode::Eval, plan, &pool)? {
         let loaded = loaded?;
         let first_of_step = loaded.item.shard == u64::from(mine.start);
         if first_of_step
@@ -89,6 +98,7 @@ pub fn evaluate(
         if loaded.batch.is_empty() {
             continue;
         }
+        bad += loaded.bad.len() as u64;
         let batch = Batch::from_data(loaded.batch, &engine.device)?;
         let values = engine.task.evaluate(&batch, &engine.inference())?;
         let at = (loaded.item.shard as usize - mine.start as usize) * width;
@@ -102,6 +112,8 @@ pub fn evaluate(
             total.iter_mut().zip(shard).for_each(|(t, s)| *t += s);
         }
     }
+    let bad = engine.comm.all_gather(&bad.to_le_bytes(), deadline())?;
+    let bad = bad.iter().filter_map(|b| Some(u64::from_le_bytes(*b.first_chunk()?))).sum();
     let means: Vec<f64> = total.chunks(2).map(|of| mean(of[0], of[1])).collect();
     let [loss, top1_error, top5_error] = means[..] else {
         let problem = format!("it has {} means to evaluate, not 3", means.len());
@@ -111,7 +123,8 @@ pub fn evaluate(
         loss,
         top1_error,
         top5_error,
-        samples: source.len(),
+        samples: source.len().saturating_sub(bad),
+        bad_records: bad,
         ema: engine.evaluated_average().is_some(),
         views: None,
     }))
@@ -175,7 +188,7 @@ fn on_rank(
     };
     machine.set_precision(config.train.precision)?;
     let config = &config;
-    let samples = setup::samples(&**train)?;
+    let samples = setup::samples(&**train, &config.loader)?;
     let shards = progress.virtual_shards.max(comm.world());
     let (here, have) = (machine.sharing, memory::of_gpu(&machine).or(have));
     let fits = |input| {
@@ -203,6 +216,7 @@ fn on_rank(
             &machine.cpu,
         )?)
     };
+    let loader = setup::loader(&config.loader, &*comm, &machine);
     let options = EngineOptions {
         seed: config.seed,
         shards,
@@ -220,7 +234,7 @@ fn on_rank(
     let mut engine = Engine::new(comm, &machine, task, model.params, model.norms, options)?;
     engine.restore(&snapshot)?;
     engine.comm.whereabouts().enter(Activity::Evaluation);
-    let result = evaluate(&engine, eval, &config.loader, config.eval.batch, &|| false)?;
+    let result = evaluate(&engine, eval, &loader, config.eval.batch, &|| false)?;
     let result = result.ok_or_else(|| Error::config("evaluation", "it was stopped"))?;
     Ok(Evaluation { views: Some(views.clone()).filter(|v| !v.is_plain()), ..result })
 }

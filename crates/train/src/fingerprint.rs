@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use phalanx_data::{FieldSpec, Record, Source};
+use phalanx_data::{Codec, FieldSpec, Kind, Record, Role, Source};
 use phalanx_host::Isa;
 
 use crate::machine::Machine;
@@ -39,6 +39,19 @@ pub fn of(machine: &Machine, isa: Isa) -> Fingerprint {
     facts
 }
 
+/// Adds what decodes image files, where one of the sets has some.
+pub(crate) fn add_decoder(facts: &mut Fingerprint, sets: &[&dyn Source]) {
+    let mut record = Record::default();
+    for set in sets.iter().filter(|set| !set.is_empty()) {
+        // Images that vary in size are files; of others the first says it. One that cannot be read says so later.
+        let varies = set.schema().fields.iter().any(|f| f.role == Role::Image && f.variable);
+        let read = varies || set.read(0, &mut record).is_ok();
+        if varies || read && record.fields.iter().any(|f| f.codec != Codec::Raw) {
+            facts.insert("decoder".into(), phalanx_data::decoder());
+        }
+    }
+}
+
 /// A fingerprint as a table, to be compared across ranks.
 pub(crate) fn table(f: &Fingerprint) -> toml::Table {
     f.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect()
@@ -65,9 +78,15 @@ pub(crate) fn of_set(set: &dyn Source) -> Result<toml::Table> {
     }
     let (mut records, mut record) = (blake3::Hasher::new(), Record::default());
     for id in spread(RECORDS) {
-        set.read(id, &mut record)?;
-        for field in &record.fields {
-            records.update(&field.bytes);
+        match set.read(id, &mut record) {
+            Ok(()) => record.fields.iter().for_each(|field| {
+                records.update(&field.bytes);
+            }),
+            // What becomes of a bad record is the loader's to say, once it is needed.
+            Err(e) if e.kind() == Kind::Data => {
+                records.update(b"bad");
+            }
+            Err(e) => return Err(e.into()),
         }
     }
     let hash = |h: blake3::Hasher| h.finalize().to_hex()[..16].to_owned();

@@ -12,7 +12,9 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use phalanx_data::{Order, shard_positions, step_positions, steps_per_epoch};
+use phalanx_data::{
+    Loaded, Order, OrderKind, WorkItem, shard_positions, step_positions, steps_per_epoch, substitutes,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
@@ -37,6 +39,9 @@ pub struct Header {
     pub global_batch: u64,
     /// V.
     pub virtual_shards: u32,
+    /// How epochs are shuffled.
+    #[serde(default, skip_serializing_if = "OrderKind::is_full")]
+    pub order: OrderKind,
 }
 
 /// What one virtual shard consumed in one step.
@@ -51,6 +56,45 @@ pub struct Line {
     pub shard: u32,
     /// The samples, in order.
     pub ids: Vec<u64>,
+    /// Those of them whose records were bad, each with the sample that took its place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaced: Vec<[u64; 2]>,
+    /// Those of them whose records were bad, and that counted nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quarantined: Vec<u64>,
+}
+
+impl Line {
+    /// The line of a batch.
+    pub fn new(step: u64, loaded: &Loaded) -> Self {
+        let WorkItem { epoch, shard, .. } = loaded.item;
+        let (mut replaced, mut quarantined) = (Vec::new(), Vec::new());
+        for bad in &loaded.bad {
+            match bad.substitute {
+                Some(by) => replaced.push([bad.id, by]),
+                None => quarantined.push(bad.id),
+            }
+        }
+        Line { step, epoch, shard: shard as u32, ids: loaded.batch.ids.clone(), replaced, quarantined }
+    }
+
+    /// What is wrong with the samples that it says were bad: they are its own, each told once, and what took their
+    /// places is what may.
+    fn wrong_fate(&self, run: &Header) -> Option<String> {
+        let Line { step, shard, .. } = self;
+        let mut told = BTreeSet::new();
+        for id in self.replaced.iter().map(|r| r[0]).chain(self.quarantined.iter().copied()) {
+            if !self.ids.contains(&id) || !told.insert(id) {
+                return Some(format!(
+                    "sample {id} is said to have been bad, but step {step}, shard {shard} has no such sample, or two"
+                ));
+            }
+        }
+        let foreign =
+            |[id, by]: &&[u64; 2]| !substitutes(run.seed, self.epoch, *id, run.samples).any(|s| s == *by);
+        let [id, by] = self.replaced.iter().find(foreign)?;
+        Some(format!("sample {id} of step {step}, shard {shard} cannot have been replaced by sample {by}"))
+    }
 }
 
 /// What a rank wrote in an attempt.
@@ -144,6 +188,12 @@ pub struct Proof {
     pub samples_in_last_epoch: u64,
     /// Samples consumed in all.
     pub samples: u64,
+    /// Those of them whose records were bad and in whose place another was computed.
+    #[serde(default)]
+    pub replaced: u64,
+    /// Those of them whose records were bad and that counted nothing.
+    #[serde(default)]
+    pub quarantined: u64,
     /// Steps that were done again after a crash; their first run does not count.
     pub superseded_steps: u64,
 }
@@ -164,6 +214,13 @@ impl std::fmt::Display for Proof {
             worlds.join(", "),
             self.superseded_steps
         )?;
+        if self.replaced + self.quarantined > 0 {
+            let [replaced, quarantined] = [self.replaced, self.quarantined];
+            write!(
+                f,
+                "\nbad records among them: {replaced} replaced by other samples, {quarantined} left out"
+            )?;
+        }
         match self.first_step {
             0 => Ok(()),
             step => write!(f, "\nbegun at step {step}, from the checkpoint of another run"),
@@ -209,7 +266,7 @@ pub fn verify(run: &Path) -> Result<Proof> {
                 h.world_size
             )));
         }
-        let fixed = |h: &Header| (h.seed, h.samples, h.global_batch, h.virtual_shards);
+        let fixed = |h: &Header| (h.seed, h.samples, h.global_batch, h.virtual_shards, h.order);
         if let Some((h, _)) = ranks.iter().find(|(h, _)| fixed(h) != fixed(&first)) {
             return Err(fail(format!("attempt {attempt} is of another run: {h:?} against {first:?}")));
         }
@@ -248,6 +305,8 @@ pub fn verify(run: &Path) -> Result<Proof> {
         whole_epochs: 0,
         samples_in_last_epoch: 0,
         samples: 0,
+        replaced: 0,
+        quarantined: 0,
         superseded_steps: superseded.len() as u64,
     };
     check_steps(&first, steps, &by_step, &mut proof, &mut problems);
@@ -290,7 +349,8 @@ fn check_steps(
             Some((e, order)) if *e == epoch => order,
             _ => {
                 seen.clear();
-                &epoch_of_order.insert((epoch, Order::new(run.seed, epoch, run.samples))).1
+                let order = Order::of(run.order, run.seed, epoch, run.samples);
+                &epoch_of_order.insert((epoch, order)).1
             }
         };
         let range = step_positions(run.samples, run.global_batch, within);
@@ -328,7 +388,10 @@ fn check_steps(
                     }
                 });
             }
+            problems.extend(line.wrong_fate(run));
             proof.samples += line.ids.len() as u64;
+            proof.replaced += line.replaced.len() as u64;
+            proof.quarantined += line.quarantined.len() as u64;
         }
         proof.samples_in_last_epoch = seen.len() as u64;
         if within + 1 == per_epoch && seen.len() as u64 == run.samples {
@@ -376,7 +439,12 @@ mod tests {
             samples: 23,
             global_batch: 6,
             virtual_shards: 4,
+            order: OrderKind::Full,
         }
+    }
+
+    fn line(step: u64, epoch: u64, shard: u32, ids: Vec<u64>) -> Line {
+        Line { step, epoch, shard, ids, replaced: Vec::new(), quarantined: Vec::new() }
     }
 
     /// Writes what an attempt on `world` ranks does from `first` to `end`.
@@ -390,7 +458,7 @@ mod tests {
                 let order = Order::new(5, epoch, 23);
                 for shard in 4 * rank / world..4 * (rank + 1) / world {
                     let at = shard_positions(step_positions(23, 6, step % 4), 4, u64::from(shard));
-                    ledger.add(&Line { step, epoch, shard, ids: at.map(|p| order.at(p)).collect() }).unwrap();
+                    ledger.add(&line(step, epoch, shard, at.map(|p| order.at(p)).collect())).unwrap();
                 }
             }
             ledger.sync().unwrap();
@@ -443,6 +511,46 @@ mod tests {
         assert!(doubled.contains("computed twice"), "{doubled}");
         let garbage = spoil(|l| l[2] = "{\"step\":".into());
         assert!(garbage.contains("line 3"), "{garbage}");
+    }
+
+    #[test]
+    fn fates_of_bad_samples_are_counted_and_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        attempt(dir.path(), 2, 0, 8);
+        let edit = |at: usize, f: &dyn Fn(&mut Line)| {
+            let path = files(dir.path()).unwrap().remove(0);
+            let text = fs::read_to_string(&path).unwrap();
+            let mut lines: Vec<String> = text.lines().map(String::from).collect();
+            let mut line: Line = serde_json::from_str(&lines[at]).unwrap();
+            f(&mut line);
+            lines[at] = serde_json::to_string(&line).unwrap();
+            fs::write(&path, lines.join("\n") + "\n").unwrap();
+        };
+        let by = |line: &Line, id| substitutes(5, line.epoch, id, 23).nth(1).unwrap();
+        edit(3, &|line| line.replaced = vec![[line.ids[0], by(line, line.ids[0])]]);
+        edit(4, &|line| line.quarantined = line.ids.clone());
+        let proof = verify(dir.path()).unwrap();
+        assert_eq!((proof.whole_epochs, proof.replaced, proof.samples), (2, 1, 46));
+        assert!(proof.quarantined > 0 && proof.to_string().contains("1 replaced"), "{proof}");
+        edit(3, &|line| line.replaced[0][1] = line.ids[0]);
+        assert!(verify(dir.path()).unwrap_err().to_string().contains("cannot have been replaced"));
+        edit(3, &|line| line.replaced = vec![[999, 1]]);
+        assert!(verify(dir.path()).unwrap_err().to_string().contains("sample 999 is said"));
+        edit(3, &|line| (line.replaced, line.quarantined) = (vec![], vec![line.ids[0]; 2]));
+        assert!(verify(dir.path()).unwrap_err().to_string().contains("or two"));
+    }
+
+    #[test]
+    fn a_ledger_of_another_order_is_another_run_s() {
+        let dir = tempfile::tempdir().unwrap();
+        attempt(dir.path(), 1, 0, 4);
+        let path = files(dir.path()).unwrap().remove(0);
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("order"), "{text}");
+        let blocked =
+            text.replacen("\"virtual_shards\":4", "\"virtual_shards\":4,\"order\":{\"blocked\":{}}", 1);
+        fs::write(&path, blocked).unwrap();
+        assert!(verify(dir.path()).unwrap_err().to_string().contains("does not belong"));
     }
 
     #[test]

@@ -6,7 +6,9 @@
 //! it again: the same bits, every sample exactly once.
 
 mod audit;
+pub mod bad;
 pub mod bench;
+pub mod bound;
 pub mod buckets;
 pub mod checkpoint;
 pub mod config;
@@ -32,6 +34,7 @@ mod scaler;
 pub mod setup;
 mod share;
 mod snapshot;
+mod staging;
 pub mod stats;
 pub mod sums;
 pub mod task;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
+use crate::bound::Bound;
 use crate::evaluate::Evaluation;
 use crate::rundir::RunDir;
 use crate::tfevents::EventFile;
@@ -71,6 +72,9 @@ pub enum Event {
         /// The phases' own statistics, by name.
         #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
         statistics: serde_json::Map<String, serde_json::Value>,
+        /// What rank 0's steps since the line before were bound by.
+        #[serde(flatten)]
+        bound: Option<Bound>,
         /// What rank 0 has spent its time on since the line before.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         time: Option<Times>,
@@ -119,7 +123,7 @@ impl Event {
     /// What of it TensorBoard draws.
     fn scalars(&self) -> Vec<(&'static str, f64)> {
         match self {
-            Event::Step { loss, lr, samples_per_second, grad_norm, loss_scale, .. } => {
+            Event::Step { loss, lr, samples_per_second, grad_norm, loss_scale, bound, .. } => {
                 let mut scalars = vec![
                     ("train/loss", *loss),
                     ("train/lr", *lr),
@@ -127,6 +131,7 @@ impl Event {
                 ];
                 scalars.extend(grad_norm.map(|norm| ("train/grad_norm", norm)));
                 scalars.extend(loss_scale.map(|scale| ("train/loss_scale", scale)));
+                scalars.extend(bound.map(|bound| ("train/stall_share", bound.stall_share)));
                 scalars
             }
             Event::Epoch { train_loss, .. } => vec![("train/epoch_loss", *train_loss)],
@@ -186,6 +191,15 @@ pub struct Summary {
     /// What the ranks have spent their time on in this start.
     #[serde(default)]
     pub time: Times,
+    /// What the steps of this start were bound by.
+    #[serde(flatten)]
+    pub bound: Option<Bound>,
+    /// Bytes of records that the ranks have read in this start.
+    #[serde(default)]
+    pub bytes_read: u64,
+    /// Samples whose records could not be used, over all starts of the run.
+    #[serde(default)]
+    pub bad_records: u64,
     /// Seconds, over all starts of the run.
     pub wall_s: f64,
 }
@@ -354,6 +368,13 @@ impl Reporter {
         if self.bar.is_hidden() { say(&text) } else { self.bar.println(text) }
     }
 
+    /// Says something beside the results, on standard error.
+    pub(crate) fn aside(&self, text: &str) {
+        if self.style != Style::Quiet {
+            self.bar.suspend(|| remark(text));
+        }
+    }
+
     /// Shows the end of the run.
     pub fn finish(&mut self, dir: &RunDir, summary: &Summary) -> Result<()> {
         if let Some(file) = &self.metrics {
@@ -409,8 +430,12 @@ pub(crate) fn show_summary(dir: &RunDir, style: Style, summary: &Summary) {
                 shares => format!("\n  time         {shares}"),
             };
             let wall = Duration::from_secs_f64(summary.wall_s.max(0.0));
+            let bad = match summary.bad_records {
+                0 => String::new(),
+                n => format!("\n  bad records  {}, in quarantine.jsonl", count(n, "sample")),
+            };
             say(&format!(
-                "{} after {}, {}, {} in {wall:.1?}\n  training loss {:.4}{eval}{speed}{time}\n  params_hash  {}\n  \
+                "{} after {}, {}, {} in {wall:.1?}\n  training loss {:.4}{eval}{speed}{time}{bad}\n  params_hash  {}\n  \
                  run          {}",
                 summary.status,
                 count(summary.epochs, "epoch"),
@@ -456,6 +481,7 @@ mod tests {
                 top1_error: 0.5,
                 top5_error: 0.0,
                 samples: 2,
+                bad_records: 0,
                 ema: false,
                 views: None,
             };

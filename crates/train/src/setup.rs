@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use phalanx_comm::Communicator;
-use phalanx_data::{Role, Source};
+use phalanx_data::{Cores, LoaderConfig, Role, Source, delivered};
 use phalanx_host::{Arena, Isa};
 use phalanx_nn::{Builder, EmaConfig, Layer, ModelConfig, Norms, Params};
 
@@ -52,17 +52,23 @@ pub(crate) struct Samples<'a> {
     pub(crate) label: &'a str,
 }
 
-/// The images and labels of a set; fails when it lacks one of them.
-pub(crate) fn samples(source: &dyn Source) -> Result<Samples<'_>> {
+/// The loader's configuration for a rank of `comm`'s world on `machine`: what is left open there is told.
+pub(crate) fn loader(config: &LoaderConfig, comm: &dyn Communicator, machine: &Machine) -> LoaderConfig {
+    // On a GPU one thread feeds it, and the others of the rank have nothing to do.
+    let compute = if machine.gpu().is_some() { 1 } else { machine.cpu.workers.threads() };
+    let cores = Cores { all: threads_per_rank(0, comm.locality().local_world), compute };
+    LoaderConfig { threads: config.threads.on(cores), ..config.clone() }
+}
+
+/// The images, as the loader delivers them, and labels of a set; fails when it lacks one of them.
+pub(crate) fn samples<'a>(source: &'a dyn Source, loader: &LoaderConfig) -> Result<Samples<'a>> {
     let schema = source.schema();
     let missing = |what: &str| Error::config("data.train", format!("{} has no {what}", source.name()));
     let image = schema.first(Role::Image).ok_or_else(|| missing("images"))?;
     let label = schema.first(Role::Label).ok_or_else(|| missing("labels"))?;
-    let [h, w, c] = image.shape[..] else {
-        return Err(missing("images of the form height, width, channels"));
-    };
+    let input = delivered(loader, image)?;
     let classes = schema.classes.len();
-    Ok(Samples { input: [h, w, c], classes, image: &image.name, label: &label.name })
+    Ok(Samples { input, classes, image: &image.name, label: &label.name })
 }
 
 /// Builds the configured model for the samples of `source`, its parameters in the memory of `machine`'s device.
@@ -72,7 +78,7 @@ pub(crate) fn classification(
     comm: &Arc<dyn Communicator>,
     machine: &Machine,
 ) -> Result<Model> {
-    let Samples { input, classes, image, label } = samples(source)?;
+    let Samples { input, classes, image, label } = samples(source, &config.loader)?;
     let mut builder = Builder::new();
     let criterion = Criterion::new(&config.loss, classes)?;
     let layers = phalanx_nn::build(&config.model, input, classes, &mut builder)?;
@@ -159,8 +165,9 @@ pub fn check(config: &Config) -> Result<()> {
         Ok(source) => {
             let schema = source.schema();
             config.loss.check(Some(schema.classes.len()))?;
-            if let Some([h, w, c]) = schema.first(Role::Image).map(|f| &f.shape[..]) {
-                phalanx_nn::build(&config.model, [*h, *w, *c], schema.classes.len(), &mut Builder::new())?;
+            if let Some(image) = schema.first(Role::Image) {
+                let input = delivered(&config.loader, image)?;
+                phalanx_nn::build(&config.model, input, schema.classes.len(), &mut Builder::new())?;
             }
             Ok(())
         }

@@ -81,8 +81,8 @@ pub(crate) struct Synth {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// About how many megabytes come into one shard
-    #[arg(long, default_value_t = 256, value_name = "MB")]
-    pub shard_mb: u64,
+    #[arg(long, default_value_t = 256.0, value_name = "MB")]
+    pub shard_mb: f64,
     /// Threads of each rank
     #[arg(long, default_value_t = 1)]
     pub threads: usize,

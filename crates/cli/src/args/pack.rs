@@ -88,8 +88,8 @@ pub(crate) struct Pack {
     #[arg(long)]
     pub check: bool,
     /// About how many megabytes of the source come into one shard
-    #[arg(long, default_value_t = 256, value_name = "MB")]
-    pub shard_mb: u64,
+    #[arg(long, default_value_t = 256.0, value_name = "MB")]
+    pub shard_mb: f64,
     /// Threads of each rank
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
@@ -121,8 +121,8 @@ pub(crate) struct Export {
     #[arg(long, value_enum)]
     pub format: ExportName,
     /// About how many megabytes come into one tar
-    #[arg(long, default_value_t = 256, value_name = "MB")]
-    pub shard_mb: u64,
+    #[arg(long, default_value_t = 256.0, value_name = "MB")]
+    pub shard_mb: f64,
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,

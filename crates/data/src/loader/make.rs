@@ -4,15 +4,18 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use phalanx_host::rng::Key;
 use phalanx_host::{DType, Pool};
 
-use super::{Loaded, Mode};
+use super::bad::is_of_record;
+use super::stats::{Counters, Spent};
+use super::{BadRecords, BadSample, Loaded, Mode, substitutes};
 use crate::transform::check_fields;
 use crate::{
-    Batch, Codec, Error, Field, FieldSpec, LoaderConfig, Mixing, Order, Output, Pipeline, Pixels, Record,
-    RecordField, Result, Role, Signal, Source, WorkItem,
+    Batch, Codec, Error, Field, FieldSpec, LoaderConfig, Mixing, Order, OrderKind, Output, Pipeline, Pixels,
+    Record, RecordField, Result, Role, Signal, Source, WorkItem,
 };
 
 /// Separates the transforms' random streams from every other one of the same seed.
@@ -24,9 +27,17 @@ pub(super) struct Maker {
     mode: Mode,
     pool: Pool,
     columns: Vec<Filler>,
+    /// The image that is read straight into the batch, where that is possible.
+    straight: Option<usize>,
     mixing: Option<Mixing>,
     record: Record,
+    kind: OrderKind,
     order: Option<(u64, Order)>,
+    policy: BadRecords,
+    counters: Arc<Counters>,
+    spent: Spent,
+    /// When the sample in work was begun.
+    begun: Instant,
     /// The sample in work, for the message should it panic.
     current: Option<u64>,
 }
@@ -54,7 +65,9 @@ impl Maker {
         mode: Mode,
         pixels: Pixels,
         pool: Pool,
+        counters: Arc<Counters>,
     ) -> Result<Self> {
+        config.check()?;
         let fields = &source.schema().fields;
         check_fields(config, fields)?;
         let training = matches!(mode, Mode::Train { .. });
@@ -65,8 +78,23 @@ impl Maker {
             Some([h, w, _]) if training => Mixing::of(&config.transforms, [h, w])?,
             _ => None,
         };
-        let record = Record::default();
-        Ok(Maker { source, mode, pool, columns, mixing, record, order: None, current: None })
+        let straight = columns.iter().position(|c| c.pipeline.as_ref().is_some_and(Pipeline::only_copies));
+        Ok(Maker {
+            source,
+            mode,
+            pool,
+            columns,
+            straight,
+            mixing,
+            record: Record::default(),
+            kind: config.order,
+            order: None,
+            policy: config.bad_records,
+            counters,
+            spent: Spent::default(),
+            begun: Instant::now(),
+            current: None,
+        })
     }
 
     /// Makes the batch of `item`; a panic on the way is an error like any other. Gives up early, with
@@ -75,20 +103,26 @@ impl Maker {
         self.current = None;
         let result = catch_unwind(AssertUnwindSafe(|| self.batch(&item, stop)))
             .unwrap_or_else(|payload| Err(Error::Panic { message: message(&*payload) }));
+        self.counters.add(&std::mem::take(&mut self.spent));
         match result {
-            Ok(batch) => batch.map(|batch| Ok(Loaded { item, batch })),
-            // These name the sample themselves.
-            Err(e @ (Error::NoSample { .. } | Error::Label { .. })) => Some(Err(e)),
+            Ok(made) => made.map(|(batch, bad)| Ok(Loaded { item, batch, bad })),
             Err(e) => Some(Err(match self.current {
-                Some(sample) => {
-                    Error::Sample { set: self.source.name().to_owned(), sample, cause: Box::new(e) }
-                }
+                Some(sample) => self.name(sample, e),
                 None => e,
             })),
         }
     }
 
-    fn batch(&mut self, item: &WorkItem, stop: &AtomicBool) -> Result<Option<Batch>> {
+    /// An error with the sample that it is of.
+    fn name(&self, sample: u64, e: Error) -> Error {
+        match e {
+            // These name it themselves.
+            Error::NoSample { .. } | Error::Label { .. } => e,
+            e => Error::Sample { set: self.source.name().to_owned(), sample, cause: Box::new(e) },
+        }
+    }
+
+    fn batch(&mut self, item: &WorkItem, stop: &AtomicBool) -> Result<Option<(Batch, Vec<BadSample>)>> {
         let ids = self.ids(item);
         let mut fields = Vec::with_capacity(self.columns.len());
         for c in &mut self.columns {
@@ -100,28 +134,24 @@ impl Maker {
             field.normalise = c.pipeline.as_ref().and_then(Pipeline::normalise).cloned();
             fields.push(field);
         }
+        let mut bad = Vec::new();
+        self.begun = Instant::now();
         for (row, &id) in ids.iter().enumerate() {
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
-            }
-            self.current = Some(id);
-            self.source.read(id, &mut self.record)?;
-            if self.record.fields.len() != self.columns.len() {
-                let problem = format!(
-                    "the record has {} fields, the schema {}",
-                    self.record.fields.len(),
-                    self.columns.len()
-                );
-                return Err(Error::field("record", problem));
             }
             let key = match self.mode {
                 Mode::Train { seed } => Some(Key::new(seed).derive(STREAM, item.epoch).derive(id, 0)),
                 Mode::Eval => None,
             };
-            for ((c, from), field) in self.columns.iter_mut().zip(&mut self.record.fields).zip(&mut fields) {
-                c.put(from, field, row, key)?;
+            match self.sample(id, key, &mut fields, row) {
+                Err(e) if self.policy != BadRecords::Fail && is_of_record(&e) => {
+                    let reason = self.name(id, e).to_string();
+                    let substitute = self.make_up_for(id, item.epoch, key, &mut fields, row, &reason)?;
+                    bad.push(BadSample { id, row, substitute, reason });
+                }
+                done => done?,
             }
-            self.check_label(id, &fields, row)?;
         }
         self.current = None;
         for (c, field) in self.columns.iter().zip(&mut fields).filter(|(c, _)| c.padded) {
@@ -132,7 +162,103 @@ impl Maker {
         if let (Some(mixing), Mode::Train { seed }) = (&self.mixing, self.mode) {
             batch.mix = Some(mixing.plan(seed, item.epoch, item.step, item.shard, count));
         }
-        Ok(Some(batch))
+        for row in bad.iter().filter(|b| b.substitute.is_none()).map(|b| b.row) {
+            batch.weights[row] = 0.0;
+            if let Some(mix) = &mut batch.mix {
+                // Nothing of it gets into others.
+                for i in (0..count).filter(|&i| i == row || mix.partner[i] as usize == row) {
+                    (mix.lambda[i], mix.boxes[i]) = (1.0, [0; 4]);
+                }
+            }
+        }
+        Ok(Some((batch, bad)))
+    }
+
+    /// Reads a sample and puts it into a row. A panic of a decoder is an error like any other.
+    fn sample(&mut self, id: u64, key: Option<Key>, fields: &mut [Field], row: usize) -> Result<()> {
+        self.current = Some(id);
+        let result = catch_unwind(AssertUnwindSafe(|| self.try_sample(id, key, fields, row)))
+            .unwrap_or_else(|payload| Err(Error::Panic { message: message(&*payload) }));
+        let now = Instant::now();
+        self.spent.make += now - std::mem::replace(&mut self.begun, now);
+        self.spent.samples += 1;
+        result
+    }
+
+    fn try_sample(&mut self, id: u64, key: Option<Key>, fields: &mut [Field], row: usize) -> Result<()> {
+        let straight = self.read_straight(id, fields, row);
+        let read = match straight {
+            Ok(None) => self.source.read(id, &mut self.record),
+            _ => Ok(()),
+        };
+        let now = Instant::now();
+        self.spent.read += now - std::mem::replace(&mut self.begun, now);
+        let straight = straight?;
+        read?;
+        let of = |(i, f): (usize, &RecordField)| if straight == Some(i) { 0 } else { f.bytes.len() as u64 };
+        self.spent.bytes += self.record.fields.iter().enumerate().map(of).sum::<u64>();
+        self.spent.bytes += straight.map_or(0, |i| self.columns[i].shape.iter().product::<usize>() as u64);
+        if self.record.fields.len() != self.columns.len() {
+            let problem = format!(
+                "the record has {} fields, the schema {}",
+                self.record.fields.len(),
+                self.columns.len()
+            );
+            return Err(Error::field("record", problem));
+        }
+        let columns = self.columns.iter_mut().zip(&mut self.record.fields).zip(&mut *fields).enumerate();
+        for (_, ((c, from), field)) in columns.filter(|(i, _)| straight != Some(*i)) {
+            c.put(from, field, row, key)?;
+        }
+        self.check_label(id, fields, row)
+    }
+
+    /// Reads the image of a sample into its row and the rest into the record, where that is possible; returns which
+    /// field is done then.
+    fn read_straight(&mut self, id: u64, fields: &mut [Field], row: usize) -> Result<Option<usize>> {
+        let Some(i) = self.straight else { return Ok(None) };
+        let size = self.columns[i].shape.iter().product::<usize>();
+        let into = &mut fields[i].bytes.bytes_mut()[row * size..][..size];
+        Ok(self.source.read_into(id, i, &mut self.record, into)?.then_some(i))
+    }
+
+    /// Fills the row of a bad sample: with another sample, which it returns, or with zeros.
+    fn make_up_for(
+        &mut self,
+        id: u64,
+        epoch: u64,
+        key: Option<Key>,
+        fields: &mut [Field],
+        row: usize,
+        reason: &str,
+    ) -> Result<Option<u64>> {
+        self.columns.iter_mut().for_each(|c| c.take_back(row));
+        let seed = match (self.mode, self.policy) {
+            (Mode::Train { seed }, BadRecords::Substitute) => seed,
+            _ => {
+                self.zeros(fields, row);
+                return Ok(None);
+            }
+        };
+        for other in substitutes(seed, epoch, id, self.source.len()) {
+            match self.sample(other, key, fields, row) {
+                Err(e) if is_of_record(&e) => self.columns.iter_mut().for_each(|c| c.take_back(row)),
+                done => return done.map(|()| Some(other)),
+            }
+        }
+        self.current = Some(id);
+        Err(Error::field("record", format!("there is no other that could take its place: {reason}")))
+    }
+
+    fn zeros(&mut self, fields: &mut [Field], row: usize) {
+        for (c, field) in self.columns.iter_mut().zip(fields) {
+            if c.padded {
+                c.lengths.push(0);
+            } else {
+                let size = c.dtype.size() * c.shape.iter().product::<usize>();
+                field.bytes.bytes_mut()[row * size..][..size].fill(0);
+            }
+        }
     }
 
     /// The samples at the item's positions: shuffled for training, as they come for evaluation.
@@ -141,7 +267,7 @@ impl Maker {
         let n = self.source.len();
         let order = match self.order.take() {
             Some((epoch, order)) if epoch == item.epoch => order,
-            _ => Order::new(seed, item.epoch, n),
+            _ => Order::of(self.kind, seed, item.epoch, n),
         };
         let ids = item.positions.clone().map(|p| order.at(p)).collect();
         self.order = Some((item.epoch, order));
@@ -221,6 +347,15 @@ impl Filler {
             to.bytes.bytes_mut()[row * size..][..size].copy_from_slice(&from.bytes);
         }
         Ok(())
+    }
+
+    /// Takes back what rows from `row` on have put behind the others.
+    fn take_back(&mut self, row: usize) {
+        if self.padded {
+            self.lengths.truncate(row);
+            let each = self.dtype.size() * self.spec.shape[1..].iter().product::<usize>();
+            self.collected.truncate(self.lengths.iter().map(|&l| l as usize).sum::<usize>() * each);
+        }
     }
 
     /// The samples of varying size, padded with zeros to the longest of them.

@@ -2,7 +2,65 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn blocked(block: u32, window: u32) -> OrderKind {
+    let [block, window] = [block, window].map(|x| NonZeroU32::new(x).unwrap());
+    OrderKind::Blocked { block, window }
+}
+
 proptest! {
+    #[test]
+    fn blocked_orders_have_every_sample_once_and_stay_in_their_windows(
+        seed: u64, epoch in 0u64..1000, n in 0u64..5000, block in 1u32..700, window in 1u32..40,
+    ) {
+        let order = Order::of(blocked(block, window), seed, epoch, n);
+        prop_assert_eq!(order.len(), n);
+        let mut seen = vec![false; n as usize];
+        for p in 0..n {
+            let id = order.at(p) as usize;
+            prop_assert!(!std::mem::replace(&mut seen[id], true), "sample {id} twice");
+        }
+        // A window is made up of whole blocks, as many as it has.
+        let (mut start, mut left) = (0, n.div_ceil(block.into()));
+        while left > 0 {
+            let count = left.min(window.into());
+            let (mut p, mut blocks) = (start, std::collections::BTreeSet::new());
+            let mut size = 0;
+            while p < n && (blocks.len() < count as usize || p < start + size) {
+                let b = order.at(p) / u64::from(block);
+                if blocks.insert(b) {
+                    size += u64::from(block).min(n - b * u64::from(block));
+                }
+                p += 1;
+            }
+            prop_assert_eq!((blocks.len() as u64, p), (count, start + size));
+            (start, left) = (p, left - count);
+        }
+        prop_assert_eq!(start, n);
+    }
+
+    #[test]
+    fn huge_blocked_orders_are_one_to_one(
+        seed: u64, n in 1u64..1_000_000_000, block in 1u32..100_000, window in 1u32..200, from: u64,
+    ) {
+        let order = Order::of(blocked(block, window), seed, 7, n);
+        let full = Order::new(seed, 7, n);
+        let from = from % n;
+        let positions = from..n.min(from + 300);
+        for order in [&order, &full] {
+            let mut ids: Vec<u64> = positions.clone().map(|p| order.at(p)).collect();
+            prop_assert!(ids.iter().all(|&id| id < n));
+            let some = ids.len();
+            ids.sort_unstable();
+            ids.dedup();
+            prop_assert_eq!(ids.len(), some);
+        }
+        // The permutation has an inverse, and that is it.
+        let (feistel, domain) = (Feistel::new(Key::new(seed)), Domain::new(n));
+        for x in positions.take(20) {
+            prop_assert_eq!(feistel.before(&domain, feistel.at(&domain, 0, x)), x);
+        }
+    }
+
     #[test]
     fn every_sample_once(seed: u64, epoch in 0u64..1000, n in 0u64..5000) {
         let order = Order::new(seed, epoch, n);
@@ -73,6 +131,65 @@ fn deviation(counts: &[u32], proportions: &[f64]) -> f64 {
     let chi: f64 = counts.iter().zip(proportions).map(term).sum();
     let freedom = counts.len() as f64 - 1.0;
     (chi - freedom) / (2.0 * freedom).sqrt()
+}
+
+#[test]
+fn large_orders_are_one_to_one_as_a_whole() {
+    for kind in [OrderKind::Full, blocked(1024, 16), blocked(1000, 7)] {
+        let n = 3_000_017u64;
+        let order = Order::of(kind, 3, 1, n);
+        let mut seen = vec![0u64; n.div_ceil(64) as usize];
+        for p in 0..n {
+            let id = order.at(p);
+            seen[(id / 64) as usize] |= 1 << (id % 64);
+        }
+        assert_eq!(seen.iter().map(|w| u64::from(w.count_ones())).sum::<u64>(), n, "{kind:?}");
+    }
+    for n in [u64::MAX, u64::MAX - 1, 1 << 63] {
+        for p in [0, 1, n / 2, n - 2, n - 1] {
+            assert!(Order::of(blocked(1024, 16), 1, 1, n).at(p) < n);
+        }
+    }
+}
+
+#[test]
+fn blocked_orders_differ_by_epoch_and_window_and_mix_within_one() {
+    let n = 64 * 64 * 4;
+    let kind = blocked(64, 16);
+    let (a, b) = (Order::of(kind, 1, 0, n), Order::of(kind, 1, 1, n));
+    assert!((0..n).filter(|&p| a.at(p) == b.at(p)).count() < 20);
+    // Of neighbouring positions few are of one block: 16 are mixed.
+    let same = (1..n).filter(|&p| a.at(p) / 64 == a.at(p - 1) / 64).count() as f64 / n as f64;
+    assert!((same - 1.0 / 16.0).abs() < 0.01, "{same}");
+    // Places in two windows have nothing to do with each other.
+    let place = |p: u64| (a.at(p) % 64, p % 1024);
+    let like = (0..1024).filter(|&p| place(p).0 == place(p + 1024).0).count();
+    assert!(like < 50, "{like}");
+    assert_eq!(Order::of(kind, 1, 1, n).at(n), n);
+    assert_eq!(Order::of(kind, 1, 1, 0).at(0), 0);
+}
+
+#[test]
+fn kinds_are_written_as_they_are_read() {
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct Table {
+        order: OrderKind,
+    }
+    for (text, kind) in [
+        ("order = \"full\"", OrderKind::Full),
+        ("order = { blocked = { block = 64, window = 3 } }", blocked(64, 3)),
+        ("order = { blocked = { block = 64 } }", blocked(64, 16)),
+        ("order = { blocked = {} }", blocked(1024, 16)),
+    ] {
+        let table: Table = toml::from_str(text).unwrap();
+        assert_eq!(table.order, kind, "{text}");
+        assert_eq!(toml::from_str::<Table>(&toml::to_string(&table).unwrap()).unwrap(), table);
+    }
+    for text in
+        ["order = \"random\"", "order = { blocked = { block = 0 } }", "order = { blocked = { blok = 1 } }"]
+    {
+        assert!(toml::from_str::<Table>(text).is_err(), "{text}");
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ use work::Work;
 use crate::import::{Import, ImportRequest, Listing, import};
 use crate::shards::{SetInfo, ShardSummary, finished_shard, seal};
 use crate::synth::{self, SynthConfig};
-use crate::{Error, FieldSpec, Result};
+use crate::{Error, FieldSpec, Result, picture};
 
 /// What becomes of images that cannot be read, and of files that a table names and that are not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,7 +216,9 @@ fn hash(
 ) -> String {
     let mut hash = blake3::Hasher::new();
     let options = (request.images, request.bad, request.check, plan.shards());
-    hash.update(format!("pack 1 {options:?} {of_source:?} ").as_bytes());
+    // Another decoder may give other bits.
+    let decoder = if request.images == Images::Keep { String::new() } else { picture::decoder() };
+    hash.update(format!("pack 1 {options:?} {of_source:?} {decoder} ").as_bytes());
     listing.hash_into(&mut hash);
     hash.finalize().to_hex().to_string()
 }

@@ -20,7 +20,7 @@ pub(super) struct Work<'a> {
     reader: Reader<'a>,
     stop: AtomicBool,
     done: AtomicU64,
-    bytes: AtomicU64,
+    samples: AtomicU64,
     kept: AtomicU64,
 }
 
@@ -33,7 +33,7 @@ impl<'a> Work<'a> {
             reader: Reader::new(&job.listing),
             stop: AtomicBool::new(false),
             done: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
+            samples: AtomicU64::new(0),
             kept: AtomicU64::new(0),
         }
     }
@@ -74,10 +74,10 @@ impl<'a> Work<'a> {
             return;
         }
         told.1 = Instant::now();
-        let rate = self.bytes.load(Ordering::Relaxed) as f64 / 1e6 / told.0.elapsed().as_secs_f64();
+        let rate = self.samples.load(Ordering::Relaxed) as f64 / told.0.elapsed().as_secs_f64();
         let split = self.job.split.map_or(String::new(), |s| format!("{s}: "));
         let done = self.done.load(Ordering::Relaxed);
-        (self.say)(&format!("{split}{done} of {shards} shards of rank 0, {rate:.0} MB/s"));
+        (self.say)(&format!("{split}{done} of {shards} shards of rank 0, {rate:.0} samples/s"));
     }
 
     fn shard(&self, number: u32) -> Result<()> {
@@ -107,8 +107,7 @@ impl<'a> Work<'a> {
             let fields: Vec<SampleField<'_>> =
                 fields.map(|f| SampleField { codec: f.codec, shape: &f.shape, bytes: &f.bytes }).collect();
             writer.add(&Sample { key: listing.key(i), label: listing.label(i), fields: &fields })?;
-            let bytes: usize = record.fields.iter().map(|f| f.bytes.len()).sum();
-            self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+            self.samples.fetch_add(1, Ordering::Relaxed);
         }
         folder.keep_skipped(number, &skipped)?;
         writer.finish()?;

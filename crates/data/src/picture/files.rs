@@ -93,7 +93,8 @@ impl Files {
     }
 
     /// Decodes the part `window` (top, left, height, width) of the opened file, in the pixels of [`Files::smaller`]: its
-    /// rows of pixels of `channels` (1 or 3) bytes, and the bytes between their beginnings. They end with the window.
+    /// rows of pixels of `channels` (1 or 3) bytes, and the bytes between their beginnings.
+    /// Behind them there may be more.
     pub(crate) fn decode(
         &mut self,
         bytes: &[u8],
@@ -133,8 +134,8 @@ impl Files {
             return Err(format!("decoding it took {took} ms, and loader.limits.decode_ms is {most}"));
         }
         let count = tall.saturating_sub(1) * stride + wide * channels;
-        let pixels = pixels.get(first..first + count).ok_or("it is smaller than its header says")?;
-        Ok((pixels, stride))
+        let pixels = pixels.get(first..).filter(|pixels| pixels.len() >= count);
+        Ok((pixels.ok_or("it is smaller than its header says")?, stride))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::resize::{BITS, Place, Resample, Taps};
-use super::simd::{self, Avx2};
+use super::simd::{self, Avx2, SLACK, Weights};
 
 /// What of an image is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,10 +47,7 @@ impl Frame {
 struct Axis {
     /// The first input pixel of each output pixel, counted from the window's first.
     first: Vec<usize>,
-    /// Weights of each output pixel.
-    taps: usize,
-    /// `taps` for each output pixel, in 22 bits behind the point.
-    weights: Vec<i32>,
+    weights: Weights,
     /// Whether pixels are copied.
     copied: bool,
     exact: Taps,
@@ -67,22 +64,23 @@ impl Axis {
         mirrored: bool,
     ) -> (usize, usize) {
         self.first.clear();
-        self.weights.clear();
+        self.weights.all.clear();
         self.copied = start == 0.0 && length == to as f64 && pixels == to;
         if self.copied {
-            self.taps = 1;
+            self.weights.taps = 1;
             self.first.extend(0..take);
-            self.weights.resize(take, 1 << BITS);
+            self.weights.all.resize(take, 1 << BITS);
             if mirrored {
                 self.first.reverse();
             }
+            self.weights.prepare(&self.first);
             return (from, take);
         }
         self.exact.plan((start, length, pixels), to, from..from + take, antialias);
         let Range { start: first, end: last } = self.exact.range();
         let most = self.exact.iter().map(|(_, weights)| weights.len()).max().unwrap_or(0);
-        self.taps = most;
-        let (firsts, weights) = (&mut self.first, &mut self.weights);
+        self.weights.taps = most;
+        let (firsts, weights) = (&mut self.first, &mut self.weights.all);
         let mut put = |(at, own): (usize, &[f64])| {
             // So that all have as many, zeros are added behind, or before where the window ends.
             let begin = at.min(last - most);
@@ -97,6 +95,7 @@ impl Axis {
             true => self.exact.iter().rev().for_each(&mut put),
             false => self.exact.iter().for_each(&mut put),
         }
+        self.weights.prepare(&self.first);
         (first, last - first)
     }
 }
@@ -144,6 +143,12 @@ impl Default for Framer {
 }
 
 impl Framer {
+    /// One that computes without vectors.
+    #[cfg(test)]
+    pub(crate) fn portable() -> Self {
+        Framer { avx2: None, ..Framer::default() }
+    }
+
     /// Plans `frame`: which rows and columns (top, left, height, width) of the image that `area` is in are needed.
     pub(crate) fn plan(&mut self, frame: &Frame, area: &Area) -> [usize; 4] {
         let Place { size, from, take } = frame.place;
@@ -158,13 +163,13 @@ impl Framer {
         window
     }
 
-    /// Makes what was planned out of the window's pixels: rows of `columns` pixels of `channels` bytes that begin `stride`
-    /// bytes apart. `out` is the frame's canvas.
+    /// Makes what was planned out of the window's pixels: `height` rows of `columns` pixels of `channels` bytes that begin
+    /// `stride` bytes apart; what `pixels` has behind them may be anything. `out` is the frame's canvas.
     pub(crate) fn run(
         &mut self,
         frame: &Frame,
         pixels: &[u8],
-        (columns, stride, channels): (usize, usize, usize),
+        ([height, columns], stride, channels): ([usize; 2], usize, usize),
         out: &mut [u8],
     ) {
         let [tall, wide] = frame.place.take;
@@ -183,18 +188,17 @@ impl Framer {
             (pixels, stride)
         } else {
             self.middle.clear();
-            let height = (pixels.len() - columns * channels) / stride.max(1) + 1;
             // Vectors write some bytes past a pixel.
-            self.middle.resize(height * kept + simd::SLACK, 0);
-            let Axis { first, taps, weights, .. } = &self.columns;
+            self.middle.resize(height * kept + SLACK, 0);
+            let Axis { first, weights, .. } = &self.columns;
             for y in 0..height {
-                let to = &mut self.middle[y * kept..][..kept + simd::SLACK];
-                simd::along(self.avx2, &pixels[y * stride..], channels, first, (*taps, weights), to);
+                let to = &mut self.middle[y * kept..][..kept + SLACK];
+                simd::along(self.avx2, &pixels[y * stride..], channels, first, weights, to);
             }
             (&self.middle[..height * kept], kept)
         };
-        let Axis { first, taps, weights, copied, .. } = &self.rows;
-        for ((to, &first), weights) in out.zip(first).zip(weights.chunks_exact((*taps).max(1))) {
+        let Axis { first, weights, copied, .. } = &self.rows;
+        for ((to, &first), weights) in out.zip(first).zip(weights.all.chunks_exact(weights.taps.max(1))) {
             match copied {
                 true => to.copy_from_slice(&source[first * pitch..][..kept]),
                 false => simd::across(self.avx2, &source[first * pitch..], pitch, weights, to),

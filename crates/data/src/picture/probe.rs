@@ -1,15 +1,14 @@
 //! What an image file is, from its header alone.
 
-use super::{check_size, is_whole, kind};
+use super::{CUT_OFF, check_size, is_whole, kind};
 use crate::Codec;
 
 /// Whether `bytes` are a JPEG or PNG file, and its height, width and channels (1 or 3) as its header says them; that
 /// the file has its end, too. Nothing is decoded.
 pub(crate) fn probe(bytes: &[u8]) -> Result<(Codec, [usize; 3]), String> {
-    match kind(bytes)? {
-        Codec::Jpeg => Ok((Codec::Jpeg, jpeg(bytes)?)),
-        other => Ok((other, png(bytes)?)),
-    }
+    let codec = kind(bytes)?;
+    let size = if codec == Codec::Jpeg { jpeg(bytes)? } else { png(bytes)? };
+    Ok((codec, size))
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<usize> {
@@ -40,7 +39,7 @@ fn jpeg(bytes: &[u8]) -> Result<[usize; 3], String> {
     check_size(height, width)?;
     // Nearly every file ends with the marker; only another has to be looked through.
     if !bytes.ends_with(&[0xff, 0xd9]) && !is_whole(bytes) {
-        return Err("it is a JPEG image that is cut off".into());
+        return Err(CUT_OFF.into());
     }
     Ok([height, width, if components == 1 { 1 } else { 3 }])
 }

@@ -5,18 +5,25 @@ use phalanx_host::Isa;
 
 use super::resize::BITS;
 
-/// Says that this processor has AVX2.
+/// Says that this processor has AVX2 and BMI2.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2(());
 
 impl Avx2 {
     pub(crate) fn detect() -> Option<Self> {
-        Isa::Avx2.available().then_some(Avx2(()))
+        #[cfg(target_arch = "x86_64")]
+        let all = Isa::Avx2.available()
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("lzcnt");
+        #[cfg(not(target_arch = "x86_64"))]
+        let all = Isa::Avx2.available();
+        all.then_some(Avx2(()))
     }
 }
 
-/// Bytes past its end that [`along`] may write.
-pub(super) const SLACK: usize = 4;
+/// Bytes past its end that [`along`] may read of a row and write of another.
+pub(super) const SLACK: usize = 8;
 
 /// Half of the last place, for rounding.
 const HALF: i32 = 1 << (BITS - 1);
@@ -25,28 +32,70 @@ fn narrow(sum: i32) -> u8 {
     (sum >> BITS).clamp(0, 255) as u8
 }
 
-/// Resizes a row: output pixel `x` is the sum of the `taps` pixels from `first[x]` on by its weights. `to` is longer by
-/// [`SLACK`] than the pixels that are made.
+/// The weights of a row's pixels, for [`along`].
+#[derive(Debug, Default)]
+pub(super) struct Weights {
+    /// For each pixel as many.
+    pub taps: usize,
+    /// In 22 bits behind the point.
+    pub all: Vec<i32>,
+    /// For vectors, for each two pixels and each two taps: the lower 15 bits of both weights, four times for each pixel,
+    /// and likewise the bits above.
+    pairs: Vec<[[i16; 16]; 2]>,
+    /// The furthest pixel that any needs, and one more.
+    furthest: usize,
+}
+
+impl Weights {
+    /// To be called when `taps` and `all` are there, for pixels that begin at `first`.
+    pub(super) fn prepare(&mut self, first: &[usize]) {
+        self.furthest = first.iter().max().map_or(0, |x| x + self.taps);
+        self.pairs.clear();
+        if self.taps == 0 {
+            return;
+        }
+        let half = self.taps.div_ceil(2);
+        for two in self.all.chunks(2 * self.taps) {
+            for pair in 0..half {
+                let mut both = [[0; 16]; 2];
+                for (p, weights) in two.chunks_exact(self.taps).enumerate() {
+                    for (t, &w) in weights.iter().skip(2 * pair).take(2).enumerate() {
+                        for lane in 0..4 {
+                            both[0][8 * p + 2 * lane + t] = (w & 0x7fff) as i16;
+                            both[1][8 * p + 2 * lane + t] = (w >> 15) as i16;
+                        }
+                    }
+                }
+                self.pairs.push(both);
+            }
+        }
+    }
+}
+
+/// Resizes a row of `columns` pixels, at the beginning of `row`: output pixel `x` is the sum of the pixels from
+/// `first[x]` on by its weights. `to` is longer by [`SLACK`] than the pixels that are made.
 pub(super) fn along(
     avx2: Option<Avx2>,
     row: &[u8],
     channels: usize,
     first: &[usize],
-    (taps, weights): (usize, &[i32]),
+    weights: &Weights,
     to: &mut [u8],
 ) {
+    let taps = weights.taps;
     #[cfg(target_arch = "x86_64")]
     if avx2.is_some() && channels == 3 && taps > 0 {
-        let furthest = first.iter().max().map_or(0, |x| (x + taps) * 3);
-        if furthest < row.len() && to.len() >= first.len() * 3 + SLACK && weights.len() >= first.len() * taps
-        {
-            // SAFETY: AVX2 was found; a pixel is read with the byte behind it, which is within the row by the test
-            // above, and written with the one behind it, which is within `to` by the next.
-            return unsafe { x86::along(row, first, taps, weights, to) };
+        let fits = weights.furthest * 3 + SLACK <= row.len()
+            && to.len() >= first.len() * 3 + SLACK
+            && weights.pairs.len() >= first.len().div_ceil(2) * taps.div_ceil(2);
+        if fits {
+            // SAFETY: AVX2 was found. Of two taps eight bytes are read, the second of which may be one behind the
+            // furthest, and of a pixel eight bytes are written: all within what the test above asks for.
+            return unsafe { x86::along(row, first, taps, &weights.pairs, to) };
         }
     }
     let _ = avx2;
-    let pixels = to.chunks_exact_mut(channels.max(1)).zip(first).zip(weights.chunks_exact(taps.max(1)));
+    let pixels = to.chunks_exact_mut(channels.max(1)).zip(first).zip(weights.all.chunks_exact(taps.max(1)));
     for ((pixel, &first), weights) in pixels {
         for (c, x) in pixel.iter_mut().enumerate() {
             let taken = row[first * channels + c..].iter().step_by(channels);
@@ -76,27 +125,53 @@ mod x86 {
     use super::{BITS, HALF, narrow};
 
     /// # Safety
-    /// AVX2 is there; `row` has a byte behind the last pixel that is read, and `to` one behind the last that is written.
+    /// AVX2 is there; `first` is within `row` with all taps and [`super::SLACK`] bytes; `to` has room for a pixel of each
+    /// `first` and as many bytes; `pairs` are those of as many pixels and taps.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn along(row: &[u8], first: &[usize], taps: usize, weights: &[i32], to: &mut [u8]) {
-        // The low byte of each of four sums.
-        let pick = _mm_set1_epi32(0x0c08_0400);
-        for (x, &first) in first.iter().enumerate() {
-            let mut sum = _mm_set1_epi32(HALF);
-            for tap in 0..taps {
-                // SAFETY: by the function's contract.
-                let (pixel, weight) = unsafe {
-                    let at = row.as_ptr().add((first + tap) * 3).cast::<i32>();
-                    (at.read_unaligned(), *weights.get_unchecked(x * taps + tap))
+    pub(super) unsafe fn along(
+        row: &[u8],
+        first: &[usize],
+        taps: usize,
+        pairs: &[[[i16; 16]; 2]],
+        to: &mut [u8],
+    ) {
+        // Red, green and blue of two pixels become red and red, green and green, blue and blue.
+        let order = _mm256_setr_epi8(
+            0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11, -1, -1, -1, -1, 0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11, -1,
+            -1, -1, -1,
+        );
+        let half = taps.div_ceil(2);
+        let mut weights = pairs.as_ptr();
+        for (i, two) in first.chunks(2).enumerate() {
+            let (a, b) = (two[0], two[two.len() - 1]);
+            let (mut low, mut high) = (_mm256_set1_epi32(HALF), _mm256_setzero_si256());
+            for pair in 0..half {
+                // SAFETY: by the function's contract; a last pixel by itself is read twice.
+                let (pixels, lower, upper) = unsafe {
+                    let at = |x: usize| row.as_ptr().add((x + 2 * pair) * 3).cast::<i64>().read_unaligned();
+                    let pixels = _mm256_cvtepu8_epi16(_mm_set_epi64x(at(b), at(a)));
+                    let [lower, upper] = &*weights;
+                    weights = weights.add(1);
+                    (
+                        pixels,
+                        _mm256_loadu_si256(lower.as_ptr().cast()),
+                        _mm256_loadu_si256(upper.as_ptr().cast()),
+                    )
                 };
-                let pixel = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(pixel));
-                sum = _mm_add_epi32(sum, _mm_mullo_epi32(pixel, _mm_set1_epi32(weight)));
+                let pixels = _mm256_shuffle_epi8(pixels, order);
+                low = _mm256_add_epi32(low, _mm256_madd_epi16(pixels, lower));
+                high = _mm256_add_epi32(high, _mm256_madd_epi16(pixels, upper));
             }
-            let sum = _mm_srai_epi32::<{ BITS as i32 }>(sum);
-            let sum = _mm_min_epi32(_mm_max_epi32(sum, _mm_setzero_si128()), _mm_set1_epi32(255));
-            let bytes = _mm_cvtsi128_si32(_mm_shuffle_epi8(sum, pick));
-            // SAFETY: by the function's contract.
-            unsafe { to.as_mut_ptr().add(x * 3).cast::<i32>().write_unaligned(bytes) };
+            let sum = _mm256_add_epi32(low, _mm256_slli_epi32::<15>(high));
+            let sum = _mm256_srai_epi32::<{ BITS as i32 }>(sum);
+            let bytes = _mm256_packus_epi16(_mm256_packs_epi32(sum, sum), sum);
+            let (a, b) = (_mm256_extract_epi32::<0>(bytes), _mm256_extract_epi32::<4>(bytes));
+            // SAFETY: by the function's contract; the second of a last pixel by itself goes to the bytes behind it.
+            unsafe {
+                let to = to.as_mut_ptr().add(6 * i);
+                to.cast::<i32>().write_unaligned(a);
+                to.add(3).cast::<i32>().write_unaligned(b);
+            }
         }
     }
 

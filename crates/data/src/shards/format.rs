@@ -34,7 +34,7 @@ pub(super) const QUARANTINE: &str = "quarantine.json";
 /// Is there while a set is being packed.
 pub(crate) const PACKING: &str = ".pack.json";
 
-pub(super) fn data_path(dir: &Path, number: u32) -> PathBuf {
+pub(crate) fn data_path(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("shard-{number:05}.dat"))
 }
 

@@ -6,6 +6,7 @@
 //! directory without it is incomplete, and says so. The set's root is the BLAKE3 hash of the manifest, which names the
 //! hashes of all other files; so one hash stands for every byte of the set.
 
+mod copies;
 mod format;
 mod handles;
 mod layout;
@@ -20,6 +21,7 @@ mod writer;
 
 use std::collections::BTreeMap;
 
+pub(crate) use format::data_path;
 pub(crate) use format::{MANIFEST, PACKING};
 pub(crate) use manifest::looks_like;
 pub use manifest::{finished_shard, seal};

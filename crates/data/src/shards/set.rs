@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
+use super::copies::Copies;
 use super::format::{self, ALIGN, ArchivedEntry, Entry, NO_LABEL, data_path, index_path};
 use super::handles::Handles;
 use super::layout::{Cell, Layout};
@@ -25,6 +27,8 @@ pub struct ShardSet {
     /// Records before each shard, and in the end all.
     starts: Vec<u64>,
     handles: Handles,
+    /// Copies of shards that are read instead.
+    copies: OnceLock<Copies>,
     /// Of each record that is left out, in order, how many of those that are not come before it.
     left_out: Vec<u64>,
 }
@@ -91,6 +95,7 @@ impl ShardSet {
             root: loaded.root,
             layout: loaded.layout,
             handles: Handles::new(loaded.shards.len()),
+            copies: OnceLock::new(),
             shards: loaded.shards,
             indexes,
             starts,
@@ -180,24 +185,23 @@ impl ShardSet {
         Ok((shard, (at - self.starts[shard]) as usize))
     }
 
-    /// Reads a record's bytes into `bytes`, whose memory is used again.
-    fn payload(&self, id: u64, shard: usize, entry: &Entry, bytes: &mut Vec<u8>) -> Result<()> {
-        let path = || data_path(&self.dir, shard as u32);
-        let file = self.handles.get(shard, path)?;
-        // What is there is overwritten: only growth costs zeros.
-        bytes.resize(entry.length as usize, 0);
-        let offset = u64::from(entry.start) * ALIGN;
-        let bad = |problem: String| Error::format(path(), format!("sample {id} at byte {offset}: {problem}"));
-        file.read_exact_at(bytes, offset).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => bad("the file ends before it".into()),
-            _ => Error::io("read", path())(e),
-        })?;
-        check_crc(entry, bytes).map_err(bad)
+    /// Reads from copies of these shards' files in `dir` from now on, where they can be read; they have the names of the
+    /// originals. The first call counts: ranks of one process share what is open.
+    pub fn use_copies(&self, dir: &Path, shards: &[u32]) {
+        self.copies.get_or_init(|| Copies::new(dir, self.shards.len(), shards));
     }
 
-    fn fill(&self, id: u64, bytes: &mut Vec<u8>, record: &mut Record) -> Result<()> {
-        let (shard, at) = self.place(id)?;
-        let entry = native(&self.indexes[shard].entries()[at]);
+    /// Reads a record's bytes into `bytes`, which are as many.
+    fn payload(&self, id: u64, shard: usize, entry: &Entry, bytes: &mut [u8]) -> Result<()> {
+        if let Some(copies) = self.copies.get().filter(|c| c.has(shard))
+            && read_record(&copies.handles, &copies.dir, id, shard, entry, bytes).is_ok()
+        {
+            return Ok(());
+        }
+        read_record(&self.handles, &self.dir, id, shard, entry, bytes)
+    }
+
+    fn put_label(&self, entry: &Entry, record: &mut Record) {
         if let Some(label) = self.layout.label {
             let field = &mut record.fields[label];
             field.bytes.clear();
@@ -205,9 +209,17 @@ impl ShardSet {
             field.shape.clear();
             field.codec = Codec::Raw;
         }
+    }
+
+    fn fill(&self, id: u64, bytes: &mut Vec<u8>, record: &mut Record) -> Result<()> {
+        let (shard, at) = self.place(id)?;
+        let entry = native(&self.indexes[shard].entries()[at]);
+        self.put_label(&entry, record);
         if self.layout.stored.is_empty() {
             return Ok(());
         }
+        // What is there is overwritten: only growth costs zeros.
+        bytes.resize(entry.length as usize, 0);
         self.payload(id, shard, &entry, bytes)?;
         let bad = |problem: String| {
             let offset = u64::from(entry.start) * ALIGN;
@@ -233,6 +245,26 @@ impl ShardSet {
         bytes.truncate(first);
         Ok(())
     }
+}
+
+/// Reads a record's bytes from a shard's file in `dir` and checks them.
+fn read_record(
+    handles: &Handles,
+    dir: &Path,
+    id: u64,
+    shard: usize,
+    entry: &Entry,
+    bytes: &mut [u8],
+) -> Result<()> {
+    let path = || data_path(dir, shard as u32);
+    let file = handles.get(shard, path)?;
+    let offset = u64::from(entry.start) * ALIGN;
+    let bad = |problem: String| Error::format(path(), format!("sample {id} at byte {offset}: {problem}"));
+    file.read_exact_at(bytes, offset).map_err(|e| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => bad("the file ends before it".into()),
+        _ => Error::io("read", path())(e),
+    })?;
+    check_crc(entry, bytes).map_err(bad)
 }
 
 /// Maps a shard's index and checks it against the manifest; checks the length of the file with the records.
@@ -370,6 +402,23 @@ impl Source for ShardSet {
         let result = self.fill(id, &mut bytes, record);
         record.fields[first].bytes = bytes;
         result
+    }
+
+    fn read_into(&self, id: u64, field: usize, record: &mut Record, into: &mut [u8]) -> Result<bool> {
+        let (shard, at) = self.place(id)?;
+        let entry = native(&self.indexes[shard].entries()[at]);
+        // The entry of an only field was compared with the schema when the set was opened.
+        let raw = format::codec_of(entry.codec) == Some(Codec::Raw);
+        if self.layout.stored[..] != [field] || !raw || entry.length as usize != into.len() {
+            return Ok(false);
+        }
+        record.fields.resize_with(self.schema.fields.len(), RecordField::default);
+        self.put_label(&entry, record);
+        self.payload(id, shard, &entry, into).map(|()| true)
+    }
+
+    fn shard_set(&self) -> Option<&ShardSet> {
+        Some(self)
     }
 
     fn label(&self, id: u64) -> Result<Option<i64>> {

@@ -15,6 +15,8 @@ mod ops;
 mod pipeline;
 mod signal;
 #[cfg(test)]
+mod sized_tests;
+#[cfg(test)]
 mod tests;
 mod warp;
 

@@ -41,6 +41,8 @@ const fn ratio(default: f64) -> Param {
     Param { min: 1.0, ..number("ratio", default, 100.0, false, help) }
 }
 
+const ANTIALIAS_WITH_SIZE: &str = "true: all pixels under an output pixel count, as in Pillow, the default with `size`; false: the nearest two";
+
 const ANTIALIAS: &str = "true: all pixels under an output pixel count, as in Pillow; false: the nearest two";
 
 pub(super) const ROWS: &[Row] = &[
@@ -64,7 +66,7 @@ pub(super) const ROWS: &[Row] = &[
             number("scale_min", 0.08, 1.0, false, "the least part of the image's area"),
             number("scale_max", 1.0, 1.0, false, "the greatest part of it"),
             ratio(4.0 / 3.0),
-            number("antialias", 0.0, 1.0, true, ANTIALIAS),
+            Param { whole: true, ..chosen("antialias", 0.0, 1.0, ANTIALIAS_WITH_SIZE) },
         ],
         make: Make::Image(random_resized_crop),
     },
@@ -289,7 +291,8 @@ fn random_resized_crop(values: &[Value], _: &FieldSpec) -> Result<Box<dyn Step>>
     let row = "random-resized-crop";
     let area = range(row, ["scale_min", "scale_max"], [at(values, 1), at(values, 2)])?;
     let size = sides(row, values.first())?.map(|(size, _)| size);
-    let (ratio, antialias) = (at(values, 3).ln(), at(values, 4) > 0.0);
+    let antialias = if values.get(4) == Some(&Value::Auto) { size.is_some() } else { at(values, 4) > 0.0 };
+    let ratio = at(values, 3).ln();
     Ok(look(Geometry::Piece { area, ratio, size, antialias }))
 }
 

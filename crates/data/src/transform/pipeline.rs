@@ -186,6 +186,15 @@ impl Pipeline {
         self.normalise.as_ref()
     }
 
+    /// Whether raw images are delivered as they are stored: there is nothing to do but to put them in their place.
+    pub(crate) fn only_copies(&self) -> bool {
+        self.normalise.is_some()
+            && self.looks.is_empty()
+            && self.moves.is_empty()
+            && !self.spec.variable
+            && self.output[..] == self.spec.shape[..]
+    }
+
     /// Takes one image from its record to `out`, which has the size of [`Pipeline::output_shape`] and the type of
     /// [`Pipeline::pixels`]. `key` names the sample's random stream in this epoch; `None` in evaluation.
     ///
@@ -289,8 +298,7 @@ impl Pipeline {
             let [top, left, tall, wide] = self.framer.plan(&frame, &Area::of(&frame, 1, size));
             let stride = size[1] * channels;
             let first = (top * size[1] + left) * channels;
-            let count = tall.saturating_sub(1) * stride + wide * channels;
-            self.framer.run(&frame, &field.bytes[first..][..count], (wide, stride, channels), out);
+            self.framer.run(&frame, &field.bytes[first..], ([tall, wide], stride, channels), out);
             return Ok(());
         }
         let shrink = if self.shrinks { frame.shrink() } else { 1 };
@@ -298,7 +306,7 @@ impl Pipeline {
         let window = self.framer.plan(&frame, &Area::of(&frame, shrink, size));
         let decoded = self.files.decode(&field.bytes, channels, shrink, window);
         let (pixels, stride) = decoded.map_err(|e| Error::field(&self.spec.name, e))?;
-        self.framer.run(&frame, pixels, (window[3], stride, channels), out);
+        self.framer.run(&frame, pixels, ([window[2], window[3]], stride, channels), out);
         Ok(())
     }
 

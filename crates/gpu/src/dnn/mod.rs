@@ -119,7 +119,10 @@ impl Dnn {
         if c.n == 0 {
             let weights = c.k * c.c / c.groups.max(1) * c.kernel.iter().product::<usize>() * c.weights.size();
             return match c.direction {
-                Direction::Weights => self.core.fill_zero(w.0, weights),
+                Direction::Weights => {
+                    let zero = || self.core.fill_zero(w.0, weights);
+                    self.core.queue(|| String::from("zeros"), || (w.0, weights), zero)
+                }
                 Direction::Forward | Direction::Data => Ok(()),
             };
         }
@@ -130,10 +133,10 @@ impl Dnn {
         let known = state.plans.get(c).and_then(|of| of.iter().find(|(a, _)| *a == aligned));
         let name = || format!("convolution {}", c.name(aligned));
         if let Some((_, plan)) = known {
-            return self.core.profiled(name, || self.execute(plan, xwy));
+            return self.core.queue(name, || (c, xwy), || self.execute(plan, xwy));
         }
         let plan = self.choose(&state, c, aligned, xwy)?;
-        self.core.profiled(name, || self.execute(&plan, xwy))?;
+        self.core.queue(name, || (c, xwy), || self.execute(&plan, xwy))?;
         state.plans.entry(c.clone()).or_default().push((aligned, plan));
         Ok(())
     }

@@ -13,7 +13,7 @@ use crate::context::Core;
 use crate::{Context, Error, Event, Result};
 
 /// An address in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DevicePtr(pub u64);
 
 impl DevicePtr {
@@ -34,9 +34,15 @@ struct Owned {
     len: usize,
     keep: Mutex<Vec<Event>>,
     context: Context,
+    /// Whether it is for what comes from the host (`input.rs`).
+    input: bool,
 }
 
 impl Buffer {
+    pub(crate) fn of_input(context: &Context, block: Block, len: usize) -> Self {
+        Buffer(Arc::new(Owned { block, len, keep: Mutex::default(), context: context.clone(), input: true }))
+    }
+
     /// Address of the first byte, a multiple of 512.
     pub fn ptr(&self) -> DevicePtr {
         DevicePtr(self.0.block.address)
@@ -82,7 +88,10 @@ impl fmt::Debug for Buffer {
 impl Drop for Owned {
     fn drop(&mut self) {
         let keep = std::mem::take(self.keep.get_mut().unwrap_or_else(PoisonError::into_inner));
-        self.context.core().memory.give(self.block, keep);
+        match self.input {
+            true => self.context.give_input(self.block, self.len, keep),
+            false => self.context.core().memory.give(self.block, keep),
+        }
     }
 }
 
@@ -90,8 +99,27 @@ impl Context {
     /// A block of at least `bytes` bytes, whose content is whatever was there. Fails with [`Error::OutOfMemory`],
     /// after the cache was given back to the device and did not suffice.
     pub fn alloc(&self, bytes: usize) -> Result<Buffer> {
-        let block = self.core().memory.take(bytes)?;
-        Ok(Buffer(Arc::new(Owned { block, len: bytes, keep: Mutex::default(), context: self.clone() })))
+        Ok(self.buffer(self.relieved(|memory| memory.take(bytes))?, bytes))
+    }
+
+    /// As [`Context::alloc`] for what stays while graphs' memory is in use for all else ([`crate::GraphMemory`]).
+    pub fn alloc_lasting(&self, bytes: usize) -> Result<Buffer> {
+        Ok(self.buffer(self.relieved(|memory| memory.take_lasting(bytes))?, bytes))
+    }
+
+    fn buffer(&self, block: Block, len: usize) -> Buffer {
+        let context = self.clone();
+        Buffer(Arc::new(Owned { block, len, keep: Mutex::default(), context, input: false }))
+    }
+
+    /// Takes a block, where there is no room once blocks for input that wait have been given up.
+    pub(crate) fn relieved(&self, take: impl Fn(&Memory) -> Result<Block>) -> Result<Block> {
+        match take(&self.core().memory) {
+            Err(Error::OutOfMemory { .. }) if !self.is_capturing() && self.release_inputs() => {
+                take(&self.core().memory)
+            }
+            taken => taken,
+        }
     }
 
     /// How much device memory this context holds and uses.
@@ -106,7 +134,9 @@ impl Context {
 
     /// Gives cached memory back to the device; first waits for the compute stream.
     pub fn trim(&self) -> Result<()> {
+        self.refuse_while_capturing("memory was to be given back")?;
         self.synchronize()?;
+        self.release_inputs();
         self.core().memory.trim()
     }
 }

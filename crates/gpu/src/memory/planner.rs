@@ -41,6 +41,8 @@ pub(super) struct Planner {
     free: BTreeSet<(Tag, bool, u64, u64)>,
     pieces: BTreeMap<u64, Piece>,
     segments: BTreeMap<u64, Segment>,
+    /// Bytes in used blocks of each tag.
+    used: BTreeMap<Tag, u64>,
 }
 
 /// What a request takes at least, in bytes.
@@ -70,7 +72,9 @@ impl Planner {
         piece.used = true;
         // A large block keeps a rest that could serve no large request.
         let rest = has - size;
-        if rest == 0 || (large && rest <= SMALL) {
+        let whole = rest == 0 || (large && rest <= SMALL);
+        *self.used.entry(tag).or_default() += if whole { has } else { size };
+        if whole {
             return Some((address, has));
         }
         piece.size = size;
@@ -94,6 +98,9 @@ impl Planner {
         piece.used = false;
         let (given, segment) = (piece.size, piece.segment);
         let Segment { tag, large, .. } = *self.segments.get(&segment)?;
+        if let Some(used) = self.used.get_mut(&tag) {
+            *used -= given;
+        }
         let (mut start, mut size) = (address, given);
         let next = address + given;
         if let Some(n) = self.pieces.get(&next).filter(|n| !n.used && n.segment == segment).map(|n| n.size) {
@@ -144,12 +151,26 @@ impl Planner {
             self.free.remove(&f);
             self.free.insert((0, f.1, f.2, f.3));
         }
+        if let Some(used) = self.used.remove(&tag) {
+            *self.used.entry(0).or_default() += used;
+        }
+    }
+
+    /// Bytes in used blocks of one tag.
+    pub(super) fn used(&self, tag: Tag) -> u64 {
+        self.used.get(&tag).copied().unwrap_or(0)
+    }
+
+    /// Bytes of the segments of one tag.
+    pub(super) fn held_by(&self, tag: Tag) -> u64 {
+        self.segments.values().filter(|s| s.tag == tag).map(|s| s.size).sum()
     }
 
     /// Forgets everything and gives the addresses of all segments.
     pub(super) fn clear(&mut self) -> Vec<u64> {
         self.free.clear();
         self.pieces.clear();
+        self.used.clear();
         std::mem::take(&mut self.segments).into_keys().collect()
     }
 
@@ -195,6 +216,11 @@ mod tests {
             assert_eq!(free, self.free);
             let bytes: u64 = self.pieces.values().map(|p| p.size).sum();
             assert_eq!(bytes, self.held());
+            for tag in 0..3 {
+                let of = |p: &&Piece| p.used && self.segments[&p.segment].tag == tag;
+                assert_eq!(self.used(tag), self.pieces.values().filter(of).map(|p| p.size).sum::<u64>());
+            }
+            assert_eq!((0..3).map(|t| self.held_by(t)).sum::<u64>(), self.held());
         }
     }
 

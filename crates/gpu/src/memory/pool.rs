@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::planner::{self, Planner, Tag};
@@ -36,8 +36,9 @@ pub(crate) struct Block {
 pub(crate) struct Memory {
     primary: Arc<Primary>,
     state: Mutex<State>,
-    /// What is handed out now belongs to: 0, or the graph that is being captured.
+    /// What is handed out now belongs to: 0, or the memory of graphs.
     tag: AtomicU32,
+    capturing: AtomicBool,
 }
 
 #[derive(Default)]
@@ -51,7 +52,12 @@ struct State {
 
 impl Memory {
     pub(crate) fn new(primary: &Arc<Primary>) -> Self {
-        Memory { primary: primary.clone(), state: Mutex::default(), tag: AtomicU32::new(0) }
+        Memory {
+            primary: primary.clone(),
+            state: Mutex::default(),
+            tag: AtomicU32::new(0),
+            capturing: AtomicBool::new(false),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -59,10 +65,18 @@ impl Memory {
     }
 
     pub(crate) fn take(&self, bytes: usize) -> Result<Block> {
-        let tag = self.tag.load(Ordering::Relaxed);
+        self.take_of(self.tag.load(Ordering::Relaxed), bytes)
+    }
+
+    /// As [`Memory::take`], for what outlives the use of graphs' memory that is going on.
+    pub(crate) fn take_lasting(&self, bytes: usize) -> Result<Block> {
+        self.take_of(0, bytes)
+    }
+
+    fn take_of(&self, tag: Tag, bytes: usize) -> Result<Block> {
         let mut state = self.state();
         // Events must not be asked while a graph is captured.
-        if tag == 0 && !state.kept.is_empty() {
+        if !self.is_capturing() && !state.kept.is_empty() {
             state.sweep(false)?;
         }
         let found = match state.planner.take(tag, bytes) {
@@ -83,7 +97,7 @@ impl Memory {
         let d = self.primary.enter()?;
         let usual = planner::segment_size(bytes);
         let mut segment = state.ask(d, usual)?.map(|address| (address, usual));
-        if segment.is_none() && tag == 0 {
+        if segment.is_none() && !self.is_capturing() {
             state.sweep(true)?;
             if let Some(found) = state.planner.take(tag, bytes) {
                 return Ok(found);
@@ -138,26 +152,35 @@ impl Memory {
         Ok(())
     }
 
-    /// From now on blocks are a new graph's own. Gives its tag.
-    pub(crate) fn begin_graph(&self) -> Tag {
+    /// A tag for memory of graphs, which nothing belongs to yet.
+    pub(crate) fn new_tag(&self) -> Tag {
         let mut state = self.state();
         state.last_tag += 1;
-        self.tag.store(state.last_tag, Ordering::Relaxed);
         state.last_tag
     }
 
-    /// From now on blocks are anybody's again.
-    pub(crate) fn end_graph(&self) {
-        self.tag.store(0, Ordering::Relaxed);
+    /// From now on blocks are of this tag; gives the one before.
+    pub(crate) fn switch(&self, tag: Tag) -> Tag {
+        self.tag.swap(tag, Ordering::Relaxed)
     }
 
-    /// A graph is gone: its segments serve everybody.
-    pub(crate) fn retire_graph(&self, tag: Tag) {
+    /// Graphs are gone: their segments serve everybody.
+    pub(crate) fn retire(&self, tag: Tag) {
         self.state().planner.retire(tag);
     }
 
+    /// Bytes of one tag: in used blocks, and held in all.
+    pub(crate) fn of_tag(&self, tag: Tag) -> (u64, u64) {
+        let state = self.state();
+        (state.planner.used(tag), state.planner.held_by(tag))
+    }
+
     pub(crate) fn is_capturing(&self) -> bool {
-        self.tag.load(Ordering::Relaxed) != 0
+        self.capturing.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_capturing(&self, on: bool) {
+        self.capturing.store(on, Ordering::Relaxed);
     }
 }
 

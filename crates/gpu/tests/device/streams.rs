@@ -50,6 +50,50 @@ fn events_order_streams_and_measure() {
 
 #[test]
 #[ignore = "needs a GPU, or the stand-ins"]
+fn what_is_brought_beside_the_computation_waits_for_who_read_the_block_before() {
+    let name = "streams::what_is_brought_beside_the_computation_waits_for_who_read_the_block_before";
+    if !with_settings(name, &[("PHALANX_STANDIN_STREAMS", "1")]) {
+        return;
+    }
+    let c = context();
+    let kept = buffer(&c, &[0; 8 * 4000]);
+    let mut live = Vec::new();
+    let mut ahead: Option<(Buffer, phalanx_gpu::Event)> = None;
+    for i in 0..9u8 {
+        let next = (i < 8).then(|| {
+            let mut source = c.pinned(4000).unwrap();
+            source.fill(i + 1);
+            c.bring(Box::new(source)).unwrap()
+        });
+        if let Some((block, landed)) = ahead.take() {
+            // Read late, and given back at once: the copy after the next is into the same block.
+            c.compute().wait(&landed).unwrap();
+            c.copy(kept.ptr().offset((i as usize - 1) * 4000), block.ptr(), 4000).unwrap();
+        }
+        ahead = next;
+        live.push(c.memory().live);
+    }
+    let all = c.download_all(&[(kept.ptr(), 8 * 4000)]).unwrap();
+    for (i, part) in all.chunks(4000).enumerate() {
+        assert!(part.iter().all(|b| *b == i as u8 + 1), "batch {i} is {:?} ..", &part[..4]);
+    }
+    assert!(live[2..].iter().all(|l| *l == live[2]), "two blocks serve for all: {live:?}");
+    // One that nobody reads is no trouble, nor is one of nothing; other sizes get blocks of their own.
+    for bytes in [0, 10, 4000, 100_000] {
+        let (block, _) = c.bring(Box::new(c.pinned(bytes).unwrap())).unwrap();
+        assert_eq!(block.len(), bytes);
+    }
+    let before = c.memory().live;
+    c.trim().unwrap();
+    assert!(c.memory().live < before, "blocks that wait are given back");
+    let capture = c.capture().unwrap();
+    let refused = c.bring(Box::new(c.pinned(10).unwrap()));
+    assert!(matches!(refused, Err(Error::Capturing { .. })));
+    drop(capture);
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
 fn a_graph_does_its_work_at_each_launch() {
     let c = context();
     c.load(&KERNELS).unwrap();

@@ -47,7 +47,7 @@ fn piece(start: usize, len: usize, param: usize, decays: bool) -> [u32; 4] {
 struct Constants {
     floats: [f32; 12],
     flags: u32,
-    doubles: [f64; 3],
+    doubles: [f64; 4],
 }
 
 /// Places in [`Constants::floats`].
@@ -68,6 +68,13 @@ const NESTEROV: u32 = 1;
 const AMSGRAD: u32 = 2;
 const CENTERED: u32 = 4;
 const WITH_MOMENTUM: u32 = 8;
+/// Which of [`Constants::words`] says that nothing is to be done.
+const SKIP: usize = 13;
+
+/// What [`phalanx_gpu::Varying::what`] says of an update's numbers ([`Update::varying`]).
+pub const UPDATE: &str = "update";
+/// The same of the share of the weights in their average ([`super::Ema::varying`]).
+pub const AVERAGE: &str = "average";
 
 impl Constants {
     /// Those of an update.
@@ -75,6 +82,7 @@ impl Constants {
         let mut all = Constants::default();
         let Constants { floats: f, flags, doubles } = &mut all;
         (f[SCALE], f[BOUND], f[DECAY]) = (update.scaling.scale, update.scaling.bound, update.decay);
+        doubles[3] = update.exact;
         let moments = |f: &mut [f32; 12], m: &Moments| {
             [f[BETA1], f[BETA2]] = m.beta;
             [f[REST1], f[REST2]] = m.rest;
@@ -105,7 +113,7 @@ impl Constants {
             Step::Adagrad(rule) => (f[LR], f[EPS]) = (rule.lr, rule.eps),
             Step::Lars(rule) => {
                 f[MOMENTUM] = rule.momentum;
-                *doubles = [rule.lr, rule.trust, rule.weight_decay];
+                [doubles[0], doubles[1], doubles[2]] = [rule.lr, rule.trust, rule.weight_decay];
             }
             Step::Lamb(_, rule) => {
                 moments(f, &rule.moments);
@@ -116,8 +124,8 @@ impl Constants {
     }
 
     /// As they lie in the kernels' struct.
-    fn words(&self) -> [u32; 20] {
-        let mut words = [0; 20];
+    fn words(&self) -> [u32; 22] {
+        let mut words = [0; 22];
         words[..12].copy_from_slice(&self.floats.map(f32::to_bits));
         words[12] = self.flags;
         for (two, double) in words[14..].chunks_exact_mut(2).zip(self.doubles) {
@@ -230,19 +238,49 @@ impl Kept {
 
     /// The Euclidean norm of all parameters' gradients, which it waits for.
     pub(super) fn norm(&self, gradients: &Arena) -> Result<f64> {
-        let count = self.starts.len();
-        if count == 0 {
+        if self.starts.is_empty() {
             return Ok(0.0);
         }
+        let mut sum = 0.0f64;
+        self.gpu.download(self.squares(gradients)?, bytemuck::bytes_of_mut(&mut sum))?;
+        Ok(sum.sqrt())
+    }
+
+    /// The sum of the squares of all parameters' gradients, a double.
+    fn squares(&self, gradients: &Arena) -> Result<DevicePtr> {
+        let count = self.starts.len();
         let held = gradients.read(bytes(&self.elements))?;
         let gradients = base(held.device_address(), self.elements.start)?;
         let args = Args::new().ptr(gradients).ptr(self.pieces.ptr()).ptr(self.sums.ptr());
         self.gpu.launch(&SOURCE, "gradient_squares", blocks(count), args)?;
         let args = Args::new().ptr(self.sums.ptr()).i64(count as i64).ptr(self.norm.ptr());
         self.gpu.launch(&SOURCE, "total", blocks(1), args)?;
-        let mut sum = 0.0f64;
-        self.gpu.download(self.norm.ptr(), bytemuck::bytes_of_mut(&mut sum))?;
-        Ok(sum.sqrt())
+        Ok(self.norm.ptr())
+    }
+
+    /// Records an update of all parameters that looks itself whether it is to be made.
+    pub(super) fn record(
+        &self,
+        params: &Params,
+        gradients: &Arena,
+        update: &Update,
+        guard: &Guard,
+    ) -> Result<Judged> {
+        let squares = if guard.norm { Some(self.squares(gradients)?) } else { None };
+        let none =
+            || phalanx_gpu::Error::Invalid { what: "an update is judged in recordings alone".to_owned() };
+        let constants = self.gpu.varying(UPDATE, &update.varying())?.ok_or_else(none)?;
+        let args = Args::new()
+            .ptr(constants)
+            .ptr(guard.losses)
+            .i64(guard.count as i64)
+            .ptr(squares.unwrap_or_default())
+            .f64(guard.most.unwrap_or(0.0))
+            .i32(i32::from(guard.scaled))
+            .ptr(guard.halted);
+        self.gpu.launch(&SOURCE, "judge", Grid { blocks: [1, 1, 1], threads: 32, shared: 0 }, args)?;
+        self.update(params, gradients, update, self.elements.clone())?;
+        Ok(Judged { squares, skipped: constants.offset(SKIP * size_of::<u32>()) })
     }
 
     /// Updates the parameters at `elements`, none of which is cut by its bounds.
@@ -264,7 +302,7 @@ impl Kept {
         let gradients = gradients.read(bytes(&elements))?;
         let run = Run {
             kept: self,
-            constants: Constants::of(update).words(),
+            constants: update.varying(),
             weights: base(weights.device_address(), elements.start)?,
             gradients: base(gradients.device_address(), elements.start)?,
             pieces,
@@ -292,10 +330,43 @@ impl Kept {
     }
 }
 
+impl Update {
+    /// What kernels read of it.
+    pub fn varying(&self) -> Vec<u8> {
+        bytemuck::cast_slice(&Constants::of(self).words()).to_vec()
+    }
+}
+
+/// What a recorded update looks at.
+#[derive(Debug, Clone, Copy)]
+pub struct Guard {
+    /// Losses, in single precision: where one is not finite, parameters stay as they are, from then on.
+    pub losses: DevicePtr,
+    /// How many.
+    pub count: usize,
+    /// Whether the norm of the averaged gradients must be finite, too.
+    pub norm: bool,
+    /// What the norm is clipped to.
+    pub most: Option<f64>,
+    /// Whether a norm that is not finite stops no more than the one update.
+    pub scaled: bool,
+    /// A word, at first 0: not when updates have been stopped for good.
+    pub halted: DevicePtr,
+}
+
+/// What a recorded update tells.
+#[derive(Debug, Clone, Copy)]
+pub struct Judged {
+    /// The sum of the gradients' squares, a double, where the norm was asked for.
+    pub squares: Option<DevicePtr>,
+    /// A word that is not 0 when the update was not made.
+    pub skipped: DevicePtr,
+}
+
 /// One update of some parameters.
 struct Run<'a> {
     kept: &'a Kept,
-    constants: [u32; 20],
+    constants: Vec<u8>,
     weights: DevicePtr,
     gradients: DevicePtr,
     pieces: Range<usize>,
@@ -322,14 +393,14 @@ impl Run<'_> {
             .i64(elements.start as i64)
             .ptr(self.first_piece())
             .ptr(rates.as_ref().map_or(DevicePtr(0), Buffer::ptr))
-            .pod(self.constants);
+            .varying(gpu, UPDATE, &self.constants)?;
         Ok(gpu.launch(&SOURCE, kernel, blocks(self.pieces.len()), args)?)
     }
 
     /// Measures all pieces and sets each parameter's learning rate.
     fn set_rates(&self, measure: &str, first: Args, rates: &str) -> Result<()> {
         let Kept { gpu, spans, sums, .. } = self.kept;
-        let args = first.ptr(self.first_piece()).ptr(sums.ptr()).pod(self.constants);
+        let args = first.ptr(self.first_piece()).ptr(sums.ptr()).varying(gpu, UPDATE, &self.constants)?;
         gpu.launch(&SOURCE, measure, blocks(self.pieces.len()), args)?;
         let spans = spans.ptr().offset(self.parameters.start * size_of::<[u32; 2]>());
         let to = self.kept.rates.as_ref().map_or(DevicePtr(0), Buffer::ptr);
@@ -340,17 +411,24 @@ impl Run<'_> {
             .u32(self.parameters.len() as u32)
             .ptr(sums.ptr())
             .ptr(to)
-            .pod(self.constants);
+            .varying(gpu, UPDATE, &self.constants)?;
         let warps = (THREADS / 32) as usize;
         Ok(gpu.launch(&SOURCE, rates, blocks(self.parameters.len().div_ceil(warps)), args)?)
     }
 }
 
-/// `average += (weights − average) by`, element by element.
-pub(super) fn approach(gpu: &Context, average: &mut ArenaMut, weights: &ArenaRef, by: f32) -> Result<()> {
+/// `average += (weights − average) by`, element by element, unless `by` is below 0 or there is something at `skipped`.
+pub(super) fn approach(
+    gpu: &Context,
+    average: &mut ArenaMut,
+    weights: &ArenaRef,
+    by: f32,
+    skipped: Option<DevicePtr>,
+) -> Result<()> {
     let n = average.len() / size_of::<f32>();
     let args = Args::new().ptr(base(average.device_address(), 0)?).ptr(base(weights.device_address(), 0)?);
-    flat(gpu, "approach", n, args.f32(by).i64(n as i64))
+    let args = args.varying(gpu, AVERAGE, &by.to_ne_bytes())?;
+    flat(gpu, "approach", n, args.ptr(skipped.unwrap_or_default()).i64(n as i64))
 }
 
 /// `to += from`, element by element, of single-precision ranges of a GPU's arenas that begin at 16 bytes' alignment.
@@ -413,7 +491,7 @@ pub fn round_f16_on(
 /// The sources of all kernels: those of the op table and of the optimizers.
 pub fn kernel_sources() -> Vec<&'static Source> {
     let mut all = phalanx_tensor::kernel_sources().to_vec();
-    all.push(&SOURCE);
+    all.extend([&SOURCE, &phalanx_gpu::GRAPH_KERNELS]);
     all
 }
 

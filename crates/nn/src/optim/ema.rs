@@ -1,5 +1,6 @@
 //! An exponential moving average of the weights (Polyak and Juditsky, 1992).
 
+use phalanx_gpu::DevicePtr;
 use phalanx_host::Cpu;
 use phalanx_host::simd::{Kernel, Real, Simd};
 use phalanx_tensor::Device;
@@ -68,23 +69,48 @@ impl Ema {
         &self.average
     }
 
+    /// The share of the weights after `steps` steps of the run in the average; below 0 when it stays as it is then.
+    fn share(&self, steps: u64) -> f32 {
+        match steps.is_multiple_of(self.config.every_steps) {
+            true => (1.0 - self.config.decay_at(steps / self.config.every_steps)) as f32,
+            false => -1.0,
+        }
+    }
+
+    /// What a recorded [`Ema::record`] wants at a launch for the step that ends the first `steps`, under the name
+    /// [`super::AVERAGE`].
+    pub fn varying(&self, steps: u64) -> Vec<u8> {
+        self.share(steps).to_ne_bytes().to_vec()
+    }
+
+    /// While a graph is recorded on the parameters' GPU: records [`Ema::update`], which does nothing when there is something
+    /// at `skipped`.
+    pub fn record(&self, params: &Params, steps: u64, skipped: DevicePtr) -> Result<()> {
+        let Some(gpu) = params.home().and_then(Device::gpu) else {
+            return Err(phalanx_tensor::Error::WrongMemory { op: "ema", device: "GPU" }.into());
+        };
+        let all = bytes(&(0..params.elements()));
+        let mut average = self.average.arena().write(all.clone())?;
+        cuda::approach(gpu, &mut average, &params.arena().read(all)?, self.share(steps), Some(skipped))
+    }
+
     /// Takes the weights after `steps` steps of the run into account. What the average is at a step depends on the
     /// weights at the steps before alone, so there is nothing else to keep.
     pub fn update(&mut self, cpu: &Cpu, params: &Params, steps: u64) -> Result<()> {
-        if !steps.is_multiple_of(self.config.every_steps) {
+        let rest = self.share(steps);
+        if rest < 0.0 {
             return Ok(());
         }
-        let rest = 1.0 - self.config.decay_at(steps / self.config.every_steps);
         let all = bytes(&(0..params.elements()));
         let mut average = self.average.arena().write(all.clone())?;
         let weights = params.arena().read(all)?;
         if let Some(gpu) = params.home().and_then(Device::gpu) {
-            return cuda::approach(gpu, &mut average, &weights, rest as f32);
+            return cuda::approach(gpu, &mut average, &weights, rest, None);
         }
         let (average, weights) = (average.as_mut_slice::<f32>()?, weights.as_slice::<f32>()?);
         cpu.workers.chunks(average, PIECE, |i, average| {
             let weights = &weights[i * PIECE..i * PIECE + average.len()];
-            f32::dispatch(cpu.isa, Approach { average, weights, by: rest as f32 });
+            f32::dispatch(cpu.isa, Approach { average, weights, by: rest });
         });
         Ok(())
     }

@@ -5,9 +5,13 @@
 #ifdef PHALANX_EMULATION
 DEV float mul(float a, float b) { return a * b; }
 DEV float plus(float a, float b) { return a + b; }
+DEV double mul(double a, double b) { return a * b; }
+DEV double plus(double a, double b) { return a + b; }
 #else
 DEV float mul(float a, float b) { return __fmul_rn(a, b); }
 DEV float plus(float a, float b) { return __fadd_rn(a, b); }
+DEV double mul(double a, double b) { return __dmul_rn(a, b); }
+DEV double plus(double a, double b) { return __dadd_rn(a, b); }
 #endif
 // The larger; `b` where either is not a number.
 DEV float larger(float a, float b) { return a > b ? a : b; }
@@ -19,13 +23,17 @@ struct Piece {
     u32 of; // twice the parameter's number, and 1 when weight decay and trust ratios apply to it
 };
 
-// What an update is made with: `Constants::words` on the host.
+// What an update is made with: `Constants::words` on the host. Kernels find it at `at` where that is not null, and do nothing
+// when `skip` is set there.
 struct Constants {
     float scale, bound, decay, lr;
     float momentum, beta1, beta2, rest1, rest2, root, eps, unbias;
-    u32 flags, unused;
-    double base, trust, lambda;
+    u32 flags, skip;
+    double base, trust, lambda, exact;
 };
+#define THE_CONSTANTS \
+    if (at) c = *at; \
+    if (c.skip) return;
 enum { NESTEROV = 1, AMSGRAD = 2, CENTERED = 4, WITH_MOMENTUM = 8 };
 
 // What is the same for all elements of a piece.
@@ -162,7 +170,8 @@ DEV void update(float* weights, const float* gradients, float* const (&states)[3
 }
 #define UPDATE(NAME, RULE) \
     KERNEL NAME(float* weights, const float* gradients, float* s0, float* s1, float* s2, i64 first, const Piece* pieces, \
-                const float* rates, Constants c) { \
+                const float* rates, const Constants* at, Constants c) { \
+        THE_CONSTANTS \
         float* const states[3] = {s0, s1, s2}; \
         update<RULE>(weights, gradients, states, first, pieces, rates, c); \
     }
@@ -204,8 +213,10 @@ KERNEL total(const double* sums, i64 n, double* out) {
 }
 
 // For each piece Σ weight² and the sum of squares of what it is set against: `sums[2 piece]` and the one after it.
-KERNEL measure_lars(const float* weights, const float* gradients, const Piece* pieces, double* sums, Constants c) {
+KERNEL measure_lars(const float* weights, const float* gradients, const Piece* pieces, double* sums, const Constants* at,
+                    Constants c) {
     __shared__ double shared[32];
+    THE_CONSTANTS
     Piece p = pieces[blockIdx.x];
     const float *w = weights + p.start, *g = gradients + p.start;
     double a = squares(p.len, [&](u32 i) { return w[i]; }, shared);
@@ -213,8 +224,9 @@ KERNEL measure_lars(const float* weights, const float* gradients, const Piece* p
     if (threadIdx.x == 0) sums[2 * blockIdx.x] = a, sums[2 * blockIdx.x + 1] = b;
 }
 KERNEL measure_lamb(const float* weights, const float* means, const float* roots, i64 first, const Piece* pieces, double* sums,
-                    Constants c) {
+                    const Constants* at, Constants c) {
     __shared__ double shared[32];
+    THE_CONSTANTS
     Piece p = pieces[blockIdx.x];
     const float *w = weights + p.start, *m = means + (p.start - first), *v = roots + (p.start - first);
     float decay = p.of & 1 ? c.decay : 0.0f;
@@ -244,15 +256,44 @@ template <class F> DEV void set_rates(const Piece* pieces, const u32* spans, u32
     u32 of = pieces[first - begin].of;
     rates[of >> 1] = (float)(c.base * (of & 1 && a > 0.0 && b > 0.0 ? trust(a, b) : 1.0));
 }
-KERNEL rates_lars(const Piece* pieces, const u32* spans, u32 begin, u32 count, const double* sums, float* rates, Constants c) {
+KERNEL rates_lars(const Piece* pieces, const u32* spans, u32 begin, u32 count, const double* sums, float* rates,
+                  const Constants* at, Constants c) {
+    THE_CONSTANTS
     set_rates(pieces, spans, begin, count, sums, rates, c, [&](double w, double g) { return c.trust * w / (g + c.lambda * w); });
 }
-KERNEL rates_lamb(const Piece* pieces, const u32* spans, u32 begin, u32 count, const double* sums, float* rates, Constants c) {
+KERNEL rates_lamb(const Piece* pieces, const u32* spans, u32 begin, u32 count, const double* sums, float* rates,
+                  const Constants* at, Constants c) {
+    THE_CONSTANTS
     set_rates(pieces, spans, begin, count, sums, rates, c, [](double w, double step) { return w / step; });
 }
 
-// `average += (weight - average) by`
-KERNEL approach(float* average, const float* weights, float by, i64 n) {
+// In a graph: whether the update is made for which constants `c` are ready. Where a loss or the norm of the averaged gradients is
+// not finite nothing is changed, at later launches neither while `halted` is set; but a norm that a loss scale has made too
+// large (`scaled`) stops this update alone. Else gradients are scaled down to the norm `most`, if that is above 0: the host's
+// arithmetic (`clip_factor`).
+KERNEL judge(Constants* c, const float* losses, i64 n, const double* squares, double most, int scaled, u32* halted) {
+    if (threadIdx.x > 0) return;
+    bool skip = false, halt = *halted != 0;
+    for (i64 i = 0; i < n; i++) halt = halt || !(fabsf(losses[i]) < INFINITY);
+    if (squares) {
+        double norm = mul(sqrt(*squares), c->exact);
+        bool finite = fabs(norm) < (double)INFINITY;
+        skip = !finite && scaled;
+        halt = halt || (!finite && !scaled);
+        if (finite && most > 0.0) {
+            double factor = most / plus(norm, 1e-6);
+            c->scale = (float)mul(c->exact, factor < 1.0 ? factor : 1.0);
+        }
+    }
+    c->skip = skip || halt;
+    if (halt) *halted = 1;
+}
+
+// `average += (weight - average) by`; in a graph `by` is at `by_at`, below 0 where nothing is to be done, and neither where
+// `skip` is set.
+KERNEL approach(float* average, const float* weights, const float* by_at, float by, const u32* skip, i64 n) {
+    if (by_at) by = *by_at;
+    if (by < 0.0f || (skip && *skip)) return;
     for (EACH(i, n)) average[i] = plus(average[i], mul(plus(weights[i], -average[i]), by));
 }
 

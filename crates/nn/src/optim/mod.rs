@@ -11,7 +11,10 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 pub use config::OptimizerConfig;
-pub use cuda::{add, kernel_sources, load, round_bf16, round_bf16_on, round_f16, round_f16_on, sum_on};
+pub use cuda::{
+    AVERAGE, Guard, Judged, UPDATE, add, kernel_sources, load, round_bf16, round_bf16_on, round_f16,
+    round_f16_on, sum_on,
+};
 pub use ema::{Ema, EmaConfig};
 pub use norms::clip_factor;
 use phalanx_host::{Arena, Cpu};
@@ -26,6 +29,8 @@ pub struct Update {
     step: cpu::Step,
     scaling: cpu::Scaling,
     decay: f32,
+    /// The scale of gradients, not rounded.
+    exact: f64,
 }
 
 /// Neighbouring elements that are updated alike.
@@ -167,6 +172,29 @@ impl Optimizer {
             step,
             scaling: cpu::Scaling { scale: scale as f32, bound: self.bound },
             decay: if decoupled { lr * decay } else { decay } as f32,
+            exact: scale,
+        }
+    }
+
+    /// Forgets the last [`Optimizer::begin`], whose update was not made.
+    pub fn take_back(&mut self) {
+        self.steps = self.steps.saturating_sub(1);
+    }
+
+    /// While a graph is recorded on the parameters' GPU: records an update of all of them, which looks itself whether it is
+    /// to be made. At a launch its numbers are [`Update::varying`], under the name [`UPDATE`].
+    pub fn record(
+        &self,
+        params: &Params,
+        gradients: &Arena,
+        update: &Update,
+        guard: &Guard,
+    ) -> Result<Judged> {
+        match &self.state {
+            State::Cuda(kept) => kept.record(params, gradients, update, guard),
+            State::Host(_) => {
+                Err(phalanx_tensor::Error::WrongMemory { op: "optimizer", device: "GPU" }.into())
+            }
         }
     }
 

@@ -5,6 +5,7 @@ mod teams;
 
 pub(crate) use phalanx_gpu::THREADS;
 use phalanx_gpu::{Args, Buffer, Context, DevicePtr, Grid, Source, Type};
+use phalanx_host::rng::Key;
 
 pub(crate) use self::teams::{NONE, Teams, blank, optional};
 use super::walk::Walk;
@@ -23,7 +24,7 @@ macro_rules! source {
 pub(crate) use source;
 
 /// All sources of the op table's kernels.
-pub fn sources() -> [&'static Source; 19] {
+pub fn sources() -> [&'static Source; 20] {
     [
         &super::attention::cuda::SOURCE,
         &super::boxes::cuda::SOURCE,
@@ -31,6 +32,7 @@ pub fn sources() -> [&'static Source; 19] {
         &super::conv::direct::SOURCE,
         &super::dropout::cuda::SOURCE,
         &super::elementwise::cuda::SOURCE,
+        &super::images::cuda::SOURCE,
         &super::index::cuda::SOURCE,
         &super::loss::cuda::SOURCE,
         &super::loss::point_cuda::SOURCE,
@@ -198,6 +200,14 @@ pub(crate) fn runs(op: &'static str, shape: Shape, samples: usize, per: usize) -
 pub(crate) fn blocks(op: &'static str, shape: Shape, n: usize) -> Result<u32> {
     let why = || format!("{n} blocks of threads are more than a GPU takes");
     u32::try_from(n).ok().filter(|&n| n < 1 << 31).ok_or_else(|| Error::Invalid { op, shape, why: why() })
+}
+
+/// What [`phalanx_gpu::Varying::what`] says of random streams' keys.
+pub const RANDOM: &str = "random";
+
+/// A kernel's arguments for a random stream: where its key is, and the key.
+pub(crate) fn random(gpu: &Context, args: Args, key: Key) -> Result<Args> {
+    Ok(args.varying(gpu, RANDOM, &key.to_u64().to_ne_bytes())?)
 }
 
 /// Layouts of one shape as a kernel's `Walk`.

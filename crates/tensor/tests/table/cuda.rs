@@ -209,3 +209,29 @@ fn tensors_of_two_devices_do_not_meet() {
     assert!(matches!(a.add(&b), Err(Error::Devices { .. })));
     assert_eq!(a.add(&a).unwrap().to_vec::<f32>().unwrap(), [2.0, 4.0]);
 }
+
+#[test]
+#[ignore = "needs a GPU or its stand-in"]
+fn images_get_the_same_bits_on_both_devices() {
+    let (gpu, cpu) = (gpu(), device(Isa::detect(), 1));
+    let mut seen = 0;
+    for row in table().into_iter().filter(|r| ["normalise_bytes", "mix"].contains(&r.op)) {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let bits = |device: &Device| {
+                let x = row.tensors(&row.arrays(), dtype, device);
+                let y = (row.run)(&x).unwrap_or_else(|e| panic!("{}: {e}", row.title())).remove(0);
+                doubles(&y).unwrap().into_iter().map(f64::to_bits).collect::<Vec<_>>()
+            };
+            assert!(bits(&gpu) == bits(&cpu), "{} in {dtype}", row.title());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 36);
+    // A partner that is none is told when something is read.
+    let x = Tensor::zeros(DType::F32, [2, 3, 3, 2], &gpu).unwrap();
+    let to = |list: &[i64], shape: &[usize]| Tensor::from_slice(list, shape, &gpu).unwrap();
+    let factors = Tensor::from_slice(&[0.5f32, 0.5], [2], &gpu).unwrap();
+    let mixed = x.mix(&to(&[1, 2], &[2]), &factors, &to(&[0; 8], &[2, 4])).unwrap();
+    let said = mixed.to_vec::<f32>().unwrap_err();
+    assert!(matches!(said, Error::Index { op: "mix", index: 2, position: 1, limit: 2 }), "{said}");
+}

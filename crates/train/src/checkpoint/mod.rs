@@ -42,6 +42,9 @@ pub struct Progress {
     pub step_in_epoch: u64,
     /// Samples consumed so far.
     pub samples_seen: u64,
+    /// Those of them whose records could not be used.
+    #[serde(default)]
+    pub bad_records: u64,
     /// V, fixed at the run's first start.
     pub virtual_shards: u32,
     /// Bits of the sums of loss and weight in the running epoch (as u64, since a decimal may round).

@@ -17,6 +17,7 @@ use crate::report::{Style, Summary};
 use crate::rundir::Resume;
 use crate::{Error, Result, ranks};
 
+mod feed;
 mod session;
 mod start;
 

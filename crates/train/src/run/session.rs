@@ -5,20 +5,22 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use phalanx_comm::{Activity, Communicator, Deadline};
-use phalanx_data::{Loader, Mode, Plan};
+use phalanx_data::{LoaderConfig, LoaderStats, Mode, Plan};
 use phalanx_nn::Plateau;
 
+use super::feed::{Fed, Feed};
 use super::{Outcome, Sets, TrainRequest, steps_per_epoch};
+use crate::bad::{self, BadLine, Quarantine};
+use crate::bound::{Bound, BoundBy, Feeding};
 use crate::checkpoint::{Progress, Writer};
 use crate::config::Config;
 use crate::engine::{Engine, StepReport};
 use crate::evaluate::{evaluate, mean};
 use crate::faults::Fault;
-use crate::ledger::{Ledger, Line};
+use crate::ledger::Ledger;
 use crate::report::{Event, Reporter, Summary, peak_rss_bytes, quantile};
 use crate::rundir::{Lock, RunDir};
-use crate::task::Batch;
-use crate::timeline::Spent;
+use crate::timeline::{Spent, Times};
 use crate::{Error, Result};
 
 /// The status of a run that a signal has stopped.
@@ -34,7 +36,10 @@ pub(super) struct Session<'a> {
     pub(super) progress: Progress,
     pub(super) plateau: Option<Plateau>,
     pub(super) ledger: Ledger,
+    /// With the threads of this rank.
+    pub(super) loader: LoaderConfig,
     // Rank 0 only.
+    pub(super) quarantine: Option<Quarantine>,
     pub(super) reporter: Option<Reporter>,
     pub(super) writer: Option<Writer>,
     pub(super) _lock: Option<Lock>,
@@ -52,6 +57,13 @@ pub(super) struct Session<'a> {
     pub(super) logged: (Instant, u64),
     /// What the rank had spent its time on at the last line of metrics.
     pub(super) spent: Spent,
+    /// Seconds of this start in moving batches to the device, and what the loader has done; both now and at the
+    /// last line of metrics.
+    pub(super) fed: [(f64, LoaderStats); 2],
+    /// Whether the user was told that steps wait.
+    pub(super) told_bound: bool,
+    /// Bad samples of which the user was told.
+    pub(super) told_bad: usize,
     /// The step at which all ranks were last known to have the same model.
     pub(super) equal_at: u64,
 }
@@ -88,11 +100,11 @@ impl<'a> Session<'a> {
         )?
         .starting_at(self.progress.epoch, self.progress.step_in_epoch);
         let mode = Mode::Train { seed: self.config().seed };
-        let mut loader =
-            Loader::new(self.sets.train.clone(), &self.config().loader, mode, plan, &self.engine.cpu.pool)?;
+        let (source, config) = (self.sets.train.clone(), &self.loader);
+        let mut feed = Feed::new(source, config, mode, plan, &self.engine.device, mine.len())?;
 
         while self.progress.step < self.end && !stopped {
-            stopped = self.step(&mut loader, mine.len())?;
+            stopped = self.step(&mut feed)?;
             let epoch_ended = self.progress.step_in_epoch == per_epoch;
             if epoch_ended {
                 self.end_epoch()?;
@@ -121,30 +133,72 @@ impl<'a> Session<'a> {
     }
 
     /// One step of all ranks. Returns whether the run is to stop.
-    fn step(&mut self, loader: &mut Loader, shards: usize) -> Result<bool> {
+    fn step(&mut self, feed: &mut Feed) -> Result<bool> {
         let begun = Instant::now();
-        let (step, epoch) = (self.progress.step, self.progress.epoch);
+        let step = self.progress.step;
         self.comm.whereabouts().at_step(Some(step));
         self.engine.timeline.enter(Activity::Loader);
         if self.request.faults.hits(self.comm.rank(), step, Fault::HangLoader) {
             self.hang()?;
         }
-        let mut batches = Vec::with_capacity(shards);
-        let mut lines = Vec::with_capacity(shards);
-        for _ in 0..shards {
-            let ended = || Error::config("loader", format!("it ended before step {step}"));
-            let loaded = loader.next().ok_or_else(ended)??;
-            let ids = loaded.batch.ids.clone();
-            lines.push(Line { step, epoch, shard: loaded.item.shard as u32, ids });
-            batches.push(Batch::from_data(loaded.batch, &self.engine.device)?);
-        }
+        let Fed { batches, lines, bad } = feed.next(step)?;
+        self.fed[1] = feed.books();
         let factor = self.factor();
         let report = self.engine.step(step, batches, factor, self.stop_asked())?;
         for line in &lines {
             self.ledger.add(line)?;
         }
         self.step_ms.push(begun.elapsed().as_secs_f64() * 1e3);
-        self.count(&report, factor)
+        let stop = self.count(&report, factor)?;
+        if report.bad > 0 {
+            self.count_bad(report.bad, &bad)?;
+        }
+        Ok(stop)
+    }
+
+    /// Adds a step's bad samples to the books: `all` over the ranks, `mine` of this one. Every rank takes the same
+    /// decision whether they are too many.
+    fn count_bad(&mut self, all: u64, mine: &[BadLine]) -> Result<()> {
+        // The user is told of the first; all are in the file.
+        const TOLD: usize = 5;
+        self.progress.bad_records += all;
+        let lines = bad::gather(&*self.comm, mine)?;
+        if let Some(quarantine) = &self.quarantine {
+            quarantine.add(&lines)?;
+        }
+        for line in &lines {
+            self.told_bad += 1;
+            let more = match self.told_bad {
+                n if n > TOLD => break,
+                TOLD => "; more are in quarantine.jsonl only",
+                _ => "",
+            };
+            let fate = match line.substitute {
+                Some(by) => format!("sample {by} took its place"),
+                None => "it counts nothing".to_owned(),
+            };
+            self.tell(Event::Warning { message: format!("{}; {fate}{more}", line.reason) })?;
+        }
+        let last = lines.last().map_or("", |l| &l.reason);
+        bad::check(
+            self.progress.bad_records,
+            self.progress.samples_seen,
+            self.config().loader.bad_limit,
+            last,
+        )
+    }
+
+    /// What the steps since `before` were made of, which took `times`.
+    fn feeding(&self, times: &Times, before: &(f64, LoaderStats)) -> Feeding {
+        let (copy, stats) = (self.fed[1].0 - before.0, self.fed[1].1.since(&before.1));
+        Feeding {
+            steps: times.total_s - times.evaluation_s - times.checkpoint_s - times.audit_s,
+            wait: stats.wait_s,
+            copy,
+            read: stats.read_s,
+            make: stats.make_s,
+            threads: stats.threads as f64,
+        }
     }
 
     /// A planted failure: the loader never gives its next batch. The other ranks must notice.
@@ -183,7 +237,11 @@ impl<'a> Session<'a> {
         if every > 0 && self.progress.step.is_multiple_of(every) && self.reporter.is_some() {
             let (since, seen) =
                 std::mem::replace(&mut self.logged, (Instant::now(), self.progress.samples_seen));
-            let time = Some(self.engine.timeline.since(&mut self.spent));
+            let time = self.engine.timeline.since(&mut self.spent);
+            let before = self.fed[0];
+            self.fed[0] = self.fed[1];
+            let bound = self.feeding(&time, &before).bound(1.0);
+            self.tell_bound(bound.filter(|b| b.stall_share >= 0.1));
             let names = self.engine.task().statistics();
             let statistics = names.iter().zip(&first.statistics).map(|(n, v)| ((*n).to_owned(), (*v).into()));
             self.tell(Event::Step {
@@ -197,10 +255,20 @@ impl<'a> Session<'a> {
                 loss_scale: self.engine.loss_scale.map(|s| s.scale),
                 skipped_steps: self.engine.loss_scale.map(|s| s.skipped),
                 statistics: statistics.collect(),
-                time,
+                bound,
+                time: Some(time),
             })?;
         }
         Ok(report.stop)
+    }
+
+    /// Tells the user once that steps wait: not by the first line, when much is done for the first time.
+    fn tell_bound(&mut self, bound: Option<Bound>) {
+        let first = self.samples <= self.config().train.global_batch * self.config().log.every_steps;
+        if let (Some(bound), Some(reporter), false) = (bound, &self.reporter, first || self.told_bound) {
+            reporter.aside(&bound.to_string());
+            self.told_bound = true;
+        }
     }
 
     fn epoch_loss(&self) -> f64 {
@@ -223,8 +291,7 @@ impl<'a> Session<'a> {
         let stop = self.request.stop.clone();
         let asked = || stop.load(Ordering::Relaxed);
         let batch = self.config().eval.batch;
-        let Some(eval) = evaluate(&self.engine, &self.sets.eval, &self.config().loader, batch, &asked)?
-        else {
+        let Some(eval) = evaluate(&self.engine, &self.sets.eval, &self.loader, batch, &asked)? else {
             return Ok(false);
         };
         self.progress.evaluation_due = false;
@@ -299,6 +366,11 @@ impl<'a> Session<'a> {
         self.engine.timeline.enter(Activity::Finishing);
         let hash = self.engine.hash()?;
         let spent = self.engine.timeline.mean()?;
+        // The mean of the ranks' times stands for each of them.
+        let fed = self.feeding(&spent, &Default::default()).of_all(&*self.comm)?;
+        let bound = fed.bound(f64::from(self.comm.world()));
+        let bytes = self.comm.all_gather(&self.fed[1].1.bytes.to_le_bytes(), deadline)?;
+        let bytes_read = bytes.iter().filter_map(|b| Some(u64::from_le_bytes(*b.first_chunk()?))).sum();
         let p = &self.progress;
         let status = match (stopped, p.step >= self.total) {
             (true, _) => STOPPED,
@@ -327,11 +399,17 @@ impl<'a> Session<'a> {
             peak_rss_bytes: peak_rss_bytes(),
             peak_device_bytes: self.engine.device.gpu().map(|gpu| gpu.memory().peak_live),
             time: spent,
+            bound: bound.filter(|_| !self.step_ms.is_empty()),
+            bytes_read,
+            bad_records: p.bad_records,
             wall_s: self.wall_before + self.started.elapsed().as_secs_f64(),
         };
         if let Some(reporter) = &mut self.reporter {
             self.dir.write_json("summary.json", &summary)?;
             reporter.finish(&self.dir, &summary)?;
+            if let Some(bound) = summary.bound.filter(|b| b.bound_by != BoundBy::Compute) {
+                reporter.aside(&bound.to_string());
+            }
         }
         Ok(Outcome { summary, stopped })
     }

@@ -12,6 +12,7 @@ use phalanx_nn::Builder;
 
 use super::session::{STOPPED, Session};
 use super::{Sets, TrainRequest, shards, steps_per_epoch};
+use crate::bad::Quarantine;
 use crate::checkpoint::{self, Progress, Writer};
 use crate::config::{Config, first_difference};
 use crate::engine::{Engine, EngineOptions};
@@ -23,7 +24,7 @@ use crate::rundir::{Lock, RunDir};
 use crate::share::{check_same_table, from_rank_0};
 use crate::task::Criterion;
 use crate::weights::Begun;
-use crate::{Error, Result, memory, report, setup, tuning};
+use crate::{Error, Result, memory, report, setup, staging, tuning};
 
 /// What a start finds.
 pub(super) enum Opened<'a> {
@@ -48,13 +49,14 @@ pub(super) fn open<'a>(
     let allowed = Duration::from_secs_f64(config.distributed.deadline_s);
     let mut machine = setup::machine(config, &request.device, isa, &*comm)?;
     machine.set_precision(config.train.precision)?;
-    let here = fingerprint::of(&machine, isa);
+    let mut here = fingerprint::of(&machine, isa);
+    fingerprint::add_decoder(&mut here, &[&*sets.train, &*sets.eval]);
     check_same_table(&*comm, "the configuration", || config.identity())?;
     check_same_table(&*comm, "the data", || {
         let sets = [("train", &sets.train), ("eval", &sets.eval)];
         sets.into_iter().map(|(k, s)| Ok((k.to_owned(), fingerprint::of_set(&**s)?.into()))).collect()
     })?;
-    let samples = setup::samples(&*sets.train)?;
+    let samples = setup::samples(&*sets.train, &config.loader)?;
     // A model or a loss that does not fit the samples is refused before the directory is touched.
     phalanx_nn::build(&config.model, samples.input, samples.classes, &mut Builder::new())?;
     Criterion::new(&config.loss, samples.classes)?;
@@ -110,6 +112,8 @@ pub(super) fn open<'a>(
     if !sets.eval.is_empty() {
         memory::check_evaluation(config, &samples, samples.input, set, ranks, have.as_ref())?;
     }
+    let staged = staging::stage(&config.data, &*comm, &[&*sets.train, &*sets.eval], allowed)?;
+    warnings.extend(staged.iter().flat_map(|s| s.warnings.clone()));
     machine.join(&comm, request.device.sums, config.distributed.exact)?;
     let by_host = |why| format!("gradients go by way of the host's memory and not over NCCL: {why}");
     warnings.extend(machine.no_nccl.as_ref().map(by_host));
@@ -163,15 +167,17 @@ pub(super) fn open<'a>(
         samples: sets.train.len(),
         global_batch: config.train.global_batch,
         virtual_shards: shards,
+        order: config.loader.order,
     };
     let ledger = Ledger::create(dir.path(), &header)?;
     let hosts = comm.all_gather(host_name().as_bytes(), Deadline::after(allowed))?;
-    let (mut reporter, mut writer) = (None, None);
+    let (mut reporter, mut writer, mut quarantine) = (None, None, None);
     if comm.rank() == 0 {
         let (first, due) = (progress.step, progress.evaluation_due);
         let mut r = Reporter::new(&dir, request.style, start.attempt, first, total, due)?;
         dir.clear_summary()?;
-        dir.write_json("env.json", &environment(&engine, &machine, &progress, &hosts))?;
+        dir.write_json("env.json", &environment(&engine, &machine, &progress, &hosts, staged.as_ref()))?;
+        quarantine = Some(Quarantine::open(&dir, first)?);
         for message in warnings {
             r.tell(&Event::Warning { message })?;
         }
@@ -189,6 +195,7 @@ pub(super) fn open<'a>(
         reporter = Some(r);
         writer = Some(Writer::new(dir.checkpoints(), config.checkpoint.keep));
     }
+    let loader = setup::loader(&config.loader, &*comm, &machine);
     let plateau = config.schedule.plateau(progress.plateau.as_ref())?;
     Ok(Opened::Ready(Box::new(Session {
         request,
@@ -198,6 +205,8 @@ pub(super) fn open<'a>(
         dir,
         plateau,
         ledger,
+        loader,
+        quarantine,
         reporter,
         writer,
         _lock: lock,
@@ -210,6 +219,9 @@ pub(super) fn open<'a>(
         samples: 0,
         logged: (Instant::now(), progress.samples_seen),
         spent: Default::default(),
+        fed: Default::default(),
+        told_bound: false,
+        told_bad: 0,
         equal_at: progress.step,
         progress,
     })))
@@ -240,6 +252,7 @@ fn environment(
     machine: &Machine,
     progress: &Progress,
     hosts: &[Vec<u8>],
+    staged: Option<&staging::Outcome>,
 ) -> serde_json::Value {
     let comm = &engine.comm;
     let gpu = machine.gpu().map(|gpu| {
@@ -271,6 +284,7 @@ fn environment(
         "no_gpu": machine.no_gpu.as_ref().map(|no| &no.why),
         "bucket_mb": engine.options.bucket_bytes as f64 / 1e6,
         "init": progress.init,
+        "staged": staged,
         "fingerprint": progress.fingerprint,
     })
 }

@@ -4,7 +4,7 @@ use phalanx_nn::{Layer, OptimizerConfig, Params};
 use phalanx_tensor::{DType, Tensor, top_k_errors};
 
 use super::{Batch, Criterion, Loss, Phase, PhaseId, ShardCx, Task};
-use crate::Result;
+use crate::{Error, Result};
 
 /// What an evaluation of classes sums.
 pub(super) const EVALUATIONS: &[&str] = &["loss", "top1_error", "top5_error"];
@@ -49,8 +49,21 @@ impl Classification {
         Classification { model, criterion, phases: [phase], image, label }
     }
 
+    /// The loss over all targets of a batch's samples, and what its mean divides by.
+    fn total(&self, logits: &Tensor, targets: &[(Tensor, Option<Vec<f32>>)]) -> Result<(Tensor, f64)> {
+        let mut total: Option<(Tensor, f64)> = None;
+        for (target, weights) in targets {
+            let (sum, weight) = self.criterion.sum(logits, target, weights.as_deref())?;
+            total = Some(match total {
+                Some((other, before)) => (other.add(&sum)?, before + weight),
+                None => (sum, weight),
+            });
+        }
+        total.ok_or_else(|| Error::Task { task: self.name(), problem: "a batch has no targets".to_owned() })
+    }
+
     fn logits(&self, batch: &Batch, cx: &ShardCx) -> Result<Tensor> {
-        Ok(self.model.forward(cx, &cx.enter(batch.field(&self.image)?)?)?)
+        Ok(self.model.forward(cx, &batch.input(&self.image, cx)?)?)
     }
 }
 
@@ -64,8 +77,8 @@ impl Task for Classification {
     }
 
     fn loss(&self, _: PhaseId, batch: &Batch, cx: &ShardCx) -> Result<Loss> {
-        let (labels, weights) = (batch.field(&self.label)?, batch.weights_on(cx.device)?);
-        let of = |logits: &Tensor| self.criterion.sum(logits, labels, weights.as_ref());
+        let targets = batch.targets(batch.field(&self.label)?)?;
+        let of = |logits: &Tensor| self.total(logits, &targets);
         let (mut sum, weight) = of(&self.logits(batch, cx)?)?;
         for (factor, logits) in cx.take_auxiliary() {
             sum = sum.add(&of(&logits)?.0.scale(factor)?)?;
@@ -79,11 +92,11 @@ impl Task for Classification {
 
     fn evaluate(&self, batch: &Batch, cx: &ShardCx) -> Result<Vec<[f64; 2]>> {
         let (logits, labels) = (self.logits(batch, cx)?, batch.field(&self.label)?);
-        let weights = batch.weights_on(cx.device)?;
         // Counted in single precision, whatever the network computes in.
         let logits = if logits.dtype() == DType::F64 { logits } else { logits.to(DType::F32)? };
-        let (loss, weight) = self.criterion.sum(&logits, labels, weights.as_ref())?;
-        let [top1, top5] = errors(&logits, batch, labels, self.criterion.ignored())?;
+        let (loss, weight) = self.total(&logits, &batch.targets(labels)?)?;
+        let main = batch.main_targets(labels)?;
+        let [top1, top5] = errors(&logits, batch, &main, self.criterion.ignored())?;
         Ok(vec![[loss.item()?, weight], top1, top5])
     }
 }

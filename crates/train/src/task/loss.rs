@@ -178,7 +178,7 @@ impl Criterion {
 
     /// The sum over samples of weighted losses, and the weight that its mean divides by. `logits` are `[N, K]`, the
     /// target is labels, i64 `[N]`, or probabilities of the logits' shape; `weights` are the samples'.
-    pub fn sum(&self, logits: &Tensor, target: &Tensor, weights: Option<&Tensor>) -> Result<(Tensor, f64)> {
+    pub fn sum(&self, logits: &Tensor, target: &Tensor, weights: Option<&[f32]>) -> Result<(Tensor, f64)> {
         let plain_entropy = matches!(&self.config, LossConfig::CrossEntropy { .. });
         let half = matches!(logits.dtype(), DType::F16 | DType::BF16);
         // Cross-entropy reads halves as they are; of the others none is worth a second type.
@@ -197,6 +197,12 @@ impl Criterion {
             };
             Ok(list.as_ref().map(make).transpose()?)
         };
+        // What all samples count together, which is known here: on a GPU nobody need wait for it.
+        let samples = target.shape().first().copied().unwrap_or(0);
+        let all = weights.map_or(samples as f64, |w| w.iter().map(|&w| f64::from(w)).sum());
+        let list = |w: &[f32]| Tensor::from_slice(w, [w.len()], logits.device())?.to(of_weights);
+        let weights = weights.map(list).transpose()?;
+        let weights = weights.as_ref();
         let plain = CrossEntropy { weights, ..CrossEntropy::default() };
         let point = match &self.config {
             LossConfig::CrossEntropy { label_smoothing, class_weights, ignore_index } => {
@@ -207,13 +213,15 @@ impl Criterion {
                     label_smoothing: *label_smoothing,
                     ..plain
                 };
-                return Ok((logits.cross_entropy_with(target, &how)?, how.weight(target)?));
+                let by_label = how.class_weights.is_some() || how.ignore_index.is_some();
+                let weight = if by_label { how.weight(target)? } else { all };
+                return Ok((logits.cross_entropy_with(target, &how)?, weight));
             }
             LossConfig::MultiMargin { p, margin, class_weights } => {
                 let class_weights = tensor(class_weights)?;
                 let how = CrossEntropy { class_weights: class_weights.as_ref(), ..plain };
                 // As PyTorch's: the classes' weights are no part of what its mean divides by.
-                return Ok((logits.multi_margin(target, *p, *margin, &how)?, plain.weight(target)?));
+                return Ok((logits.multi_margin(target, *p, *margin, &how)?, all));
             }
             LossConfig::Bce { label_smoothing, pos_weight } => {
                 let shares = self.shares(logits, target)?;
@@ -222,7 +230,7 @@ impl Criterion {
                     part => shares.scale(1.0 - part)?.offset(part / self.classes as f64)?,
                 };
                 let sum = logits.bce_with_logits(&shares, tensor(pos_weight)?.as_ref(), weights)?;
-                return Ok((sum, plain.weight(target)? * self.classes as f64));
+                return Ok((sum, all * self.classes as f64));
             }
             LossConfig::Mse {} => PointLoss::Mse,
             LossConfig::L1 {} => PointLoss::L1,
@@ -243,7 +251,7 @@ impl Criterion {
         );
         let shares = if signed { shares.scale(2.0)?.offset(-1.0)? } else { shares };
         let sum = logits.point_loss(&shares, point, weights)?;
-        Ok((sum, plain.weight(target)? * self.classes as f64))
+        Ok((sum, all * self.classes as f64))
     }
 
     /// A target for each class: the probabilities, or 1 at the label.

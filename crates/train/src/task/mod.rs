@@ -4,20 +4,21 @@
 //! does. A task's own changing state is keyed by virtual shard where it belongs to one (a replay
 //! memory, an environment), so that it moves with the shard when a run is resized.
 
+mod batch;
 mod classify;
 mod loss;
 mod views;
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, Range};
-use std::sync::Arc;
 
+pub use batch::{Ahead, Batch};
 pub use classify::Classification;
 use half::{bf16, f16};
 pub use loss::{Criterion, LossConfig};
 use phalanx_host::{DType, Element};
 use phalanx_nn::{Forward, OptimizerConfig, ParamId, Params};
-use phalanx_tensor::{Device, Shape, Tensor};
+use phalanx_tensor::{Device, Tensor};
 pub use views::{LayersFor, ViewedClassification, Views};
 
 use crate::{Error, Result};
@@ -40,74 +41,6 @@ impl Phase {
     /// The phase's parameters.
     pub fn ids(&self) -> impl DoubleEndedIterator<Item = ParamId> + use<> {
         self.params.clone().map(ParamId)
-    }
-}
-
-/// The samples of one virtual shard in one step, on the device.
-#[derive(Debug, Clone, Default)]
-pub struct Batch {
-    /// Named tensors; the first axis counts samples.
-    pub fields: BTreeMap<Arc<str>, Tensor>,
-    /// Which samples these are. Empty for a batch that a task made itself.
-    pub ids: Vec<u64>,
-    /// A weight for each sample; none means 1 each.
-    pub weights: Option<Vec<f32>>,
-}
-
-impl Batch {
-    /// Moves a loaded batch onto the device. On the CPU the buffers change hands without a copy.
-    pub fn from_data(batch: phalanx_data::Batch, device: &Device) -> Result<Self> {
-        let uniform = batch.weights.iter().all(|&w| w == 1.0);
-        let weights = (!uniform).then_some(batch.weights);
-        let fields = batch.fields.into_iter().map(|f| {
-            let shape = Shape::new(&f.shape);
-            Ok((f.name, Tensor::from_buffer(f.bytes, f.dtype, shape, device)?))
-        });
-        Ok(Batch { fields: fields.collect::<Result<_>>()?, ids: batch.ids, weights })
-    }
-
-    /// A batch that a task made itself.
-    pub fn of<const N: usize>(fields: [(&str, Tensor); N]) -> Self {
-        Batch { fields: fields.into_iter().map(|(n, t)| (n.into(), t)).collect(), ..Batch::default() }
-    }
-
-    /// The number of samples.
-    pub fn len(&self) -> usize {
-        self.fields.values().next().map_or(self.ids.len(), |t| t.shape().first().copied().unwrap_or(0))
-    }
-
-    /// Whether there is no sample.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The sum of the samples' weights.
-    pub fn weight(&self) -> f64 {
-        self.weights.as_ref().map_or(self.len() as f64, |w| w.iter().map(|&w| f64::from(w)).sum())
-    }
-
-    /// The weight of sample `i`.
-    pub fn weight_of(&self, i: usize) -> f64 {
-        self.weights.as_ref().map_or(1.0, |w| f64::from(w[i]))
-    }
-
-    /// The sum of the weights of the samples that are marked.
-    pub fn weigh(&self, marked: &[bool]) -> f64 {
-        marked.iter().enumerate().filter(|(_, m)| **m).map(|(i, _)| self.weight_of(i)).sum()
-    }
-
-    /// The field `name`.
-    pub fn field(&self, name: &str) -> Result<&Tensor> {
-        self.fields.get(name).ok_or_else(|| Error::Task {
-            task: "batch",
-            problem: format!("it has no field {name:?}; it has {:?}", self.fields.keys().collect::<Vec<_>>()),
-        })
-    }
-
-    /// The weights as a tensor, when they are not all 1.
-    pub fn weights_on(&self, device: &Device) -> Result<Option<Tensor>> {
-        let to = |w: &Vec<f32>| Tensor::from_slice(w, [w.len()], device);
-        Ok(self.weights.as_ref().map(to).transpose()?)
     }
 }
 

@@ -173,7 +173,7 @@ impl ViewedClassification {
 
     /// Each image's mean share of each class, [N, K].
     fn shares(&self, batch: &Batch, cx: &ShardCx) -> Result<Tensor> {
-        let images = batch.field(&self.image)?;
+        let images = batch.pixels(&self.image, DType::F32)?;
         let &[n, h, w, c] = &images.shape()[..] else {
             let problem = format!("it takes images [N,H,W,C], not {}", images.shape());
             return Err(Error::Task { task: self.name(), problem });

@@ -113,7 +113,7 @@ impl Spike for Edges {
         let samples = if step == 0 { SAMPLES[shard as usize] } else { &[] };
         let y: Vec<f32> = samples.iter().map(|s| s[0]).collect();
         let y = Tensor::from_slice(&y, [y.len(), 1], device).unwrap();
-        Batch { weights: Some(samples.iter().map(|s| s[1]).collect()), ..Batch::of([("y", y)]) }
+        Batch::of([("y", y)]).weighted(samples.iter().map(|s| s[1]).collect())
     }
 }
 

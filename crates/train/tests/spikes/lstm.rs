@@ -86,7 +86,7 @@ impl Spike for Sequences {
             ("lengths", Tensor::from_slice(&lengths, [n], device).unwrap()),
             ("target", Tensor::from_slice(&y, [n, 1], device).unwrap()),
         ];
-        Batch { weights: Some(vec![1.0, 0.5, 2.0, 1.0]), ..Batch::of(fields) }
+        Batch::of(fields).weighted(vec![1.0, 0.5, 2.0, 1.0])
     }
 }
 

@@ -1,7 +1,8 @@
 //! Huffman codes of JPEG files and the bits that they are read from (ITU-T T.81, annexes C and F).
 
-use super::Damage;
 use super::header::Codes;
+use super::{Damage, simd};
+use crate::picture::simd::Avx2;
 
 /// Bits of a code that are looked up at once.
 const LOOK: u32 = 10;
@@ -95,7 +96,7 @@ fn extend(bits: u64, size: u32) -> i32 {
 }
 
 /// Bits from the front of a scan's data.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Bits<'a> {
     data: &'a [u8],
     at: usize,
@@ -107,6 +108,18 @@ pub(super) struct Bits<'a> {
 
 /// Zeros that must follow a scan's data.
 pub(super) const PADDING: usize = 16;
+
+/// For each coefficient in the order of the file: its quantiser and, in the lower half, its place in a block.
+pub(super) type Steps = [u32; 64];
+
+/// The steps of a table of quantisers.
+pub(super) fn steps(quantisers: &[u16; 64]) -> Steps {
+    let mut steps = [0; 64];
+    for ((step, q), place) in steps.iter_mut().zip(quantisers).zip(ORDER) {
+        *step = u32::from(*q) << 16 | u32::from(place);
+    }
+    steps
+}
 
 impl<'a> Bits<'a> {
     /// Bits of data that are followed by [`PADDING`] zeros.
@@ -135,18 +148,9 @@ impl<'a> Bits<'a> {
         self.at - (self.count / 8) as usize
     }
 
-    /// The next code and the number behind it: zeros before the number, and the number. A code without a number gives
-    /// its symbol and `None`.
+    /// Symbol and number of a code that the table does not give both of: 0 for a code without a number.
     #[inline(always)]
-    fn code(&mut self, table: &Table) -> Result<(u32, Option<i32>), Damage> {
-        if self.count < 32 {
-            self.fill();
-        }
-        let entry = table.direct[(self.next >> (64 - LOOK)) as usize];
-        if entry >> 16 != 0 {
-            self.drop(entry & 0xff);
-            return Ok((entry >> 8 & 0xff, Some((entry as i32) >> 16)));
-        }
+    fn longer(&mut self, table: &Table, entry: u32) -> Result<(u32, i32), Damage> {
         let (symbol, length) = match entry {
             0 => table.long(self.next)?,
             entry => ((entry >> 8) as u8, entry & 0xff),
@@ -154,52 +158,72 @@ impl<'a> Bits<'a> {
         self.drop(length);
         let size = u32::from(symbol & 15);
         if size == 0 {
-            return Ok((symbol.into(), None));
+            return Ok((symbol.into(), 0));
         }
         let value = extend(self.next >> (64 - size), size);
         self.drop(size);
-        Ok((u32::from(symbol >> 4), Some(value)))
+        Ok((symbol.into(), value))
     }
 
-    /// The difference of a block's mean to the one before.
+    /// Reads a block: adds the difference of its mean to that of the one before to `mean`, and puts its other
+    /// coefficients, multiplied by their quantisers, into their places; returns one more than the place in the file's
+    /// order of the last. Without `KEEP` they are only skipped.
     #[inline(always)]
-    pub(super) fn difference(&mut self, table: &Table) -> Result<i32, Damage> {
-        match self.code(table)? {
-            (0, value) => Ok(value.unwrap_or(0)),
-            _ => Err("there is no such difference"),
-        }
-    }
-
-    /// The other coefficients of a block, multiplied by their quantisers, into their places; returns one more than the
-    /// place in the file's order of the last. Without `KEEP` they are only skipped.
-    #[inline(always)]
-    pub(super) fn coefficients<const KEEP: bool>(
+    pub(super) fn block<const KEEP: bool>(
         &mut self,
-        table: &Table,
-        quantiser: &[i16; 64],
+        [dc, ac]: [&Table; 2],
+        steps: &Steps,
+        mean: &mut i32,
         block: &mut [i16; 64],
     ) -> Result<usize, Damage> {
+        // A copy can be kept in registers.
+        let mut bits = self.clone();
+        bits.fill();
+        let entry = dc.direct[(bits.next >> (64 - LOOK)) as usize];
+        let difference = if entry >> 16 != 0 && entry & 0xff00 == 0 {
+            bits.drop(entry & 0xff);
+            (entry as i32) >> 16
+        } else {
+            match bits.longer(dc, entry)? {
+                (0..=15, value) => value,
+                _ => return Err("there is no such difference"),
+            }
+        };
+        *mean = mean.wrapping_add(difference);
         let (mut k, mut last) = (1, 1);
         while k < 64 {
-            let (run, value) = self.code(table)?;
-            let Some(value) = value else {
-                match run {
+            if bits.count < 32 {
+                bits.fill();
+            }
+            let entry = ac.direct[(bits.next >> (64 - LOOK)) as usize];
+            let value = if entry >> 16 != 0 {
+                bits.drop(entry & 0xff);
+                k += (entry >> 8 & 0xff) as usize;
+                (entry as i32) >> 16
+            } else {
+                let (symbol, value) = bits.longer(ac, entry)?;
+                match symbol {
                     0 => break,
-                    0xf0 => k += 16,
-                    _ => return Err("there is no such code"),
+                    0xf0 => {
+                        k += 16;
+                        continue;
+                    }
+                    _ if value == 0 => return Err("there is no such code"),
+                    _ => k += (symbol >> 4) as usize,
                 }
-                continue;
+                value
             };
-            k += run as usize;
             if k > 63 {
                 return Err("a block has too many coefficients");
             }
             if KEEP {
-                block[usize::from(ORDER[k])] = (value as i16).wrapping_mul(quantiser[k]);
+                let step = steps[k];
+                block[(step & 63) as usize] = (value as i16).wrapping_mul((step >> 16) as i16);
             }
             k += 1;
             last = k;
         }
+        *self = bits;
         match k > 64 {
             true => Err("a block has too many coefficients"),
             false => Ok(last),
@@ -235,29 +259,36 @@ const fn order() -> [u8; 64] {
     order
 }
 
+/// Copies bytes up to the first that is 255, or until fewer than eight are left; returns their number.
+pub(super) fn copy_until_255(from: &[u8], to: &mut [u8]) -> usize {
+    let mut done = 0;
+    for (bytes, to) in from.as_chunks::<8>().0.iter().zip(to.as_chunks_mut::<8>().0) {
+        *to = *bytes;
+        let word = u64::from_le_bytes(*bytes);
+        let full =
+            (word & 0x7f7f_7f7f_7f7f_7f7f).wrapping_add(0x0101_0101_0101_0101) & word & 0x8080_8080_8080_8080;
+        if full != 0 {
+            return done + (full.trailing_zeros() / 8) as usize;
+        }
+        done += 8;
+    }
+    done
+}
+
 /// Copies a scan's data without the zeros behind bytes of 255 into `data`, with [`PADDING`] behind them. `restarts`
 /// gets the place of every restart. Whether the image's end was found; `None` where other data come before it.
-pub(super) fn unstuff(scan: &[u8], data: &mut Vec<u8>, restarts: &mut Vec<usize>) -> Option<bool> {
+pub(super) fn unstuff(
+    avx2: Option<Avx2>,
+    scan: &[u8],
+    data: &mut Vec<u8>,
+    restarts: &mut Vec<usize>,
+) -> Option<bool> {
     restarts.clear();
     data.resize(scan.len() + 2 * PADDING, 0);
     let (mut from, mut to) = (0, 0);
     let whole = loop {
-        // Eight bytes at a time, as long as none is 255.
-        while let Some(Ok(bytes)) = scan.get(from..from + 8).map(<[u8; 8]>::try_from) {
-            let word = u64::from_ne_bytes(bytes);
-            data[to..to + 8].copy_from_slice(&bytes);
-            let full = (word & 0x7f7f_7f7f_7f7f_7f7f).wrapping_add(0x0101_0101_0101_0101)
-                & word
-                & 0x8080_8080_8080_8080;
-            let count = match full {
-                0 => 8,
-                _ => (u64::from_le(full).trailing_zeros() / 8) as usize,
-            };
-            (from, to) = (from + count, to + count);
-            if count < 8 {
-                break;
-            }
-        }
+        let count = simd::copy_until_255(avx2, &scan[from..], &mut data[to..]);
+        (from, to) = (from + count, to + count);
         match (scan.get(from), scan.get(from + 1)) {
             (Some(0xff), Some(0x00)) => {
                 data[to] = 0xff;

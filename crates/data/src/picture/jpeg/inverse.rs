@@ -1,7 +1,8 @@
 //! From a block's coefficients to its pixels: the inverse cosine transform of Loeffler, Ligtenberg and Moshovitz
 //! ("Practical fast 1-D DCT algorithms with 11 multiplications", 1989) in whole numbers of 13 bits behind the point,
 //! columns first, with two bits kept between the passes. That is what libjpeg's exact method computes, so the
-//! pixels are those that Pillow gives. Smaller blocks are made of the lowest frequencies.
+//! pixels are those that Pillow gives. Smaller blocks are the means of their squares, as if the image were made smaller
+//! after it was decoded.
 
 use super::simd;
 use crate::picture::simd::Avx2;
@@ -15,14 +16,36 @@ pub(super) fn block(
     stride: usize,
 ) {
     match side {
-        8 => {
-            if !simd::inverse(avx2, coefficients, out, stride) {
-                eight(coefficients, out, stride);
+        8 => full(avx2, coefficients, out, stride),
+        1 => out[0] = level(coefficients[0], 3),
+        _ => {
+            let mut pixels = [0; 64];
+            full(avx2, coefficients, &mut pixels, 8);
+            match side {
+                4 => means::<2>(&pixels, out, stride),
+                _ => means::<4>(&pixels, out, stride),
             }
         }
-        4 => four(coefficients, out, stride),
-        2 => two(coefficients, out, stride),
-        _ => out[0] = level(coefficients[0], 3),
+    }
+}
+
+fn full(avx2: Option<Avx2>, coefficients: &[i16; 64], out: &mut [u8], stride: usize) {
+    if !simd::inverse(avx2, coefficients, out, stride) {
+        eight(coefficients, out, stride);
+    }
+}
+
+/// The means of squares of `SIDE` pixels.
+fn means<const SIDE: usize>(pixels: &[u8; 64], out: &mut [u8], stride: usize) {
+    let all = (SIDE * SIDE) as u16;
+    for (rows, to) in pixels.chunks_exact(8 * SIDE).zip(out.chunks_mut(stride)) {
+        let mut sums = [0u16; 8];
+        for row in rows.as_chunks::<8>().0 {
+            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += u16::from(*x));
+        }
+        for (sums, to) in sums.as_chunks::<SIDE>().0.iter().zip(to) {
+            *to = ((sums.iter().sum::<u16>() + all / 2) / all) as u8;
+        }
     }
 }
 
@@ -77,38 +100,6 @@ fn eight(coefficients: &[i16; 64], out: &mut [u8], stride: usize) {
     for (row, to) in middle.as_chunks::<8>().0.iter().zip(out.chunks_mut(stride)) {
         for (sum, to) in one(*row).into_iter().zip(to) {
             *to = level(sum, 18);
-        }
-    }
-}
-
-/// Four pixels of the four lowest frequencies, with 14 bits behind the point.
-fn quarter([x0, x1, x2, x3]: [i32; 4]) -> [i32; 4] {
-    let (sum, difference) = (5793 * x0.wrapping_add(x2), 5793 * x0.wrapping_sub(x2));
-    let (outer, inner) = (7568 * x1 + 3135 * x3, 3135 * x1 - 7568 * x3);
-    [sum + outer, difference + inner, difference - inner, sum - outer]
-}
-
-fn four(coefficients: &[i16; 64], out: &mut [u8], stride: usize) {
-    let mut middle = [[0; 4]; 4];
-    for x in 0..4 {
-        let column = quarter([0, 1, 2, 3].map(|y| i32::from(coefficients[8 * y + x])));
-        for (row, sum) in middle.iter_mut().zip(column) {
-            row[x] = (sum + (1 << 11) >> 12).clamp(-32768, 32767);
-        }
-    }
-    for (row, to) in middle.into_iter().zip(out.chunks_mut(stride)) {
-        for (sum, to) in quarter(row).into_iter().zip(to) {
-            *to = level(sum, 16);
-        }
-    }
-}
-
-fn two(coefficients: &[i16; 64], out: &mut [u8], stride: usize) {
-    let [a, b, c, d] = [0, 1, 8, 9].map(|i| i32::from(coefficients[i]));
-    let rows = [[a + b + c + d, a - b + c - d], [a + b - c - d, a - b - c + d]];
-    for (row, to) in rows.into_iter().zip(out.chunks_mut(stride)) {
-        for (sum, to) in row.into_iter().zip(to) {
-            *to = level(sum, 3);
         }
     }
 }

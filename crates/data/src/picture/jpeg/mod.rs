@@ -11,10 +11,10 @@ mod simd;
 
 use std::ops::Range;
 
-use codes::{Bits, Table};
+use codes::{Bits, Steps, Table};
 use header::{Colours, Header};
 
-use super::simd::Avx2;
+use super::simd::{Avx2, SLACK};
 
 /// What is wrong with a file.
 pub(super) type Damage = &'static str;
@@ -56,18 +56,8 @@ impl Default for Decoder {
     }
 }
 
-/// What coefficients are multiplied by, in the order of the file.
-#[derive(Debug)]
-struct Quantiser([i16; 64]);
-
-impl Default for Quantiser {
-    fn default() -> Self {
-        Quantiser([0; 64])
-    }
-}
-
 /// The part of one component that is decoded.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Plane {
     /// Pixels of a block's side: 1, 2, 4 or 8.
     side: usize,
@@ -80,8 +70,23 @@ struct Plane {
     /// Those blocks' pixels.
     samples: Vec<u8>,
     stride: usize,
-    quantiser: Quantiser,
+    steps: Steps,
     mean: i32,
+}
+
+impl Default for Plane {
+    fn default() -> Self {
+        Plane {
+            side: 8,
+            repeat: [1; 2],
+            size: [0; 2],
+            blocks: [0..0, 0..0],
+            samples: Vec::new(),
+            stride: 0,
+            steps: [0; 64],
+            mean: 0,
+        }
+    }
 }
 
 impl Plane {
@@ -113,7 +118,7 @@ impl Decoder {
         self.header = header::read(file)?;
         let Some(header) = &self.header else { return Ok(None) };
         let scan = file.get(header.data..).unwrap_or_default();
-        match codes::unstuff(scan, &mut self.data, &mut self.restarts) {
+        match codes::unstuff(self.avx2, scan, &mut self.data, &mut self.restarts) {
             None => Ok(None),
             Some(false) => Err(CUT_OFF),
             Some(true) => Ok(Some([header.height, header.width, header.components.len()])),
@@ -121,7 +126,7 @@ impl Decoder {
     }
 
     /// Decodes the part `window` (top, left, height, width) of the image that the opened file becomes when it is made
-    /// `shrink` (1, 2, 4, 8) times smaller, rounded up: rows of pixels of one byte or three.
+    /// `shrink` (1, 2, 4, 8) times smaller, rounded up: rows of pixels of one byte or three, and [`SLACK`] bytes more.
     pub(super) fn decode(
         &mut self,
         shrink: usize,
@@ -133,7 +138,7 @@ impl Decoder {
         self.blocks(&header)?;
         let channels = header.components.len();
         // What it held is overwritten.
-        self.pixels.resize(tall * wide * channels, 0);
+        self.pixels.resize(tall * wide * channels + SLACK, 0);
         self.colour(&header, rows, columns);
         self.header = Some(header);
         Ok(&self.pixels)
@@ -162,7 +167,7 @@ impl Decoder {
             plane.stride = plane.blocks[1].len() * plane.side;
             plane.samples.resize(plane.stride * plane.blocks[0].len() * plane.side, 0);
             plane.mean = 0;
-            plane.quantiser = Quantiser(header.quantisers[component.quantiser].map(|q| q as i16));
+            plane.steps = codes::steps(&header.quantisers[component.quantiser]);
             let table = |tables: &[Option<header::Codes>; 4], at: usize| {
                 tables[at].ok_or("a table of codes is missing")
             };
@@ -199,20 +204,21 @@ impl Decoder {
                     left -= 1;
                 }
                 for (component, plane) in header.components.iter().zip(&mut *planes) {
-                    let (dc, ac) = (&self.dc[component.dc], &self.ac[component.ac]);
+                    let tables = [&self.dc[component.dc], &self.ac[component.ac]];
                     for y in unit_y * component.v..(unit_y + 1) * component.v {
                         for x in unit_x * component.h..(unit_x + 1) * component.h {
-                            plane.mean = plane.mean.wrapping_add(bits.difference(dc)?);
+                            let (steps, mean) = (&plane.steps, &mut plane.mean);
                             if !(plane.blocks[0].contains(&y) && plane.blocks[1].contains(&x)) {
-                                bits.coefficients::<false>(ac, &plane.quantiser.0, &mut block)?;
+                                simd::read::<false>(self.avx2, &mut bits, tables, steps, mean, &mut block)?;
                                 continue;
                             }
-                            let count = bits.coefficients::<true>(ac, &plane.quantiser.0, &mut block)?;
+                            let count =
+                                simd::read::<true>(self.avx2, &mut bits, tables, steps, mean, &mut block)?;
                             let (side, stride) = (plane.side, plane.stride);
                             let at = (y - plane.blocks[0].start) * side * stride
                                 + (x - plane.blocks[1].start) * side;
                             let out = &mut plane.samples[at..];
-                            let mean = (plane.mean as i16).wrapping_mul(plane.quantiser.0[0]);
+                            let mean = (plane.mean as i16).wrapping_mul((plane.steps[0] >> 16) as i16);
                             if count == 1 {
                                 inverse::even(mean, side, out, stride);
                                 continue;
@@ -308,5 +314,41 @@ fn sampled<'a>(
 fn double(near: &[u8], row: &mut [u8]) {
     for (pair, x) in row.as_chunks_mut::<2>().0.iter_mut().zip(near) {
         *pair = [*x; 2];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_change_no_pixel() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/pictures");
+        for name in ["ycc444", "ycc422", "ycc420", "restarts", "own-codes", "grey-odd", "rgb"] {
+            let file = std::fs::read(folder.join(format!("{name}.jpg"))).unwrap();
+            let decode = |avx2, shrink: usize| {
+                let mut decoder = Decoder { avx2, ..Decoder::default() };
+                let [h, w, c] = decoder.open(&file).unwrap().unwrap();
+                let [h, w] = [h, w].map(|side: usize| side.div_ceil(shrink));
+                decoder.decode(shrink, [0, 0, h, w]).unwrap()[..h * w * c].to_vec()
+            };
+            for shrink in [1, 2, 4, 8] {
+                assert!(decode(None, shrink) == decode(Avx2::detect(), shrink), "{name} at 1/{shrink}");
+            }
+        }
+    }
+
+    #[test]
+    fn transforms_of_wild_coefficients_are_the_same_with_vectors() {
+        let mut stream = phalanx_host::rng::Key::new(3).stream();
+        for _ in 0..300 {
+            let spread = 1 + stream.below(65536) as i64;
+            let block: [i16; 64] =
+                std::array::from_fn(|_| (stream.below(spread as u64) as i64 - spread / 2) as i16);
+            let [mut plain, mut fast] = [[0; 80]; 2];
+            inverse::block(None, &block, 8, &mut plain, 10);
+            inverse::block(Avx2::detect(), &block, 8, &mut fast, 10);
+            assert_eq!(plain, fast);
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The loops over pixels of JPEG files with AVX2. Whole numbers: the results are those without.
 
+use super::Damage;
+use super::codes::{Bits, Steps, Table};
 use crate::picture::simd::Avx2;
 
 /// Puts the eight rows of a block's pixels into `out`. Whether it could.
@@ -48,12 +50,84 @@ pub(super) fn across(avx2: Option<Avx2>, row: &[u8], out: &mut [u8]) {
     super::colours::across(row, out);
 }
 
+/// As [`Bits::block`].
+#[inline]
+pub(super) fn read<const KEEP: bool>(
+    avx2: Option<Avx2>,
+    bits: &mut Bits<'_>,
+    tables: [&Table; 2],
+    steps: &Steps,
+    mean: &mut i32,
+    block: &mut [i16; 64],
+) -> Result<usize, Damage> {
+    #[cfg(target_arch = "x86_64")]
+    if avx2.is_some() {
+        // SAFETY: AVX2 was found, and what comes with it.
+        return unsafe { x86::read::<KEEP>(bits, tables, steps, mean, block) };
+    }
+    let _ = avx2;
+    bits.block::<KEEP>(tables, steps, mean, block)
+}
+
+/// As [`copy_until_255`](super::codes::copy_until_255).
+pub(super) fn copy_until_255(avx2: Option<Avx2>, from: &[u8], to: &mut [u8]) -> usize {
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    if avx2.is_some() {
+        let whole = from.len().min(to.len()) / 32 * 32;
+        // SAFETY: AVX2 was found; both have as many bytes.
+        done = unsafe { x86::copy_until_255(&from[..whole], &mut to[..whole]) };
+        if done < whole {
+            return done;
+        }
+    }
+    let _ = avx2;
+    done += super::codes::copy_until_255(&from[done..], &mut to[done..]);
+    done
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::colours;
+    use super::super::codes::{Bits, Steps, Table};
     use super::super::inverse::factor;
+    use super::super::{Damage, colours};
+
+    /// As `Bits::block` compiled for AVX2.
+    ///
+    /// # Safety
+    /// AVX2 and BMI2 are there.
+    #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]
+    pub(super) unsafe fn read<const KEEP: bool>(
+        bits: &mut Bits<'_>,
+        tables: [&Table; 2],
+        steps: &Steps,
+        mean: &mut i32,
+        block: &mut [i16; 64],
+    ) -> Result<usize, Damage> {
+        bits.block::<KEEP>(tables, steps, mean, block)
+    }
+
+    /// Copies bytes up to the first that is 255; returns their number.
+    ///
+    /// # Safety
+    /// AVX2 is there, and both are as long: a multiple of 32.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn copy_until_255(from: &[u8], to: &mut [u8]) -> usize {
+        for at in (0..from.len()).step_by(32) {
+            // SAFETY: `at + 32` is at most the length of both.
+            let full = unsafe {
+                let bytes = _mm256_loadu_si256(from.as_ptr().add(at).cast());
+                _mm256_storeu_si256(to.as_mut_ptr().add(at).cast(), bytes);
+                _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(-1)))
+            };
+            if full != 0 {
+                return at + full.trailing_zeros() as usize;
+            }
+        }
+        from.len()
+    }
 
     /// A pair of factors for every lane.
     #[target_feature(enable = "avx2")]

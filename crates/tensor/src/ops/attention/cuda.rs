@@ -7,7 +7,7 @@ use phalanx_host::DType;
 use super::Attend;
 use crate::op::{CudaOp, Exec, Op, Saved};
 use crate::ops::cuda::{
-    NONE, Operand, Scratch, Teams, blank, code, dense, library_type, source, suffix, typed, walk,
+    NONE, Operand, Scratch, Teams, blank, code, dense, library_type, random, source, suffix, typed, walk,
 };
 use crate::ops::dropout::threshold;
 use crate::sink::GradSink;
@@ -147,11 +147,11 @@ impl<'a> Heads<'a> {
         let args = args.i32(self.bias.as_ref().map_or(0, |b| code(b.dtype))).i64(bias_step as i64);
         let args = args.i32(i32::from(self.of.causal)).f32(self.of.scale as f32);
         let args = match self.of.dropout.map(|(p, key)| (p, key, threshold(p))) {
-            None => args.u64(0).u32(0).i32(0).f32(1.0),
+            None => args.ptr(NONE).u64(0).u32(0).i32(0).f32(1.0),
             Some((p, key, Some(from))) => {
-                args.u64(key.to_u64()).u32(from).i32(1).f32((1.0 / (1.0 - p)) as f32)
+                random(self.gpu, args, key)?.u32(from).i32(1).f32((1.0 / (1.0 - p)) as f32)
             }
-            Some((_, key, None)) => args.u64(key.to_u64()).u32(0).i32(2).f32(0.0),
+            Some((_, _, None)) => args.ptr(NONE).u64(0).u32(0).i32(2).f32(0.0),
         };
         Ok(args.pod(walk([&mask, &bias])))
     }

@@ -42,12 +42,12 @@ struct Drop {
 };
 #define LOOK \
     i64 rows, int k, int size, i64 first, i64 queries, const u8 *mask, i64 mask_step, const void *bias, int bias_type, \
-        i64 bias_step, int causal, float scale, u64 key, u32 from, int mode, float kept, Walk walk
+        i64 bias_step, int causal, float scale, const u64 *key_at, u64 key, u32 from, int mode, float kept, Walk walk
 #define THE_LOOK \
     i64 at[2]; \
     walk.places(first + row, at); \
     Look look = {mask, bias, mask_step, bias_step, at[0], at[1], (first + row) % queries, bias_type, causal, scale}; \
-    Drop drop = {key, from, mode, kept}; \
+    Drop drop = {key_at ? *key_at : key, from, mode, kept}; \
     u64 start = (u64)(first + row) * k; \
     int units = live ? (k + N - 1) / N : 0;
 
@@ -129,7 +129,7 @@ DEV void slopes(
     }
 }
 #define REST \
-    rows, k, size, first, queries, mask, mask_step, bias, bias_type, bias_step, causal, scale, key, from, mode, kept, walk
+    rows, k, size, first, queries, mask, mask_step, bias, bias_type, bias_step, causal, scale, key_at, key, from, mode, kept, walk
 #define ATTENTION(NAME, T) \
     KERNEL weights_##NAME##_wide(float* products, T* p, float* logs, LOOK) { weights(products, p, logs, REST); } \
     KERNEL slopes_##NAME##_wide( \

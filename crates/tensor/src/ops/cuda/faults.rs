@@ -5,7 +5,7 @@ use phalanx_gpu::{Args, Context, Fault};
 use crate::{Error, Result};
 
 /// The ops whose kernels report, in the order of their numbers from 1 on.
-const OPS: [&str; 12] = [
+const OPS: [&str; 13] = [
     "cross_entropy",
     "nll",
     "multi_margin",
@@ -18,6 +18,7 @@ const OPS: [&str; 12] = [
     "max_unpool1d",
     "max_unpool2d",
     "max_unpool3d",
+    "mix",
 ];
 
 /// A kernel's last two arguments: where it reports, and the number of its op.
@@ -46,6 +47,6 @@ mod tests {
         let Error::Index { op: "gather", index: -1, position: 3, limit: 10 } = of(5) else {
             panic!("{:?}", of(5))
         };
-        assert!(matches!(of(13), Error::Index { op: "kernel", .. }));
+        assert!(matches!(of(14), Error::Index { op: "kernel", .. }));
     }
 }

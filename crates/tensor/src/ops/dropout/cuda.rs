@@ -6,7 +6,7 @@ use phalanx_host::rng::Key;
 use super::Dropout;
 use super::cpu::threshold;
 use crate::op::{CudaOp, Exec, Saved};
-use crate::ops::cuda::{code, launch, source, suffix};
+use crate::ops::cuda::{code, launch, random, source, suffix};
 use crate::sink::GradSink;
 use crate::{Result, Tensor, View, ViewMut};
 
@@ -19,8 +19,12 @@ fn drop(gpu: &Context, op: &Dropout, x: &View, y: &ViewMut, add: bool) -> Result
     let Some(from) = threshold(op.p) else {
         return if add { Ok(()) } else { Ok(gpu.fill_zero(y.ptr()?, n * size)?) };
     };
-    let args = Args::new().ptr(x.ptr()?).ptr(y.ptr()?).i64(n as i64).u64(op.key.to_u64()).u32(from);
-    let args = args.f32(op.affine.scale as f32).f32(op.affine.shift as f32).f32(op.affine.low as f32);
+    let args = Args::new().ptr(x.ptr()?).ptr(y.ptr()?).i64(n as i64);
+    let args = random(gpu, args, op.key)?
+        .u32(from)
+        .f32(op.affine.scale as f32)
+        .f32(op.affine.shift as f32)
+        .f32(op.affine.low as f32);
     launch(gpu, &SOURCE, &format!("drop_{suffix}"), n.div_ceil(16 / size), args.i32(i32::from(add)))
 }
 
@@ -53,6 +57,6 @@ impl CudaOp for Dropout {
 /// Normal numbers.
 pub(super) fn normal(gpu: &Context, key: Key, out: &ViewMut) -> Result<()> {
     let n = out.shape.numel();
-    let args = Args::new().ptr(out.ptr()?).i32(code(out.dtype)).i64(n as i64).u64(key.to_u64());
-    launch(gpu, &SOURCE, "normal", n.div_ceil(2), args)
+    let args = Args::new().ptr(out.ptr()?).i32(code(out.dtype)).i64(n as i64);
+    launch(gpu, &SOURCE, "normal", n.div_ceil(2), random(gpu, args, key)?)
 }

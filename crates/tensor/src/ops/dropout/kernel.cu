@@ -1,4 +1,4 @@
-// Dropout and normal noise: element i uses the words that the CPU's uses.
+// Dropout and normal noise: element i uses the words that the CPU's uses. The stream's key is at `key_at`, unless that is null.
 
 // y (+)= x * scale + shift where the element's word is at least `from`, else `low`.
 template <class T>
@@ -35,8 +35,9 @@ DEV void drop(const T* x, T* y, i64 n, u64 key, u32 from, float scale, float shi
     }
 }
 #define DROP(NAME, T) \
-    KERNEL drop_##NAME(const T* x, T* y, i64 n, u64 key, u32 from, float scale, float shift, float low, int add) { \
-        drop(x, y, n, key, from, scale, shift, low, add); \
+    KERNEL drop_##NAME( \
+        const T* x, T* y, i64 n, const u64* key_at, u64 key, u32 from, float scale, float shift, float low, int add) { \
+        drop(x, y, n, key_at ? *key_at : key, from, scale, shift, low, add); \
     }
 FOR_FLOATS(DROP)
 
@@ -45,7 +46,8 @@ DEV double unit_double(u32 low, u32 high) {
     return (double)(((u64)low | (u64)high << 32) >> 11) * (1.0 / 9007199254740992.0);
 }
 // Numbers 2b and 2b + 1 are made of block b, in double precision as on the CPU: there are few of them.
-KERNEL normal(void* out, int type, i64 n, u64 key) {
+KERNEL normal(void* out, int type, i64 n, const u64* key_at, u64 key) {
+    if (key_at) key = *key_at;
     for (EACH(b, (n + 1) / 2)) {
         Words w = philox(key, b);
         double radius = sqrt(-2.0 * log(1.0 - unit_double(w.w[0], w.w[1])));

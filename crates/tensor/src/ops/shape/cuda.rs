@@ -97,7 +97,21 @@ pub(crate) fn gather(gpu: &Context, parts: &[(DevicePtr, usize)]) -> Result<Opti
     if parts.len() < 4 || !words || total > 1 << 24 {
         return Ok(None);
     }
-    let (block, mut at) = (gpu.alloc(total)?, 0);
+    let block = gpu.alloc(total)?;
+    gather_to(gpu, parts, None, block.ptr())?;
+    Ok(Some(block))
+}
+
+/// Gathers ranges of whole words to `to`, which may be pinned memory of the host; in a recording it may be another address
+/// at each launch where `varying` names it.
+pub fn gather_to(
+    gpu: &Context,
+    parts: &[(DevicePtr, usize)],
+    varying: Option<&'static str>,
+    to: DevicePtr,
+) -> Result<()> {
+    const WORD: usize = size_of::<u32>();
+    let mut first = 0;
     for parts in parts.chunks(PARTS) {
         let (mut from, mut start, mut len) = ([0u64; PARTS], [0u32; PARTS + 1], 0);
         for (i, (address, bytes)) in parts.iter().enumerate() {
@@ -111,10 +125,15 @@ pub(crate) fn gather(gpu: &Context, parts: &[(DevicePtr, usize)]) -> Result<Opti
         // As the struct is padded.
         args.resize(args.len().next_multiple_of(size_of::<u64>()), 0);
         let grid = Grid { blocks: [parts.len() as u32, 1, 1], threads: 256, shared: 0 };
-        gpu.launch(&SOURCE, "gather_words", grid, Args::new().bytes(&args).ptr(block.ptr().offset(at)))?;
-        at += len * WORD;
+        let args = Args::new().bytes(&args).u32(first);
+        let args = match varying {
+            Some(what) => args.varying(gpu, what, &to.0.to_ne_bytes())?,
+            None => args.ptr(DevicePtr(0)).ptr(to),
+        };
+        gpu.launch(&SOURCE, "gather_words", grid, args)?;
+        first += len as u32;
     }
-    Ok(Some(block))
+    Ok(())
 }
 
 /// The sizes of a copy that is [batch, rows, columns] dense, read from [batch, columns, rows] dense.

@@ -64,15 +64,17 @@ template <class T> DEV void add_packs(const T* from, T* to, const Walk& walk) {
     KERNEL add_dense_##NAME(const TYPE* from, TYPE* to, i64 n) { add_dense(from, to, n); }
 FOR_FLOATS(ADD) ADD(f64, double)
 
-// Small tensors of whole words gathered into one, a block a tensor: so that one copy takes them all to the host.
+// Small tensors of whole words gathered into one, a block a tensor: so that one copy takes them all to the host. They go behind
+// the first `first` words of `to`, or of the address that is at `at`, where it is not null.
 struct Parts {
     const u32* from[96];
     u32 start[97];
 };
-KERNEL gather_words(Parts parts, u32* to) {
+KERNEL gather_words(Parts parts, u32 first, u32* const* at, u32* to) {
+    if (at) to = *at;
     u32 start = parts.start[blockIdx.x], len = parts.start[blockIdx.x + 1] - start;
     const u32* from = parts.from[blockIdx.x];
-    for (u32 i = threadIdx.x; i < len; i += blockDim.x) to[start + i] = from[i];
+    for (u32 i = threadIdx.x; i < len; i += blockDim.x) to[first + start + i] = from[i];
 }
 
 // Between float types, dense.
