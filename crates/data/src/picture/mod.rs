@@ -203,6 +203,10 @@ fn png(bytes: &[u8]) -> std::result::Result<Picture, String> {
     let (height, width) = (header.height as usize, header.width as usize);
     check_size(height, width)?;
     let mut reader = decoder.read_info().map_err(damaged)?;
+    // The decoder takes for granted that a palette is made of whole colours.
+    if reader.info().palette.as_ref().is_some_and(|p| p.is_empty() || p.len() % 3 != 0 || p.len() > 3 * 256) {
+        return Err("it is a damaged PNG image: its palette is no list of colours".into());
+    }
     let (colour, depth) = reader.output_color_type();
     if depth != BitDepth::Eight {
         return Err(format!("it is a PNG image of {depth:?} bits, which cannot be converted"));

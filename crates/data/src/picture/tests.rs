@@ -229,6 +229,24 @@ fn what_is_no_image_is_named() {
     assert!(e.to_string().contains("/none.png") && e.kind() == crate::Kind::Data, "{e}");
 }
 
+/// The decoder of PNG files panics on such palettes (found by `tests/fuzz.rs`).
+#[test]
+fn a_palette_that_is_no_list_of_colours_is_damage() {
+    let whole = fs::read(golden("palette-clear.png")).unwrap();
+    let at = whole.windows(4).position(|w| w == b"PLTE").unwrap();
+    let length = u32::from_be_bytes(whole[at - 4..at].try_into().unwrap()) as usize;
+    for new in [0, 1, 4, 3 * 257] {
+        let mut palette = b"PLTE".to_vec();
+        palette.resize(4 + new, 7);
+        let mut crc = flate2::Crc::new();
+        crc.update(&palette);
+        let (length_of, sum) = ((new as u32).to_be_bytes(), crc.sum().to_be_bytes());
+        let file = [&whole[..at - 4], &length_of, &palette, &sum, &whole[at + 8 + length..]].concat();
+        assert!(Picture::decode(&file).unwrap_err().contains("PNG"), "{new} bytes");
+    }
+    assert!(Picture::decode(&whole).is_ok());
+}
+
 #[test]
 fn colours_become_grey_as_pillows() {
     let p = Picture { height: 1, width: 2, channels: 3, pixels: vec![255, 0, 10, 9, 200, 77] };

@@ -181,7 +181,7 @@ pub(super) fn for_people(info: &SetInfo, layout: &Layout, shards: &[ShardSummary
 pub(super) fn codec_counts(shards: &[ShardSummary]) -> BTreeMap<&'static str, u64> {
     let counts = ["raw", "jpeg", "png"].into_iter().enumerate();
     counts
-        .map(|(k, name)| (name, shards.iter().map(|s| s.codecs[k]).sum()))
+        .map(|(k, name)| (name, shards.iter().fold(0, |sum, s| u64::saturating_add(sum, s.codecs[k]))))
         .filter(|&(_, count)| count > 0)
         .collect()
 }
