@@ -68,7 +68,7 @@ fn damaged_configurations_are_errors() {
                 0 | 1 if !words.is_empty() => {
                     let place = below(r, words.len());
                     let mut words = words;
-                    words[place] = pick(r, WORDS);
+                    words[place] = *pick(r, WORDS);
                     words.join(" ")
                 }
                 2 => {
