@@ -19,10 +19,11 @@ use phalanx_train::rundir::keep_failure;
 use phalanx_train::task::Views;
 use phalanx_train::{DeviceChoice, bench, ledger};
 
+use crate::args::bench::{Bench, BenchCommon, BenchLoader, BenchLosses, BenchMode, BenchStep};
 use crate::args::data::Data;
 use crate::args::{
-    Args, Bench, BenchCommon, BenchLoader, BenchLosses, BenchMode, BenchStep, Command, ConfigCommand,
-    Evaluate, Launch, LedgerCommand, ModelCommand, OnName, Predict, Train, TransformName, WorldArgs,
+    Args, Command, ConfigCommand, Evaluate, Launch, LedgerCommand, ModelCommand, OnName, Predict, Train,
+    TransformName, WorldArgs,
 };
 use crate::world::{self, World};
 

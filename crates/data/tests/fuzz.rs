@@ -334,11 +334,9 @@ fn load(bytes: Vec<u8>, codec: Codec, rows: &[Transform], seed: u64) {
     let plan = Plan::new(1, 1, 1, 0..1, 1).unwrap();
     let set = Arc::new(One { schema, bytes, codec });
     let loader = Loader::new(set, &config, Mode::Train { seed }, plan, &Pool::new()).unwrap();
-    for loaded in loader {
-        if let Ok(loaded) = loaded {
-            let pixels = loaded.batch.values::<f32>("image").unwrap();
-            assert!(pixels.iter().all(|v| v.is_finite()));
-        }
+    for loaded in loader.flatten() {
+        let pixels = loaded.batch.values::<f32>("image").unwrap();
+        assert!(pixels.iter().all(|v| v.is_finite()));
     }
 }
 
