@@ -291,7 +291,7 @@ pub(crate) struct Launch {
     /// Print the line instead of running it
     #[arg(long)]
     pub dry_run: bool,
-    /// train, evaluate, data pack, data synth, data stats, bench step or bench allreduce, with its
+    /// train, evaluate, data pack|synth|stats or bench step|allreduce, with its
     /// arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<String>,

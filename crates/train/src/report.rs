@@ -369,13 +369,17 @@ impl Reporter {
             ),
             Event::Warning { message } => format!("warning: {message}"),
         };
-        if self.bar.is_hidden() { say(&text) } else { self.bar.println(text) }
+        self.line(&text);
     }
 
-    /// Says something beside the results, on standard error.
+    fn line(&self, text: &str) {
+        if self.bar.is_hidden() { say(text) } else { self.bar.println(text) }
+    }
+
+    /// Says something beside the results, to people.
     pub(crate) fn aside(&self, text: &str) {
-        if self.style != Style::Quiet {
-            self.bar.suspend(|| remark(text));
+        if self.style == Style::Human {
+            self.line(text);
         }
     }
 
