@@ -108,7 +108,7 @@ pub(crate) struct BenchLoader {
     /// Loader threads; 0 for none but the caller's
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
-    /// none, train (random resized crop and flip), eval (the middle of the resized image), or one row's name
+    /// none, train (random crop and flip), eval (the middle), or one row's name
     #[arg(long, value_name = "NAME", default_value = "train")]
     pub transform: String,
     /// Height and width that rows give images

@@ -131,7 +131,7 @@ pub(crate) struct Verify {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Stats {
-    /// The folder of a set, or an embedded set's name; of several splits the training images count
+    /// The folder of a set, or an embedded set's name; of two splits the first counts
     pub set: PathBuf,
     #[command(flatten)]
     pub world: WorldArgs,

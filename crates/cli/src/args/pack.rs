@@ -8,7 +8,7 @@ use super::WorldArgs;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum FormatName {
-    /// As distributed: the tar of class tars, the validation tar, the development kit
+    /// The tar of class tars, the validation tar and the development kit
     Imagenet,
     /// A folder for each class, perhaps below train and val
     Folder,
