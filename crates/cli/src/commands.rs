@@ -246,8 +246,8 @@ fn world_of(command: &Command) -> Option<&WorldArgs> {
         Command::Evaluate(args) => Some(&args.world),
         Command::Bench(Bench::Step(args)) => Some(&args.world),
         Command::Bench(Bench::Allreduce { world, .. }) => Some(world),
-        Command::Data(Data::Pack(args)) => Some(&args.world),
-        Command::Data(Data::Synth(args)) => Some(&args.world),
+        Command::Data(Data::Pack(args)) => Some(&args.writing.world),
+        Command::Data(Data::Synth(args)) => Some(&args.writing.world),
         Command::Data(Data::Stats(args)) => Some(&args.world),
         _ => None,
     }

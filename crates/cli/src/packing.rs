@@ -6,9 +6,8 @@ use phalanx_data::{
     SynthConfig,
 };
 
-use crate::args::WorldArgs;
 use crate::args::data::{Synth, SynthCodecName};
-use crate::args::pack::{BadName, CodecName, Export, ExportName, Pack};
+use crate::args::pack::{BadName, CodecName, Export, ExportName, Pack, WritingArgs};
 use crate::commands::{print_all, print_json};
 use crate::world::{self, World};
 
@@ -37,11 +36,11 @@ pub(crate) fn pack(args: &Pack) -> Result<u8> {
             BadName::Skip => BadImages::Skip,
         },
         check: args.check,
-        shard_bytes: (args.shard_mb * MB) as u64,
-        threads: args.threads,
-        force: args.force,
+        shard_bytes: (args.writing.shard_mb * MB) as u64,
+        threads: args.writing.threads,
+        force: args.writing.force,
     };
-    run(&request, &args.world, args.json)
+    run(&request, &args.writing)
 }
 
 pub(crate) fn synth(args: &Synth) -> Result<u8> {
@@ -65,15 +64,15 @@ pub(crate) fn synth(args: &Synth) -> Result<u8> {
         images: Images::Keep,
         bad: BadImages::Fail,
         check: false,
-        shard_bytes: (args.shard_mb * MB) as u64,
-        threads: args.threads,
-        force: args.force,
+        shard_bytes: (args.writing.shard_mb * MB) as u64,
+        threads: args.writing.threads,
+        force: args.writing.force,
     };
-    run(&request, &args.world, args.json)
+    run(&request, &args.writing)
 }
 
-fn run(request: &PackRequest, world: &WorldArgs, json: bool) -> Result<u8> {
-    let report = match world::find_on_host(world, 1)? {
+fn run(request: &PackRequest, args: &WritingArgs) -> Result<u8> {
+    let report = match world::find_on_host(&args.world, 1)? {
         World::Threads(ranks) => Some(phalanx_train::pack::pack(request, ranks, &tell)?),
         #[cfg(feature = "mpi")]
         World::Mpi(place) => world::run(&place, None, &crate::commands::say, |comm| {
@@ -82,7 +81,7 @@ fn run(request: &PackRequest, world: &WorldArgs, json: bool) -> Result<u8> {
     };
     match report {
         None => Ok(0),
-        Some(report) if json => print_json(&report),
+        Some(report) if args.json => print_json(&report),
         Some(report) => print_all(&report),
     }
 }

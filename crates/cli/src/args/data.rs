@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
 use super::WorldArgs;
-use super::pack::{Export, Pack};
+use super::pack::{Export, Pack, WritingArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Data {
@@ -80,20 +80,8 @@ pub(crate) struct Synth {
     /// Another seed makes other classes and images
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// About how many megabytes come into one shard
-    #[arg(long, default_value_t = 256.0, value_name = "MB")]
-    pub shard_mb: f64,
-    /// Threads of each rank
-    #[arg(long, default_value_t = 1)]
-    pub threads: usize,
-    /// Remove another set, or the beginning of one, that is in OUT
-    #[arg(long)]
-    pub force: bool,
     #[command(flatten)]
-    pub world: WorldArgs,
-    /// Print the report as JSON
-    #[arg(long)]
-    pub json: bool,
+    pub writing: WritingArgs,
 }
 
 /// Reads WxH.

@@ -87,6 +87,13 @@ pub(crate) struct Pack {
     /// Decode every image, instead of reading its header and looking for its end
     #[arg(long)]
     pub check: bool,
+    #[command(flatten)]
+    pub writing: WritingArgs,
+}
+
+/// How a set is written, wherever its images come from.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct WritingArgs {
     /// About how many megabytes of the source come into one shard
     #[arg(long, default_value_t = 256.0, value_name = "MB")]
     pub shard_mb: f64,

@@ -19,6 +19,7 @@ pub(crate) fn files(dir: &Path, files: &[(&str, &[u8])]) {
     }
 }
 
+/// An archive made by the crate `tar`, which our reader does not share a line with.
 pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut builder = ::tar::Builder::new(Vec::new());
     for (name, bytes) in files {

@@ -4,18 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Kind;
-
-/// An archive made by the crate `tar`, which the walker does not share a line with.
-fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut builder = ::tar::Builder::new(Vec::new());
-    for (name, bytes) in files {
-        let mut header = ::tar::Header::new_gnu();
-        header.set_size(bytes.len() as u64);
-        header.set_mode(0o644);
-        builder.append_data(&mut header, name, *bytes).unwrap();
-    }
-    builder.into_inner().unwrap()
-}
+use crate::import::tests::tar;
 
 /// One header block, with a right checksum, after `change` has had its way.
 fn header(name: &str, kind: u8, size: u64, change: impl Fn(&mut [u8])) -> Vec<u8> {
@@ -64,7 +53,7 @@ fn refused(bytes: &[u8]) -> String {
 #[test]
 fn files_are_found_where_they_lie_under_short_long_and_foreign_names() {
     let long = format!("{}/{}.jpg", "folder".repeat(30), "é".repeat(60));
-    let bytes = archive(&[("a.jpg", b"one"), (&long, b"two"), ("./b/./c.cls", b""), ("d", &[7; 513])]);
+    let bytes = tar(&[("a.jpg", b"one"), (&long, b"two"), ("./b/./c.cls", b""), ("d", &[7; 513])]);
     let found = walk(&bytes).unwrap();
     let names: Vec<&str> = found.iter().map(|m| m.name.as_str()).collect();
     assert_eq!(names, ["a.jpg", long.as_str(), "b/c.cls", "d"]);
@@ -111,8 +100,8 @@ fn files_are_found_where_they_lie_under_short_long_and_foreign_names() {
 
 #[test]
 fn an_archive_in_an_archive_is_walked_where_it_lies() {
-    let inner = archive(&[("x.jpg", b"inside"), ("y.jpg", b"too")]);
-    let bytes = archive(&[("first", b"12345"), ("class.tar", &inner)]);
+    let inner = tar(&[("x.jpg", b"inside"), ("y.jpg", b"too")]);
+    let bytes = tar(&[("first", b"12345"), ("class.tar", &inner)]);
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(&bytes).unwrap();
     let (opened, length) = open(file.path()).unwrap();
@@ -145,7 +134,7 @@ fn what_has_no_place_in_a_data_set_is_refused_by_name() {
         [about, padded(record.as_bytes()), header("a", b'0', 0, |_| ()), END.to_vec()].concat()
     };
     let huge = header("a.jpg", b'0', 1 << 30, |_| ());
-    let whole = archive(&[("a.jpg", &[1; 600]), ("b.jpg", &[2; 10])]);
+    let whole = tar(&[("a.jpg", &[1; 600]), ("b.jpg", &[2; 10])]);
     let mut bent = whole.clone();
     bent[3] ^= 1;
     let mut word = header("a.jpg", b'0', 0, |h| h[124..136].copy_from_slice(b"9999999999z\0"));
@@ -233,9 +222,9 @@ proptest! {
         cut in 0usize..8192,
         fix in any::<bool>(),
     ) {
-        let inner = archive(&[("x.jpg", &[5; 700]), ("y.jpg", b"too")]);
+        let inner = tar(&[("x.jpg", &[5; 700]), ("y.jpg", b"too")]);
         let long = "n".repeat(150);
-        let mut bytes = archive(&[("a.jpg", &[1; 600]), (&long, b"1"), ("c.tar", &inner)]);
+        let mut bytes = tar(&[("a.jpg", &[1; 600]), (&long, b"1"), ("c.tar", &inner)]);
         for (at, value) in changes {
             let at = at % bytes.len();
             bytes[at] = value;
