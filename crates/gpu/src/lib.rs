@@ -50,4 +50,5 @@ pub use pinned::Pinned;
 pub use profile::Spent;
 pub use recording::{Trace, Varying};
 pub use stream::{Event, Stream};
+pub use transfer::Download;
 pub use versions::versions;

@@ -45,6 +45,32 @@ impl Staging {
     }
 }
 
+/// Bytes on their way from the device to the host.
+#[derive(Debug)]
+pub struct Download {
+    bytes: Pinned,
+    done: Event,
+    landed: bool,
+}
+
+impl Download {
+    /// The bytes, after a wait for them and for what was queued before.
+    pub fn wait(mut self) -> Result<Vec<u8>> {
+        self.done.synchronize()?;
+        self.landed = true;
+        Ok(self.bytes.to_vec())
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        if !self.landed {
+            // The block is somebody else's at once. An error comes out at the next wait.
+            let _ = self.done.synchronize();
+        }
+    }
+}
+
 impl Context {
     /// Copies `bytes` into `dst` from byte `at` on. The source may be reused at return. While a graph is
     /// recorded, the bytes become part of it.
@@ -107,14 +133,30 @@ impl Context {
             }
             return Ok(all);
         }
-        let mut pinned = self.pinned(total)?;
+        self.begin_download(parts)?.wait()
+    }
+
+    /// Queues copies of several ranges (address, bytes) from device memory, one after the other, as they are where the compute
+    /// stream is now. The ranges may be given back, but pinned memory of their size is held: no way for large ones.
+    pub fn begin_download(&self, parts: &[(DevicePtr, usize)]) -> Result<Download> {
+        self.refuse_while_capturing("the host reads what was computed")?;
+        let done = self.event()?;
+        let mut download =
+            Download { bytes: self.pinned(parts.iter().map(|p| p.1).sum())?, done, landed: false };
         let mut at = 0;
-        for (src, bytes) in parts {
-            self.copy_out(self.compute(), &mut pinned, at, *src, *bytes)?;
-            at += bytes;
+        let mut queue = || {
+            for (src, bytes) in parts {
+                self.copy_out(self.compute(), &mut download.bytes, at, *src, *bytes)?;
+                at += bytes;
+            }
+            download.done.record(self.compute())
+        };
+        if let Err(e) = queue() {
+            // There is no mark to wait for.
+            let _ = self.compute().synchronize();
+            return Err(e);
         }
-        self.synchronize()?;
-        Ok(pinned.to_vec())
+        Ok(download)
     }
 
     /// Queues a copy of a whole pinned block to the device on any stream. The block must stay as it is until the

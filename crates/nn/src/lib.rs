@@ -44,7 +44,7 @@ pub use model::{
     Approximate, LayerKind, LayerListing, LayerOption, LayerSummary, Listed, Listing, Memory, ModelConfig,
     Row, Summary, build, list as list_models, summarise,
 };
-pub use norm::{Counted, MOMENTUM, NormId, NormRecord, NormValues, Norms};
+pub use norm::{Contribution, Counted, MOMENTUM, NormId, NormRecord, NormValues, Norms};
 pub use optim::{Ema, EmaConfig, Optimizer, OptimizerConfig, Update, clip_factor};
 pub use params::{Find, ParamId, ParamSpec, Params, Stored, Values};
 pub use schedule::{Plateau, PlateauState, ScheduleConfig, ScheduleName};

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use phalanx_tensor::{Device, Shape, Tensor, download};
+use phalanx_tensor::{Device, Reading, Shape, Tensor};
 
 use crate::params::Find;
 use crate::{Error, Result};
@@ -53,6 +53,36 @@ pub struct NormRecord {
     pub mean: Tensor,
     /// Their variance, biased; of samples the mean of their unbiased variances.
     pub variance: Tensor,
+}
+
+/// A shard's sums on their way to the host; a GPU goes on meanwhile, and the records may be dropped.
+#[derive(Debug)]
+pub struct Contribution {
+    /// Norms and their counts.
+    of: Vec<(NormId, usize)>,
+    values: Reading,
+}
+
+impl Contribution {
+    /// Begins to read what norms saw, and the tensors of `also` by the way.
+    pub fn begin(records: &[NormRecord], also: &[&Tensor]) -> Result<Self> {
+        let wanted: Vec<&Tensor> =
+            records.iter().flat_map(|r| [&r.mean, &r.variance]).chain(also.iter().copied()).collect();
+        let of = records.iter().map(|r| (r.norm, r.count)).collect();
+        Ok(Contribution { of, values: Reading::begin(&wanted)? })
+    }
+
+    /// Waits for the values, adds the sums to `out`, as [`Norms::contribution`] does, and returns the elements of the tensors
+    /// that were read by the way.
+    pub fn add_to(self, norms: &Norms, out: &mut [f64]) -> Result<Vec<Vec<f64>>> {
+        norms.check(out.len())?;
+        let mut values = self.values.wait()?;
+        let others = values.split_off(2 * self.of.len());
+        for ((norm, count), values) in self.of.into_iter().zip(values.chunks_exact(2)) {
+            norms.add(norm, count, [&values[0], &values[1]], out);
+        }
+        Ok(others)
+    }
 }
 
 /// Values of a stored statistic.
@@ -140,25 +170,7 @@ impl Norms {
 
     /// Adds a shard's sums to `out`, which has [`Norms::statistics_len`] elements.
     pub fn contribution(&self, records: &[NormRecord], out: &mut [f64]) -> Result<()> {
-        self.contribution_with(records, &[], out).map(drop)
-    }
-
-    /// As [`Norms::contribution`], and reads the tensors of `also` by the way: a GPU is waited for once for all.
-    pub fn contribution_with(
-        &self,
-        records: &[NormRecord],
-        also: &[&Tensor],
-        out: &mut [f64],
-    ) -> Result<Vec<Vec<f64>>> {
-        self.check(out.len())?;
-        let wanted: Vec<&Tensor> =
-            records.iter().flat_map(|r| [&r.mean, &r.variance]).chain(also.iter().copied()).collect();
-        let mut values = download(&wanted)?;
-        let others = values.split_off(2 * records.len());
-        for (r, values) in records.iter().zip(values.chunks_exact(2)) {
-            self.add(r.norm, r.count, [&values[0], &values[1]], out);
-        }
-        Ok(others)
+        Contribution::begin(records, &[])?.add_to(self, out).map(drop)
     }
 
     /// Adds the sums of one record, whose count, mean and variance these are, to `out`, as [`Norms::contribution`] does.

@@ -36,5 +36,5 @@ pub use sink::{GradSink, Gradients, LeafMemory, LeafSink, Slot};
 pub use storage::{ArenaSlice, Block, Held, Memory, MemoryMut, Storage};
 pub use tape::{apply, apply_one};
 pub use tensor::{LeafId, Memento, Tensor};
-pub use transfer::{Landing, download};
+pub use transfer::{Landing, Reading};
 pub use view::{View, ViewMut};

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use phalanx_gpu::{Context, DevicePtr, Event, Pinned};
+use phalanx_gpu::{Context, DevicePtr, Download, Event, Pinned};
 use phalanx_host::{Arena, ArenaMut, ArenaRef, Buffer, DType, Element, Foreign, Pool};
 
 use crate::storage::{Block, Held, Memory};
@@ -176,33 +176,75 @@ fn doubles(bytes: &[u8], dtype: DType) -> Result<Vec<f64>> {
     }
 }
 
-/// The elements of float tensors of one device, row-major, in double precision. However many there are, a GPU is waited
-/// for once.
-pub fn download(tensors: &[&Tensor]) -> Result<Vec<Vec<f64>>> {
-    let dense = tensors.iter().map(|t| t.detach().contiguous()).collect::<Result<Vec<_>>>()?;
-    let held = dense.iter().map(Tensor::hold).collect::<Result<Vec<Held>>>()?;
-    let Some(gpu) = tensors.first().and_then(|t| t.device().gpu()) else {
-        let each = dense.iter().zip(&held).map(|(t, held)| doubles(part(t, held.bytes()?), t.dtype()));
-        return each.collect();
-    };
-    let mut places = Vec::with_capacity(dense.len());
-    for (t, held) in dense.iter().zip(&held) {
-        let Memory::Device(..) = held.memory() else { return Err(elsewhere()) };
-        places.push((t.view(held).ptr()?, t.shape().numel() * t.dtype().size()));
+/// Values on their way to the host. Meanwhile a GPU goes on, and the tensors may be dropped.
+#[derive(Debug)]
+pub struct Reading {
+    /// Type and bytes of each tensor.
+    parts: Vec<(DType, usize)>,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    Here(Vec<u8>),
+    Device(Context, Download),
+}
+
+/// Bytes that are read with no wait for anything but their copy. More are rare, and pinned memory is dear.
+const MOST_AT_ONCE: usize = 8 << 20;
+
+impl Reading {
+    /// Begins to read float tensors of one device as they are now, after all that was queued before. However many there are, a
+    /// GPU is waited for once.
+    pub fn begin(tensors: &[&Tensor]) -> Result<Self> {
+        let dense = tensors.iter().map(|t| t.detach().contiguous()).collect::<Result<Vec<_>>>()?;
+        let held = dense.iter().map(Tensor::hold).collect::<Result<Vec<Held>>>()?;
+        let parts: Vec<_> = dense.iter().map(|t| (t.dtype(), t.shape().numel() * t.dtype().size())).collect();
+        let Some(gpu) = tensors.first().and_then(|t| t.device().gpu()) else {
+            let mut all = Vec::with_capacity(parts.iter().map(|p| p.1).sum());
+            for (t, held) in dense.iter().zip(&held) {
+                all.extend_from_slice(part(t, held.bytes()?));
+            }
+            return Ok(Reading { parts, way: Way::Here(all) });
+        };
+        let mut places = Vec::with_capacity(dense.len());
+        for ((t, held), (_, bytes)) in dense.iter().zip(&held).zip(&parts) {
+            let Memory::Device(..) = held.memory() else { return Err(elsewhere()) };
+            places.push((t.view(held).ptr()?, *bytes));
+        }
+        let gathered = crate::ops::shape::cuda::gather(gpu, &places)?;
+        if let Some(block) = &gathered {
+            places = vec![(block.ptr(), block.len())];
+        }
+        let way = match places.iter().map(|p| p.1).sum::<usize>() {
+            0..=MOST_AT_ONCE => Way::Device(gpu.clone(), gpu.begin_download(&places)?),
+            _ => {
+                let all = gpu.download_all(&places)?;
+                crate::ops::cuda::faults::check(gpu)?;
+                Way::Here(all)
+            }
+        };
+        Ok(Reading { parts, way })
     }
-    let gathered = crate::ops::shape::cuda::gather(gpu, &places)?;
-    let all = match &gathered {
-        Some(block) => gpu.download_all(&[(block.ptr(), block.len())])?,
-        None => gpu.download_all(&places)?,
-    };
-    crate::ops::cuda::faults::check(gpu)?;
-    let mut rest = &all[..];
-    let each = dense.iter().zip(&places).map(|(t, (_, len))| {
-        let (mine, after) = rest.split_at_checked(*len).ok_or_else(elsewhere)?;
-        rest = after;
-        doubles(mine, t.dtype())
-    });
-    each.collect()
+
+    /// The elements of each tensor, in double precision. What kernels have found wrong with data by then is the error.
+    pub fn wait(self) -> Result<Vec<Vec<f64>>> {
+        let all = match self.way {
+            Way::Here(all) => all,
+            Way::Device(gpu, download) => {
+                let all = download.wait()?;
+                crate::ops::cuda::faults::check(&gpu)?;
+                all
+            }
+        };
+        let mut rest = &all[..];
+        let each = self.parts.iter().map(|&(dtype, bytes)| {
+            let (mine, after) = rest.split_at_checked(bytes).ok_or_else(elsewhere)?;
+            rest = after;
+            doubles(mine, dtype)
+        });
+        each.collect()
+    }
 }
 
 /// The bytes of a dense tensor's elements in those of its memory.
@@ -226,10 +268,11 @@ mod tests {
         let part = a.slice(0, 1, 2).unwrap();
         let half = t(&[0.25, 8.0]).to(DType::BF16).unwrap();
         let scalar = Tensor::scalar(7.0, DType::F64, &device).unwrap();
-        let got = download(&[&a, &part, &half, &scalar]).unwrap();
+        let read = |of: &[&Tensor]| Reading::begin(of)?.wait();
+        let got = read(&[&a, &part, &half, &scalar]).unwrap();
         assert_eq!(got, [vec![1.5, -2.0, 3.0], vec![-2.0, 3.0], vec![0.25, 8.0], vec![7.0]]);
-        assert!(download(&[]).unwrap().is_empty());
-        assert!(download(&[&Tensor::from_slice(&[1i64], [1], &device).unwrap()]).is_err());
+        assert!(read(&[]).unwrap().is_empty());
+        assert!(read(&[&Tensor::from_slice(&[1i64], [1], &device).unwrap()]).is_err());
     }
 
     #[test]

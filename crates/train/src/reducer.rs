@@ -211,7 +211,9 @@ pub struct Reducer {
     // Buckets are launched in their planned order, whatever order they fill in.
     filled: Vec<bool>,
     launched: usize,
-    /// The statistics' sum and those of the buckets, in order.
+    /// The statistics' sum, where it is on its way.
+    total: Option<Pending>,
+    /// The buckets' sums, in order.
     pending: VecDeque<Way>,
     /// The last of the sums over NCCL, for whose end nobody has waited yet.
     landed: Option<sums::Landed>,
@@ -257,6 +259,7 @@ impl Reducer {
             statistics_len,
             at: 0,
             launched: 0,
+            total: None,
             pending: VecDeque::new(),
             landed: None,
             misfit: false,
@@ -284,6 +287,7 @@ impl Reducer {
     pub fn begin_shard(&mut self, at: usize) {
         if at == 0 {
             self.launched = 0;
+            self.total = None;
             self.pending.clear();
         }
         self.at = at;
@@ -295,8 +299,14 @@ impl Reducer {
         }
     }
 
-    /// Takes the shard's statistics, which are known before its backward pass. Those of the last shard begin their
-    /// way over the ranks at once, so that they are there when the gradients are.
+    /// Whether no sum of gradients passes the host, so that it may wait for a shard's statistics when the backward pass is queued.
+    /// Elsewhere they come before it, as collectives begin in one order on all ranks.
+    pub fn leaves_host_alone(&self) -> bool {
+        self.gradients.home.is_some() && self.gradients.staging.is_none()
+    }
+
+    /// Takes the shard's statistics, before its backward pass unless [`Reducer::leaves_host_alone`]. Those of the last shard begin
+    /// their way over the ranks at once, so that they are there when the gradients are.
     pub fn statistics(&mut self, cpu: &Cpu, statistics: &[f64]) -> Result<()> {
         let step = &self.schedule.steps[self.at];
         let all = 0..self.statistics_len;
@@ -305,20 +315,11 @@ impl Reducer {
             slot.as_mut_slice::<f64>()?.copy_from_slice(statistics);
         }
         self.statistics.merge(cpu, step, &all, Wire::F32)?;
-        if self.last_shard() {
-            if self.comm.world() == 1 {
-                self.pending.push_back(Way::Here);
-                return Ok(());
-            }
+        if self.last_shard() && self.comm.world() > 1 {
             let id = self.buckets.len() as u32;
             let bucket = self.statistics.bucket(id, self.schedule.nodes.len(), &all)?;
             let what = Collective::AllReduce { tree: self.tree, wire: Wire::F32 };
-            self.pending.push_back(Way::Host(self.comm.start(
-                bucket,
-                what,
-                Event::Ready,
-                Overlap::Caller,
-            )?));
+            self.total = Some(self.comm.start(bucket, what, Event::Ready, Overlap::Caller)?);
         }
         Ok(())
     }
@@ -335,7 +336,7 @@ impl Reducer {
 
     /// Waits for the statistics' sums, after the last shard and before [`Reducer::next_sum`].
     pub fn total(&mut self, deadline: Deadline) -> Result<Vec<f64>> {
-        if let Some(Way::Host(pending)) = self.pending.pop_front() {
+        if let Some(pending) = self.total.take() {
             pending.wait(deadline)?;
         }
         let all = 0..self.statistics_len;

@@ -52,6 +52,23 @@ fn bytes_go_to_the_device_and_come_back_whole() {
 
 #[test]
 #[ignore = "needs a GPU, or the stand-ins"]
+fn a_download_has_what_was_there_when_it_was_begun() {
+    let c = context();
+    let [a, b] = [buffer(&c, &[1; 3000]), buffer(&c, &[2; 5])];
+    let begun = c.begin_download(&[(b.ptr(), 5), (a.ptr(), 3000)]).unwrap();
+    c.fill_zero(a.ptr(), 3000).unwrap();
+    // Its block may be handed out and written to before anybody has waited.
+    drop(b);
+    let other = buffer(&c, &[9; 5]);
+    let unread = c.begin_download(&[(a.ptr(), 3000)]).unwrap();
+    drop(unread);
+    let got = begun.wait().unwrap();
+    assert!(got[..5] == [2; 5] && got[5..] == [1; 3000]);
+    assert_eq!(c.download_all(&[(a.ptr(), 1), (other.ptr(), 5)]).unwrap(), [0, 9, 9, 9, 9, 9]);
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
 fn many_uploads_keep_their_bytes() {
     let c = context();
     let blocks: Vec<_> = (0..200u8).map(|i| buffer(&c, &[i; 100])).collect();

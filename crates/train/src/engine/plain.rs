@@ -1,11 +1,11 @@
-//! A step piece by piece: the host waits for each shard's loss before it goes on.
+//! A step piece by piece: the host waits for each shard's loss before it goes on to the next shard.
 
 use std::ops::Range;
 
 use phalanx_comm::{Activity, Deadline};
 use phalanx_host::Arena;
 use phalanx_host::rng::Key;
-use phalanx_nn::{Forward, NormRecord, clip_factor};
+use phalanx_nn::{Contribution, Forward, NormRecord, clip_factor};
 use phalanx_tensor::{DType, Device, Tensor};
 
 use super::{ACTING, BAD, Engine, LOSS, OWN, PhaseReport, STOP, StepReport, WEIGHT};
@@ -186,14 +186,20 @@ impl Engine {
             }
             statistics[WEIGHT] = loss.weight;
             statistics[OWN..OWN + names].copy_from_slice(&loss.statistics);
-            let read = self.norms.contribution_with(&seen, &[&loss.sum], &mut statistics[OWN + names..])?;
-            statistics[LOSS] = match read.first().map(|v| &v[..]) {
-                Some(&[sum]) => sum,
-                _ => loss.sum.item()?,
-            };
+            let contribution = Contribution::begin(&seen, &[&loss.sum])?;
             drop(seen);
+            let late = self.reducers[phase].leaves_host_alone();
+            if late {
+                self.back(phase, &loss.sum)?;
+            }
+            let read = contribution.add_to(&self.norms, &mut statistics[OWN + names..])?;
+            if let Some(&[sum]) = read.first().map(|v| &v[..]) {
+                statistics[LOSS] = sum;
+            }
             self.reducers[phase].statistics(&self.cpu, &statistics)?;
-            self.back(phase, loss.sum)?;
+            if !late {
+                self.back(phase, &loss.sum)?;
+            }
         }
         self.reducers[phase].end_shard(&self.cpu)?;
         Ok(statistics[LOSS])
@@ -218,13 +224,13 @@ impl Engine {
     }
 
     /// From a shard's loss back to the parameters, unless it depends on none.
-    pub(super) fn back(&mut self, phase: usize, loss: Tensor) -> Result<()> {
+    fn back(&mut self, phase: usize, loss: &Tensor) -> Result<()> {
         if !loss.requires_grad() {
             return Ok(());
         }
         let scale = self.loss_scale.map_or(1.0, |s| s.scale);
         let seed = self.set_seed(scale, loss.gradient_dtype())?.reshape(&loss.shape())?;
-        back_from(&mut self.reducers[phase], &self.cpu, &loss, seed)
+        back_from(&mut self.reducers[phase], &self.cpu, loss, seed)
     }
 
     /// The scalar `scale` of a type, kept from step to step.
@@ -295,6 +301,9 @@ fn check_loss(task: &dyn Task, phase: usize, loss: &Loss) -> Result<()> {
     let (names, given) = (task.statistics().len(), loss.statistics.len());
     if given != names {
         return fail(format!("it names {names} statistics, but its loss has {given}"));
+    }
+    if loss.sum.shape().numel() != 1 {
+        return fail(format!("its loss is no number, but has the shape {}", loss.sum.shape()));
     }
     let Phase { name, params, .. } = &task.phases()[phase];
     if !loss.sum.requires_grad() && loss.weight != 0.0 && !params.is_empty() {
