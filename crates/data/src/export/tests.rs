@@ -77,6 +77,27 @@ fn what_is_exported_can_be_imported_with_the_same_labels() {
 }
 
 #[test]
+fn a_training_split_alone_comes_back_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    files(&at("source"), &[("train/b/1.jpg", JPEG), ("train/a/2.png", GREY_PNG), ("readme.txt", b"")]);
+    packed(&at("source"), &at("set"));
+    assert!(at("set/train/dataset.rkyv").exists());
+    for format in [ExportFormat::Webdataset, ExportFormat::Folder] {
+        let out = at(&format!("{format:?}"));
+        export(&request(&at("set"), &out, format)).unwrap();
+        let found = import(&ImportRequest { source: out.clone(), ..Default::default() }).unwrap();
+        assert_eq!(found.splits.iter().map(|s| s.0).collect::<Vec<_>>(), [Some("train")], "{format:?}");
+        assert_eq!(found.splits[0].1.classes, ["a", "b"], "{format:?}");
+        assert_eq!(samples(&out), samples(&at("source")), "{format:?}");
+    }
+    // A class may be called so.
+    files(&at("class"), &[("train/1.jpg", JPEG)]);
+    let found = import(&ImportRequest { source: at("class"), ..Default::default() }).unwrap();
+    assert_eq!((found.splits[0].0, found.splits[0].1.classes.clone()), (None, vec!["train".to_owned()]));
+}
+
+#[test]
 fn pixels_become_png_files_and_arrays_npy_files() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);

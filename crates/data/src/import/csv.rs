@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use phalanx_host::DType;
 
-use super::listing::{Import, Layout, LeftOut, Listed, Listing, Missing, Part, Store};
+use super::listing::{Import, Layout, LeftOut, Listed, Listing, Missing, Part, Store, written_at};
 use super::tar::safe_path;
 use super::{Format, ImportRequest, class_names};
 use crate::{Error, FieldSpec, Result};
@@ -41,7 +41,7 @@ pub(super) fn import(request: &ImportRequest) -> Result<Import> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let root = request.root.clone().unwrap_or_else(|| folder.to_owned());
     let given = match &request.class_names {
-        Some(_) => class_names(request, folder)?,
+        Some(_) => class_names(request, [folder])?,
         None => None,
     };
     let listing = Table::open(path)?.list(root, given)?;
@@ -97,7 +97,7 @@ impl Table {
         let beside = listing.store(Store::Memory(Vec::new()));
         let mut memory = Vec::new();
         // Labels become numbers when all are known.
-        let mut kept: Vec<(String, u32, Vec<Part>)> = Vec::new();
+        let mut kept: Vec<(String, u32, Vec<Part>, u64)> = Vec::new();
         let mut names = Names::default();
         loop {
             let row = self.rows.next_row().map_err(|e| e.at(&self.path))?;
@@ -115,9 +115,10 @@ impl Table {
             })?;
             let label = names.number(cell(Column::Label).unwrap_or_default());
             let mut parts = Vec::with_capacity(listing.fields.len());
-            match std::fs::metadata(root.join(&key)) {
+            let written = match std::fs::metadata(root.join(&key)) {
                 Ok(meta) if meta.is_file() && !key.is_empty() => {
                     parts.push(Part { offset: 0, length: meta.len(), store: files });
+                    written_at(&meta)
                 }
                 Ok(_) => return Err(bad(format!("{file:?} is no regular file"))),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -126,7 +127,7 @@ impl Table {
                     continue;
                 }
                 Err(e) => return Err(Error::io("read", root.join(&key))(e)),
-            }
+            };
             if let Some(target) = cell(Column::Target) {
                 let number: f32 =
                     target.trim().parse().map_err(|_| bad(format!("the target {target:?} is no number")))?;
@@ -137,15 +138,16 @@ impl Table {
                 parts.push(Part { offset: memory.len() as u64, length: text.len() as u64, store: beside });
                 memory.extend(text.as_bytes());
             }
-            kept.push((key, label, parts));
+            kept.push((key, label, parts, written));
         }
         listing.stores[beside as usize] = Store::Memory(memory);
         let numbers = match labelled {
             true => names.classes(&self.path, given, &mut listing.classes)?,
             false => Vec::new(),
         };
-        for (key, label, parts) in kept {
+        for (key, label, parts, written) in kept {
             listing.add(&key, numbers.get(label as usize).copied(), &parts)?;
+            listing.written(written);
         }
         listing.warnings.extend(self.left_out.warnings());
         listing.finish()

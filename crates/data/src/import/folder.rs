@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::imagenet::synset_line;
-use super::listing::{Import, LeftOut, Listed, Listing, Part, Store};
+use super::listing::{Import, LeftOut, Listed, Listing, Part, Store, written_at};
 use super::{Format, ImportRequest, class_names, extension, is_image, names_in, split_folders};
 use crate::{Error, Result};
 
@@ -14,9 +14,11 @@ use crate::{Error, Result};
 const DEEPEST: usize = 64;
 
 pub(super) fn import(request: &ImportRequest) -> Result<Import> {
-    let mut known = class_names(request, &request.source)?.map(|lines| Classes::from_lines(&lines));
+    let parts = split_folders(&request.source)?;
+    let dirs = std::iter::once(&*request.source).chain(parts.iter().map(|(_, dir)| &**dir));
+    let mut known = class_names(request, dirs)?.map(|lines| Classes::from_lines(&lines));
     let mut splits = Vec::new();
-    for (split, dir) in split_folders(&request.source)? {
+    for (split, dir) in parts {
         let (listing, classes) = list(&dir, known.take())?;
         // The other split's labels mean the same classes.
         known = Some(classes);
@@ -122,6 +124,7 @@ impl Walk {
                     Some(label),
                     &[Part { offset: 0, length: meta.len(), store: self.store }],
                 )?;
+                self.listing.written(written_at(&meta));
             } else {
                 self.left_out.add(&format!("files that end in {:?}", extension(&name)), &key);
             }

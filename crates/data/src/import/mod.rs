@@ -175,23 +175,36 @@ fn lines_of(path: &Path) -> Result<Option<Vec<String>>> {
     }
 }
 
-/// The names that `--class-names` gives, or those of `classes.txt` in the source.
-fn class_names(request: &ImportRequest, dir: &Path) -> Result<Option<Vec<String>>> {
+/// The names that `--class-names` gives, or those of `classes.txt` in the first of these folders that has one.
+fn class_names<'a>(
+    request: &ImportRequest,
+    dirs: impl IntoIterator<Item = &'a Path>,
+) -> Result<Option<Vec<String>>> {
     match &request.class_names {
         Some(path) => match lines_of(path)? {
             Some(lines) => Ok(Some(lines)),
             None => Err(Error::format(path, "is not there")),
         },
-        None => lines_of(&dir.join(crate::idx::CLASSES)),
+        None => {
+            let mut found = dirs.into_iter().map(|dir| lines_of(&dir.join(crate::idx::CLASSES)));
+            found.find_map(Result::transpose).transpose()
+        }
     }
 }
 
-/// The splits of a folder: `train` and one of the names of an evaluation split when both are there, else itself.
+/// The splits of a folder: `train` and one of the names of an evaluation split when both are there; `train` alone where nothing
+/// else is there and it holds folders or archives, so is no class; else the folder itself.
 fn split_folders(dir: &Path) -> Result<Vec<(Option<&'static str>, PathBuf)>> {
     let names = names_in(dir)?;
     let has = |wanted: &str| names.iter().any(|(name, is_dir)| *is_dir && name == wanted);
     let eval = ["val", "validation", "test"].into_iter().find(|name| has(name));
+    let alone = || -> Result<bool> {
+        let holds = |(name, is_dir): &(String, bool)| *is_dir || extension(name) == "tar";
+        let others = names.iter().any(|(name, is_dir)| name != TRAIN && (*is_dir || is_image(name)));
+        Ok(has(TRAIN) && !others && names_in(&dir.join(TRAIN))?.iter().any(holds))
+    };
     Ok(match eval {
+        None if alone()? => vec![(Some(TRAIN), dir.join(TRAIN))],
         Some(eval) if has(TRAIN) => vec![(Some(TRAIN), dir.join(TRAIN)), (Some(VAL), dir.join(eval))],
         _ => vec![(None, dir.to_owned())],
     })

@@ -1,6 +1,6 @@
 //! The folder that a set is packed into: what is there already, and what is left there for a packing that goes on.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Job, Skipped, shown};
 use crate::files::{TEMPORARY, write_whole};
-use crate::shards::{MANIFEST, PACKING as STATE, SetInfo, ShardSet};
+use crate::shards::{MANIFEST, PACKING as STATE, SetInfo, ShardSet, index_path};
 use crate::{Error, Result};
 
 /// The list of left-out samples in a finished set.
@@ -17,6 +17,9 @@ pub(super) const SKIPPED: &str = "skipped.json";
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
     plan: String,
+    /// By shard, when its samples were written: no part of the plan, since copies of a source give the same set.
+    #[serde(default)]
+    written: Vec<u64>,
 }
 
 /// One set's folder, for one plan.
@@ -46,9 +49,13 @@ impl Folder {
     }
 
     /// Makes the folder ready. What an interrupted packing left under temporary names goes; finished shards stay if
-    /// they are of this plan. With `force` a set of another plan is removed.
-    pub(super) fn begin(&self, force: bool) -> Result<()> {
+    /// they are of this plan and nothing in them was written since. With `force` a set of another plan is removed. The folder is
+    /// this packing's until the result is dropped, or the process has ended.
+    pub(super) fn begin(&self, job: &Job, force: bool) -> Result<File> {
         fs::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
+        let lock = self.lock()?;
+        let shards = (0..job.plan.shards()).map(|shard| job.plan.samples(shard));
+        let written = job.listing.written_marks(shards)?;
         match self.found()? {
             Found::Other(_) if force => self.remove(&|name| is_part(name) || name.ends_with(TEMPORARY))?,
             Found::Other(what) => {
@@ -56,12 +63,41 @@ impl Folder {
                 return Err(Error::usage(shown(&self.dir), problem));
             }
             Found::Nothing | Found::Same => {
-                self.remove(&|name| is_part(name) && name.ends_with(TEMPORARY))?
+                self.remove(&|name| is_part(name) && name.ends_with(TEMPORARY))?;
+                self.remove_outdated(&written)?;
             }
         }
-        let text = serde_json::to_string(&State { plan: self.plan.clone() });
+        let text = serde_json::to_string(&State { plan: self.plan.clone(), written });
         let text = text.map_err(|e| Error::format(self.dir.join(STATE), e.to_string()))?;
-        write_whole(&self.dir.join(STATE), text.as_bytes())
+        write_whole(&self.dir.join(STATE), text.as_bytes())?;
+        Ok(lock)
+    }
+
+    /// Removes the indexes of shards whose samples were written since, so that they are packed again.
+    fn remove_outdated(&self, written: &[u64]) -> Result<()> {
+        let Some(state) = self.state()? else { return Ok(()) };
+        if self.dir.join(MANIFEST).exists() {
+            return Ok(());
+        }
+        for (shard, mark) in (0..).zip(written) {
+            if state.written.get(shard as usize) != Some(mark) {
+                remove_file(&index_path(&self.dir, shard))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps other packings out: two that write the same names would end each other, at best.
+    fn lock(&self) -> Result<File> {
+        let dir = File::open(&self.dir).map_err(Error::io("open", &self.dir))?;
+        match dir.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                let problem = "another process packs into it; wait until it is done, or name another folder";
+                Err(Error::usage(shown(&self.dir), problem))
+            }
+            // A file system without locks for folders is no reason not to pack.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(dir),
+        }
     }
 
     fn found(&self) -> Result<Found> {
@@ -140,10 +176,7 @@ impl Folder {
     pub(super) fn keep_skipped(&self, shard: u32, skipped: &[Skipped]) -> Result<()> {
         let path = self.skipped_path(shard);
         if skipped.is_empty() {
-            return match fs::remove_file(&path) {
-                Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
-                _ => Ok(()),
-            };
+            return remove_file(&path);
         }
         write_whole(&path, &to_json(&path, skipped)?)
     }
@@ -177,6 +210,14 @@ impl Folder {
 fn is_part(name: &str) -> bool {
     let of_set = name.starts_with("shard-") || name.starts_with("dataset.");
     of_set || name.starts_with(".pack") || name.starts_with(SKIPPED) || name.starts_with("quarantine.json")
+}
+
+/// Removes a file, if it is there.
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+        _ => Ok(()),
+    }
 }
 
 fn to_json(path: &Path, skipped: &[Skipped]) -> Result<Vec<u8>> {

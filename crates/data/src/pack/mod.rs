@@ -118,11 +118,12 @@ pub fn pack<E: From<Error>>(
 ) -> std::result::Result<Option<PackReport>, E> {
     let jobs = plan(request)?;
     let leads = rank.rank == 0;
+    let mut locks = Vec::new();
     if leads {
         for job in &jobs {
             let split = job.split.map_or(String::new(), |s| format!("{s}: "));
             job.listing.warnings.iter().for_each(|w| say(&format!("{split}{w}")));
-            job.folder.begin(request.force)?;
+            locks.push(job.folder.begin(job, request.force)?);
         }
     }
     barrier()?;
@@ -139,6 +140,7 @@ pub fn pack<E: From<Error>>(
     for (job, kept) in jobs.iter().zip(kept) {
         report.splits.push(close(job, kept)?);
     }
+    drop(locks);
     Ok(Some(report))
 }
 

@@ -149,6 +149,67 @@ fn cut_and_go_on(source: &Path, request: &PackRequest, shard: u32, world: u32) -
     together(request, world)
 }
 
+/// What a packing leaves for one that goes on.
+fn state(request: &PackRequest) -> Vec<u8> {
+    let jobs = plan(request).unwrap();
+    let empty = tempfile::tempdir().unwrap();
+    let folder = Folder::new(empty.path().to_owned(), &jobs[0].info);
+    folder.begin(&jobs[0], false).unwrap();
+    fs::read(empty.path().join(".pack.json")).unwrap()
+}
+
+#[test]
+fn shards_whose_files_were_replaced_meanwhile_are_packed_again() {
+    let (source, out) = (source(), tempfile::tempdir().unwrap());
+    let request = request(source.path(), out.path());
+    let shards = alone(&request).unwrap().splits[0].shards;
+    let old = state(&request);
+    for (victim, cut) in [(0, true), (shards - 1, true), (1, false)] {
+        let jobs = plan(&request).unwrap();
+        let path = source.path().join(jobs[0].listing.key(jobs[0].plan.samples(victim).next().unwrap()));
+        // Another image of the same size.
+        let mut file = fs::read(&path).unwrap();
+        let at = file.len() - 10;
+        file[at] ^= 1;
+        let before = state(&request);
+        fs::write(&path, &file).unwrap();
+        assert_ne!(state(&request), before);
+        if cut {
+            fs::remove_file(out.path().join("dataset.rkyv")).unwrap();
+            files(out.path(), &[(".pack.json", &before)]);
+        }
+        // A finished set is left as it is.
+        let kept = shards - u32::from(cut);
+        assert_eq!(alone(&request).unwrap().splits[0].kept, kept, "shard {victim}");
+        let fresh = tempfile::tempdir().unwrap();
+        alone(&PackRequest { out: fresh.path().to_owned(), ..request.clone() }).unwrap();
+        assert_eq!(content(out.path()) == content(fresh.path()), cut);
+    }
+    // What does not tell when its files were written is not trusted.
+    fs::remove_file(out.path().join("dataset.rkyv")).unwrap();
+    let mut told: serde_json::Value = serde_json::from_slice(&old).unwrap();
+    told.as_object_mut().unwrap().remove("written");
+    files(out.path(), &[(".pack.json", told.to_string().as_bytes())]);
+    assert_eq!(alone(&request).unwrap().splits[0].kept, 0);
+}
+
+#[test]
+fn only_one_packs_into_a_folder_at_a_time() {
+    let (source, out) = (source(), tempfile::tempdir().unwrap());
+    let request = request(source.path(), out.path());
+    let jobs = plan(&request).unwrap();
+    let lock = jobs[0].folder.begin(&jobs[0], false).unwrap();
+    let before = content(out.path());
+    for force in [false, true] {
+        let error = alone(&PackRequest { force, ..request.clone() }).unwrap_err();
+        assert!(error.kind() == Kind::Usage && error.to_string().contains("another process"), "{error}");
+        assert!(content(out.path()) == before);
+    }
+    drop(lock);
+    alone(&request).unwrap();
+    assert!(sound(out.path()));
+}
+
 #[test]
 fn packing_that_was_cut_goes_on_and_gives_the_same_bytes() {
     let (source, out) = (source(), tempfile::tempdir().unwrap());
@@ -166,15 +227,12 @@ fn packing_that_was_cut_goes_on_and_gives_the_same_bytes() {
     // What a killed process leaves: temporary files, a shard's records without its index, a damaged index.
     let request = request(source.path(), &out.path().join("killed"));
     cut_and_go_on(source.path(), &request, 2, 1);
-    let state = serde_json::json!({ "plan": ShardSet::open(&request.out).unwrap().meta()["plan"] });
+    let state = state(&request);
     for damage in 0..4 {
         for name in ["dataset.rkyv", "dataset.json"] {
             fs::remove_file(request.out.join(name)).unwrap();
         }
-        files(
-            &request.out,
-            &[(".pack.json", state.to_string().as_bytes()), ("shard-00001.dat.tmp", b"half")],
-        );
+        files(&request.out, &[(".pack.json", &state), ("shard-00001.dat.tmp", b"half")]);
         match damage {
             0 => fs::remove_file(request.out.join("shard-00001.idx")).unwrap(),
             1 => fs::write(request.out.join("shard-00000.idx"), b"x").unwrap(),

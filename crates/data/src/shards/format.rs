@@ -38,7 +38,7 @@ pub(crate) fn data_path(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("shard-{number:05}.dat"))
 }
 
-pub(super) fn index_path(dir: &Path, number: u32) -> PathBuf {
+pub(crate) fn index_path(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("shard-{number:05}.idx"))
 }
 

@@ -21,8 +21,8 @@ mod writer;
 
 use std::collections::BTreeMap;
 
-pub(crate) use format::data_path;
 pub(crate) use format::{MANIFEST, PACKING};
+pub(crate) use format::{data_path, index_path};
 pub(crate) use manifest::looks_like;
 pub use manifest::{finished_shard, seal};
 pub use quarantine::{Repaired, repair};
