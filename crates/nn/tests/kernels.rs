@@ -9,11 +9,12 @@ use phalanx_gpu::{KernelResources, compile, resources};
 use phalanx_nn::flat::kernel_sources;
 
 /// Kernels that a step of the networks for images spends its time in: nothing of theirs may lie in local memory.
-const HOT: [&str; 14] = [
+const HOT: [&str; 15] = [
     "norm/moments_",
     "norm/normalise_",
     "norm/gradient_sums_",
     "norm/input_gradient_",
+    "norm_rows/",
     "shape/convert_",
     "shape/add_",
     "shape/move_",

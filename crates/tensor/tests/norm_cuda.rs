@@ -1,4 +1,4 @@
-//! Batch norm on a GPU as training in half precision uses it: activations in halves, parameters single. Needs a GPU or its stand-in.
+//! Batch and layer norm on a GPU as training in half precision uses them: activations in halves, parameters single. Needs a GPU or its stand-in.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may unwrap too")]
 
@@ -101,5 +101,56 @@ fn moments_far_from_zero_are_the_exact_ones() {
         let m = column().sum::<f64>() / rows as f64;
         let v = column().map(|x| (x - m) * (x - m)).sum::<f64>() / rows as f64;
         assert!((f64::from(variance[c]) - v).abs() < 1e-5 * v, "variance {} {v}", variance[c]);
+    }
+}
+
+/// Layer norm's output and gradients of x (added to another one), gamma and beta.
+fn layer(device: &Device, half: DType, wide: DType, [rows, cols]: [usize; 2]) -> Vec<Vec<f64>> {
+    let make = |seed, mean| {
+        let t = Tensor::from_slice(&numbers(rows * cols, seed, mean), [rows, cols], device).unwrap();
+        t.to(half).unwrap().to(wide).unwrap()
+    };
+    let single = |seed, mean| Tensor::from_slice(&numbers(cols, seed, mean), [cols], device).unwrap().leaf();
+    let (x, gamma, beta) = (make(1, 0.3).leaf(), single(2, 1.0), single(3, 0.1));
+    let y = x.layer_norm(1, Some(&gamma), Some(&beta), 1e-5).unwrap();
+    let mut all = Gradients::default();
+    y.add(&x).unwrap().backward_from(make(5, 0.05), &mut all).unwrap();
+    let found = [&y].into_iter().chain([&x, &gamma, &beta].map(|t| all.get(t).unwrap()));
+    let doubles = |t: &Tensor| t.detach().to(DType::F32).unwrap().to(DType::F64).unwrap().to_vec().unwrap();
+    found.map(doubles).collect()
+}
+
+#[test]
+#[ignore = "needs a GPU or its stand-in"]
+fn layer_norm_of_halves_with_single_parameters_is_the_cpus() {
+    let (gpu, cpu) = (Device::cuda(0).unwrap(), Device::cpu(Cpu::new(Isa::detect(), 1).unwrap()));
+    // The widest rows that are held, one more, less than a warp's and a thread's share, odd numbers of columns and of rows;
+    // many blocks; a single row and none.
+    for shape in [
+        [37, 1024],
+        [5, 1025],
+        [67, 1023],
+        [45, 1000],
+        [130, 520],
+        [301, 40],
+        [2000, 8],
+        [700, 1],
+        [1, 768],
+        [0, 64],
+    ] {
+        for (half, ulp) in [(DType::F32, 1e-6f64), (DType::BF16, 1.0 / 256.0), (DType::F16, 1.0 / 2048.0)] {
+            let want = layer(&cpu, half, DType::F32, shape);
+            let got = layer(&gpu, half, half, shape);
+            assert_eq!(got, layer(&gpu, half, half, shape), "a second run gives other bits");
+            for (k, (got, want)) in got.iter().zip(&want).enumerate() {
+                let scale = want.iter().fold(0.1f64, |m, v| m.max(v.abs()));
+                let tolerance = if k >= 2 { 2e-4 } else { 4.0 * ulp };
+                assert_eq!(got.len(), want.len());
+                for (i, (g, w)) in got.iter().zip(want).enumerate() {
+                    let what = format!("{shape:?} {half}: result {k} at {i}");
+                    assert!((g - w).abs() <= tolerance * scale, "{what}: {g}, must be {w}");
+                }
+            }
+        }
     }
 }

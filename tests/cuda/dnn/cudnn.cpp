@@ -3,9 +3,11 @@
 // checked against the tables below, and finalizing tests whether it fits together.
 //
 // Three engines: 11 rounds operands of f32 to TF32 and needs a workspace; 7 sums in another order each time (its note
-// says so); 0 is plain and needs nothing.
+// says so); 0 is plain and needs nothing. With PHALANX_STANDIN_DNN_SLOW=ENGINE:MS that engine takes so much longer.
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <map>
@@ -143,6 +145,14 @@ const Engine ENGINES[] = {
     {7, {4}, 1 << 20, 2, 3, false},
     {0, {}, 0, -1, 0, true},
 };
+
+/// Milliseconds that an engine is asked to waste.
+unsigned wasted(const Engine& engine) {
+    long long index = -1;
+    unsigned ms = 0;
+    const char* asked = getenv("PHALANX_STANDIN_DNN_SLOW");
+    return asked && sscanf(asked, "%lld:%u", &index, &ms) == 2 && index == engine.index ? ms : 0;
+}
 
 thread_local std::string last_error;
 
@@ -556,6 +566,7 @@ API Status cudnnBackendExecute(Handle* handle, Descriptor* plan, Descriptor* pac
             how.backwards |= note == 4 && executions++ % 2 == 1;
         }
         how.tf32 &= convolution->x.type == Type::f32;
+        usleep(1000 * wasted(engine));
         // Whoever keeps something in the workspace shall notice.
         if (engine.workspace) memset(workspace, 0xff, engine.workspace);
         convolution->run(at[0], at[1], at[2], at[3], how);

@@ -89,7 +89,7 @@ struct Snapshot {
     std::vector<Region> regions;
     std::vector<std::vector<unsigned char>> bytes;
 };
-Snapshot take_snapshot(Context* context);
+void take_snapshot(Context* context, Snapshot& snapshot);
 void restore_snapshot(const Snapshot& snapshot);
 
 // streams.cpp

@@ -187,16 +187,17 @@ bool check_red_zones(Context* context, const char* who) {
     return clean;
 }
 
-Snapshot take_snapshot(Context* context) {
+void take_snapshot(Context* context, Snapshot& snapshot) {
     const Guard guard(mutex);
-    Snapshot snapshot;
+    snapshot.regions.clear();
     for (const auto& [start, block] : live()) {
         if (block.region.context != context || block.region.host) continue;
         const unsigned char* at = (const unsigned char*)start;
+        const size_t i = snapshot.regions.size();
         snapshot.regions.push_back(block.region);
-        snapshot.bytes.emplace_back(at, at + block.region.bytes);
+        if (snapshot.bytes.size() <= i) snapshot.bytes.emplace_back();
+        snapshot.bytes[i].assign(at, at + block.region.bytes);
     }
-    return snapshot;
 }
 
 void restore_snapshot(const Snapshot& snapshot) {

@@ -109,12 +109,14 @@ bool open_image(const unsigned char* image, Module& module) {
     return module.handle != nullptr;
 }
 
-bool same(const Snapshot& a, const Snapshot& b, std::string& where) {
-    for (size_t i = 0; i < a.regions.size() && i < b.regions.size(); i++) {
-        if (a.bytes[i] == b.bytes[i]) continue;
+/// Whether memory holds what it did then.
+bool same(const Snapshot& then, std::string& where) {
+    for (size_t i = 0; i < then.regions.size(); i++) {
+        const auto* now = (const unsigned char*)then.regions[i].start;
+        if (memcmp(then.bytes[i].data(), now, then.bytes[i].size()) == 0) continue;
         size_t at = 0;
-        while (a.bytes[i][at] == b.bytes[i][at]) at++;
-        where = describe_address(a.regions[i].start + at);
+        while (then.bytes[i][at] == now[at]) at++;
+        where = describe_address(then.regions[i].start + at);
         return false;
     }
     return true;
@@ -127,15 +129,17 @@ Result run_checked(const Launch& launch, Module& module) {
         const Result result = run_launch(launch, module.state, Order::ascending);
         if (result != success) return result;
     } else {
-        const Snapshot before = take_snapshot(module.context);
+        // Kept, as memory that is new each time would be most of the work.
+        thread_local Snapshot before, other;
+        take_snapshot(module.context, before);
         Result result = run_launch(launch, module.state, Order::descending);
         if (result != success) return result;
-        const Snapshot other = take_snapshot(module.context);
+        take_snapshot(module.context, other);
         restore_snapshot(before);
         result = run_launch(launch, module.state, Order::ascending);
         if (result != success) return result;
         std::string where;
-        if (!same(other, take_snapshot(module.context), where)) {
+        if (!same(other, where)) {
             report(
                 "kernel %s: the result depends on the order of threads or blocks, first at %s: a barrier is missing, "
                 "or two threads "

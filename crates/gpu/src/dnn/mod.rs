@@ -22,10 +22,10 @@ use plan::{Plan, Problem};
 
 /// The most memory that a convolution may use beside its operands, in bytes.
 const WORKSPACE_LIMIT: usize = 1 << 30;
-/// Plans that are timed; of each the fastest of so many rounds counts, after one that does not.
+/// Plans that are timed; of each the fastest of so many rounds counts, after a first one that does not.
 const TIMED: usize = 4;
 const ROUNDS: usize = 3;
-/// A plan whose first round takes so many times as long as the best one's is not timed further: some take seconds.
+/// A plan whose first round takes so many times as long as the best one's first is not timed further: some take seconds.
 const HOPELESS: f32 = 3.0;
 /// Unless it takes fewer milliseconds than loading its code may.
 const LONG: f32 = 100.0;
@@ -236,8 +236,7 @@ impl Dnn {
         elsewhere[result] = scratch.address();
         let apart = self.choose(state, &plain, aligned, &elsewhere, true);
         // To add something reads and writes the result, as a copy does.
-        let pass =
-            self.fastest(f32::INFINITY, || self.core.copy(scratch.address(), at[result], c.result_bytes()))?;
+        let pass = self.fastest(|| self.core.copy(scratch.address(), at[result], c.result_bytes()))?;
         Ok(Some(plan).filter(|_| apart.map_or(true, |(apart, _)| time <= apart + pass)))
     }
 
@@ -292,9 +291,21 @@ impl Dnn {
         if let Some(other) = &other {
             at[c.result()] = other.address();
         }
+        // Every plan once, which loads its code, before any is timed: the first one may be the hopeless one.
+        let mut begun = Vec::new();
         for plan in plans {
-            let known = best.as_ref().map_or(f32::INFINITY, |(t, _)| *t);
-            let time = if alone { Ok(0.0) } else { self.fastest(known, || self.execute(&plan, &at)) };
+            match if alone { Ok(0.0) } else { self.time(|| self.execute(&plan, &at)) } {
+                Ok(time) => begun.push((time, plan)),
+                Err(e) => failed = Some(e),
+            }
+        }
+        let least = begun.iter().fold(f32::INFINITY, |least, (time, _)| least.min(*time));
+        for (first, plan) in begun {
+            let time = match () {
+                () if alone => Ok(first),
+                () if first > LONG && first > HOPELESS * least => continue,
+                () => self.fastest(|| self.execute(&plan, &at)),
+            };
             match time {
                 Ok(time) if best.as_ref().is_none_or(|(t, _)| time < *t) => best = Some((time, plan)),
                 Ok(_) => {}
@@ -308,24 +319,19 @@ impl Dnn {
         }
     }
 
-    /// Milliseconds of what `work` queues; of the first round alone where that is far from the `known` best.
-    fn fastest(&self, known: f32, work: impl Fn() -> Result<()>) -> Result<f32> {
+    /// Milliseconds of what `work` queues, the fastest of some rounds.
+    fn fastest(&self, work: impl Fn() -> Result<()>) -> Result<f32> {
+        (0..ROUNDS).try_fold(f32::INFINITY, |best, _| Ok(best.min(self.time(&work)?)))
+    }
+
+    /// Milliseconds of what `work` queues.
+    fn time(&self, work: impl Fn() -> Result<()>) -> Result<f32> {
         let [start, stop] = [Event::new(&self.core.primary, true)?, Event::new(&self.core.primary, true)?];
-        let mut best = f32::INFINITY;
-        for round in 0..=ROUNDS {
-            start.record(&self.core.compute)?;
-            work()?;
-            stop.record(&self.core.compute)?;
-            stop.synchronize()?;
-            let time = start.elapsed(&stop)?;
-            // The first loads code and does not count.
-            match round {
-                0 if time > HOPELESS * known && time > LONG => return Ok(time),
-                0 => {}
-                _ => best = best.min(time),
-            }
-        }
-        Ok(best)
+        start.record(&self.core.compute)?;
+        work()?;
+        stop.record(&self.core.compute)?;
+        stop.synchronize()?;
+        start.elapsed(&stop)
     }
 }
 

@@ -1,6 +1,8 @@
+use std::time::{Duration, Instant};
+
 use phalanx_gpu::{Context, Conv, DevicePtr, Direction, Math, Type};
 
-use crate::common::{buffer, context, decode, encode, numbers};
+use crate::common::{buffer, context, decode, encode, numbers, stand_ins, with_settings};
 
 fn conv(axes: &[[usize; 6]], n: usize, c: usize, k: usize, groups: usize) -> Conv {
     let list = |i: usize| axes.iter().map(|a| a[i]).collect::<Vec<_>>();
@@ -193,4 +195,36 @@ fn a_choice_can_be_named_and_pinned() {
     dnn.pin(&unknown, true).unwrap();
     let e = dnn.convolve(&c, [x.ptr(), w.ptr(), y.ptr()], None).unwrap_err().to_string();
     assert!(e.contains("987654") && e.contains("forward-n1-c8") && e.contains("chosen anew"), "{e}");
+}
+
+/// With one engine that takes a second: the other one is chosen, and the slow one ran once, whichever comes first.
+fn check_slow(name: &str, slow: &str, good: &str) {
+    if !stand_ins() || !with_settings(name, &[("PHALANX_STANDIN_DNN_SLOW", &format!("{slow}:1000"))]) {
+        return;
+    }
+    let context = context();
+    let c = conv(&[[6, 3, 1, 1, 1, 1], [6, 3, 1, 1, 1, 1]], 1, 8, 8, 1);
+    let c = Conv { activations: Type::Bf16, weights: Type::Bf16, exact: false, ..c };
+    let [x, w, y] = [288, 576, 288].map(|n| buffer(&context, &vec![0; n * 2]));
+    let dnn = context.dnn().unwrap();
+    let began = Instant::now();
+    dnn.convolve(&c, [x.ptr(), w.ptr(), y.ptr()], None).unwrap();
+    context.synchronize().unwrap();
+    let took = began.elapsed();
+    let choices = dnn.choices();
+    assert!(choices.len() == 1 && choices[0].ends_with(&format!(" = {good}")), "{choices:?}");
+    let once = Duration::from_secs(1)..Duration::from_secs(2);
+    assert!(once.contains(&took), "{slow} took {took:?}");
+}
+
+#[test]
+#[ignore = "needs the stand-ins"]
+fn a_slow_plan_that_comes_first_is_given_up_after_one_run() {
+    check_slow("convolution::a_slow_plan_that_comes_first_is_given_up_after_one_run", "11", "0");
+}
+
+#[test]
+#[ignore = "needs the stand-ins"]
+fn a_slow_plan_that_comes_last_is_given_up_after_one_run() {
+    check_slow("convolution::a_slow_plan_that_comes_last_is_given_up_after_one_run", "0", "11");
 }

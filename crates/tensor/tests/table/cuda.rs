@@ -1,6 +1,10 @@
 //! Every row of the table on a GPU, against the CPU. Needs one, or the stand-in libraries that `tests/cuda/build` makes
 //! (`PHALANX_CUDA_PATH`), so these tests are ignored unless asked for: `tests/run` asks.
-//! `PHALANX_TABLE_OPS=relu,conv` takes only the rows of these ops.
+//! `PHALANX_TABLE_OPS=relu,conv` takes only the rows of these ops, `PHALANX_TABLE_MOST=N` those with at most N numbers of
+//! operands, and each op's smallest one.
+
+use std::collections::BTreeMap;
+use std::process::Command;
 
 use phalanx_host::Isa;
 use phalanx_tensor::{DType, Device, Error, Gradients, Result, Tensor};
@@ -21,7 +25,19 @@ fn gpu() -> Device {
 fn rows() -> Vec<Row> {
     let only = std::env::var("PHALANX_TABLE_OPS").unwrap_or_default();
     let names: Vec<&str> = only.split(',').filter(|n| !n.is_empty()).collect();
-    table().into_iter().filter(|r| names.is_empty() || names.contains(&r.op)).collect()
+    let mut rows = table();
+    rows.retain(|r| names.is_empty() || names.contains(&r.op));
+    if let Ok(most) = std::env::var("PHALANX_TABLE_MOST") {
+        let most: usize = most.parse().unwrap();
+        let size = |r: &Row| r.arrays().iter().map(|a| a.data.len()).sum::<usize>();
+        let mut least = BTreeMap::new();
+        for row in &rows {
+            let of = least.entry(row.op).or_insert(usize::MAX);
+            *of = size(row).min(*of);
+        }
+        rows.retain(|r| size(r) <= most.max(least[r.op]));
+    }
+    rows
 }
 
 /// What a row gives: outputs, and the gradients of a weighted sum of the first one.
@@ -166,6 +182,25 @@ fn halves_on_a_gpu_are_what_single_precision_rounds_to() {
         }
         Ok(found)
     });
+}
+
+/// Each op's kernels, there and back, over its smallest row, with threads and blocks in two orders: a missing barrier shows. A
+/// process for each op, as all memory of a process is compared after each kernel.
+#[test]
+#[ignore = "needs the stand-ins"]
+fn no_kernel_depends_on_the_order_of_its_threads() {
+    if std::env::var_os("PHALANX_CUDA_PATH").is_none() {
+        return;
+    }
+    let ops: std::collections::BTreeSet<_> = table().iter().map(|r| r.op).collect();
+    for op in ops {
+        let mut run = Command::new(std::env::current_exe().unwrap());
+        run.args(["cuda::a_gpu_gives_what_the_cpu_gives", "--exact", "--ignored", "--nocapture"]);
+        run.env("PHALANX_STANDIN_RACES", "1").env("PHALANX_TABLE_MOST", "0").env("PHALANX_TABLE_OPS", op);
+        let out = run.output().unwrap();
+        let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+        assert!(out.status.success() && said.contains("1 passed"), "{op}: {said}");
+    }
 }
 
 #[test]

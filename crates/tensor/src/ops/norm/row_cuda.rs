@@ -15,7 +15,9 @@ pub(crate) static SOURCE: Source = source!("norm_rows", "rows.cu");
 const SHORT: usize = 1024;
 /// Blocks that sum parameters' gradients: what an H100's or H200's 132 multiprocessors hold at a time; it is the same for
 /// every GPU, as the order of the sums follows from it.
-const SUM_BLOCKS: usize = 2 * 132;
+const SUM_BLOCKS: usize = 3 * 132;
+/// Rows of such a block at least, where there are as many: what its sums take is little beside what these do.
+const SUM_ROWS: usize = 32;
 
 /// Rows of `k` elements of `dtype` as their kernels see them.
 #[derive(Clone, Copy)]
@@ -30,10 +32,24 @@ impl Rows {
         self.rows * self.k == 0
     }
 
+    /// Elements that a thread takes at once.
+    fn pack(self, pointers: &[DevicePtr]) -> usize {
+        if packs(self.k, self.dtype, pointers) { 16 / self.dtype.size() } else { 1 }
+    }
+
     /// The end of a kernel's name.
-    fn ending(self, op: &'static str, pointers: &[DevicePtr]) -> Result<String> {
-        let pack = if packs(self.k, self.dtype, pointers) { 16 / self.dtype.size() } else { 1 };
+    fn ending(self, op: &'static str, pack: usize) -> Result<String> {
         Ok(format!("{}_{pack}", suffix(op, self.dtype)?))
+    }
+
+    /// Threads that have a row together where parameters' gradients are summed, and the grid.
+    fn summing(self, pack: usize) -> (usize, Grid) {
+        let threads = THREADS as usize;
+        let width = self.k.div_ceil(pack).next_power_of_two().min(threads);
+        // `LINES` of `rows.cu`.
+        let lines = if SHORT / pack > threads { 1 } else { 2 };
+        let blocks = self.rows.div_ceil(SUM_ROWS.max(lines * threads / width)).min(SUM_BLOCKS);
+        (width, Grid { blocks: [blocks as u32, 1, 1], threads: THREADS, shared: 0 })
     }
 
     /// Who has a row, and a grid of them.
@@ -59,7 +75,7 @@ impl CudaOp for RowNorm {
         let [gamma, beta] = self.given.operands().map(|i| Operand::perhaps(gpu, i.map(|i| &ins[i])));
         let (x, gamma, beta, y) = (ins[0].ptr()?, gamma?, beta?, outs[0].ptr()?);
         let (who, grid) = rows.grid();
-        let kernel = format!("row_forward_{who}_{}", rows.ending(self.name(), &[x, y])?);
+        let kernel = format!("row_forward_{who}_{}", rows.ending(self.name(), rows.pack(&[x, y]))?);
         let args = Args::new().ptr(x).ptr(gamma.ptr).ptr(beta.ptr).ptr(y).ptr(saved[0].ptr()?);
         let args = args.i64(rows.rows as i64).i64(rows.k as i64);
         let args = args.i32(i32::from(self.centred)).f32(self.eps as f32);
@@ -87,25 +103,25 @@ impl CudaOp for RowNorm {
 
         let finish = Finish { gamma: to_gamma, beta: to_beta, ..Finish::NONE };
         let parameters = to_gamma.wanted() || to_beta.wanted();
-        let ending = rows.ending(self.name(), &[x, g, dx.ptr])?;
+        let pack = rows.pack(&[x, g, dx.ptr]);
+        let ending = rows.ending(self.name(), pack)?;
         let args = Args::new().ptr(x).ptr(g).ptr(gamma.ptr).ptr(moments).ptr(dx.ptr);
-        let rest = |args: Args| {
-            let args = args.i64(rows.rows as i64).i64(rows.k as i64);
-            args.i32(i32::from(self.centred)).i32(i32::from(dx.add))
-        };
+        let flags = |args: Args| args.i32(i32::from(self.centred)).i32(i32::from(dx.add));
         if parameters && rows.k <= SHORT {
-            let blocks = if rows.is_empty() { 0 } else { rows.rows.div_ceil(32).min(SUM_BLOCKS) };
+            let (width, grid) = rows.summing(pack);
+            let blocks = if rows.is_empty() { 0 } else { grid.blocks[0] as usize };
             let parts = gpu.alloc(blocks * 2 * rows.k * size_of::<f32>())?;
             if blocks > 0 {
-                let grid = Grid { blocks: [blocks as u32, 1, 1], threads: THREADS, shared: 0 };
                 let kernel = format!("row_backward_sums_{ending}");
-                gpu.launch(&SOURCE, &kernel, grid, rest(args.ptr(parts.ptr())))?;
+                let args = args.ptr(parts.ptr()).i64(rows.rows as i64).i64(rows.k as i64).i32(width as i32);
+                gpu.launch(&SOURCE, &kernel, grid, flags(args))?;
             }
             return finish.run(gpu, parts.ptr(), blocks, [1, rows.k]);
         }
         if dx.wanted() && !rows.is_empty() {
             let (who, grid) = rows.grid();
-            gpu.launch(&SOURCE, &format!("row_backward_{who}_{ending}"), grid, rest(args))?;
+            let args = args.i64(rows.rows as i64).i64(rows.k as i64);
+            gpu.launch(&SOURCE, &format!("row_backward_{who}_{ending}"), grid, flags(args))?;
         }
         if parameters {
             let m = Matrix { samples: 1, rows: rows.rows, cols: rows.k };
