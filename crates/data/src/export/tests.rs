@@ -91,6 +91,16 @@ fn a_training_split_alone_comes_back_as_one() {
         assert_eq!(found.splits[0].1.classes, ["a", "b"], "{format:?}");
         assert_eq!(samples(&out), samples(&at("source")), "{format:?}");
     }
+    // One archive, beside which there is no list of names.
+    let alone = at("alone/train.tar");
+    fs::create_dir_all(at("alone")).unwrap();
+    fs::copy(at("Webdataset/train/000000.tar"), &alone).unwrap();
+    let found = import(&ImportRequest { source: alone.clone(), ..Default::default() }).unwrap();
+    assert_eq!(
+        (found.splits[0].0, &found.splits[0].1.classes[..]),
+        (None, &["0".to_owned(), "1".to_owned()][..])
+    );
+    assert_eq!(samples(&alone), samples(&at("source")));
     // A class may be called so.
     files(&at("class"), &[("train/1.jpg", JPEG)]);
     let found = import(&ImportRequest { source: at("class"), ..Default::default() }).unwrap();

@@ -68,7 +68,7 @@ pub(super) fn import(request: &ImportRequest) -> Result<Import> {
             "holds neither data_batch_1.bin (CIFAR-10) nor train.bin (CIFAR-100) of the binary version";
         return Err(Error::format(&request.source, problem));
     };
-    let classes = match super::class_names(request, [&*dir])? {
+    let classes = match super::class_names(request, &dir, &[])? {
         Some(names) => names,
         None => lines_of(&dir.join(kind.names))?
             .unwrap_or_else(|| (0..kind.classes).map(|c| c.to_string()).collect()),

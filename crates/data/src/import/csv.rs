@@ -41,7 +41,7 @@ pub(super) fn import(request: &ImportRequest) -> Result<Import> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let root = request.root.clone().unwrap_or_else(|| folder.to_owned());
     let given = match &request.class_names {
-        Some(_) => class_names(request, [folder])?,
+        Some(_) => class_names(request, folder, &[])?,
         None => None,
     };
     let listing = Table::open(path)?.list(root, given)?;

@@ -15,8 +15,7 @@ const DEEPEST: usize = 64;
 
 pub(super) fn import(request: &ImportRequest) -> Result<Import> {
     let parts = split_folders(&request.source)?;
-    let dirs = std::iter::once(&*request.source).chain(parts.iter().map(|(_, dir)| &**dir));
-    let mut known = class_names(request, dirs)?.map(|lines| Classes::from_lines(&lines));
+    let mut known = class_names(request, &request.source, &parts)?.map(|lines| Classes::from_lines(&lines));
     let mut splits = Vec::new();
     for (split, dir) in parts {
         let (listing, classes) = list(&dir, known.take())?;

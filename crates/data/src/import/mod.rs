@@ -175,18 +175,20 @@ fn lines_of(path: &Path) -> Result<Option<Vec<String>>> {
     }
 }
 
-/// The names that `--class-names` gives, or those of `classes.txt` in the first of these folders that has one.
-fn class_names<'a>(
-    request: &ImportRequest,
-    dirs: impl IntoIterator<Item = &'a Path>,
-) -> Result<Option<Vec<String>>> {
+/// A split's name, and where it lies; without a name it is all of the source.
+type SplitFolder = (Option<&'static str>, PathBuf);
+
+/// The names that `--class-names` gives, or those of `classes.txt` in the folder, or else in that of its first split that has one.
+fn class_names(request: &ImportRequest, dir: &Path, splits: &[SplitFolder]) -> Result<Option<Vec<String>>> {
     match &request.class_names {
         Some(path) => match lines_of(path)? {
             Some(lines) => Ok(Some(lines)),
             None => Err(Error::format(path, "is not there")),
         },
         None => {
-            let mut found = dirs.into_iter().map(|dir| lines_of(&dir.join(crate::idx::CLASSES)));
+            let named = splits.iter().filter(|(split, _)| split.is_some()).map(|(_, dir)| &**dir);
+            let mut found =
+                std::iter::once(dir).chain(named).map(|dir| lines_of(&dir.join(crate::idx::CLASSES)));
             found.find_map(Result::transpose).transpose()
         }
     }
@@ -194,7 +196,7 @@ fn class_names<'a>(
 
 /// The splits of a folder: `train` and one of the names of an evaluation split when both are there; `train` alone where nothing
 /// else is there and it holds folders or archives, so is no class; else the folder itself.
-fn split_folders(dir: &Path) -> Result<Vec<(Option<&'static str>, PathBuf)>> {
+fn split_folders(dir: &Path) -> Result<Vec<SplitFolder>> {
     let names = names_in(dir)?;
     let has = |wanted: &str| names.iter().any(|(name, is_dir)| *is_dir && name == wanted);
     let eval = ["val", "validation", "test"].into_iter().find(|name| has(name));

@@ -22,7 +22,7 @@ pub(super) fn import(request: &ImportRequest) -> Result<Import> {
         true => (source.clone(), split_folders(source)?),
         false => (source.parent().unwrap_or(Path::new(".")).to_owned(), vec![(None, source.clone())]),
     };
-    let names = class_names(request, std::iter::once(&*folder).chain(parts.iter().map(|(_, dir)| &**dir)))?;
+    let names = class_names(request, &folder, &parts)?;
     let mut splits = Vec::new();
     for (split, path) in parts {
         splits.push((split, list(&path)?));
