@@ -1,7 +1,7 @@
 //! Files that are there whole or not at all.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
@@ -16,6 +16,14 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut out = Temporary::unique(path)?;
     out.write(bytes)?;
     out.rename_to(path)
+}
+
+/// Removes a file, if it is there.
+pub(crate) fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+        _ => Ok(()),
+    }
 }
 
 /// A file under a temporary name, removed unless it is renamed.

@@ -47,27 +47,37 @@ impl Staging {
 
 /// Bytes on their way from the device to the host.
 #[derive(Debug)]
-pub struct Download {
+pub struct Download(Way);
+
+#[derive(Debug)]
+enum Way {
+    Here(Vec<u8>),
+    Flying(Flying),
+}
+
+#[derive(Debug)]
+struct Flying {
     bytes: Pinned,
     done: Event,
-    landed: bool,
 }
 
 impl Download {
     /// The bytes, after a wait for them and for what was queued before.
-    pub fn wait(mut self) -> Result<Vec<u8>> {
-        self.done.synchronize()?;
-        self.landed = true;
-        Ok(self.bytes.to_vec())
+    pub fn wait(self) -> Result<Vec<u8>> {
+        match self.0 {
+            Way::Here(bytes) => Ok(bytes),
+            Way::Flying(flying) => {
+                flying.done.synchronize()?;
+                Ok(flying.bytes.to_vec())
+            }
+        }
     }
 }
 
-impl Drop for Download {
+impl Drop for Flying {
     fn drop(&mut self) {
-        if !self.landed {
-            // The block is somebody else's at once. An error comes out at the next wait.
-            let _ = self.done.synchronize();
-        }
+        // The block is somebody else's at once. An error comes out at the next wait.
+        let _ = self.done.synchronize();
     }
 }
 
@@ -120,6 +130,12 @@ impl Context {
     /// Copies several ranges (address, bytes) from device memory, one after the other; one wait for all of them
     /// unless they are large.
     pub fn download_all(&self, parts: &[(DevicePtr, usize)]) -> Result<Vec<u8>> {
+        self.begin_download(parts)?.wait()
+    }
+
+    /// Queues copies of several ranges (address, bytes) from device memory, one after the other, as they are where the compute
+    /// stream is now; the ranges may be given back. Large ones are waited for here.
+    pub fn begin_download(&self, parts: &[(DevicePtr, usize)]) -> Result<Download> {
         self.refuse_while_capturing("the host reads what was computed")?;
         let total = parts.iter().map(|p| p.1).sum();
         if total > PIECE {
@@ -131,32 +147,23 @@ impl Context {
                 self.download(*src, part)?;
                 rest = after;
             }
-            return Ok(all);
+            return Ok(Download(Way::Here(all)));
         }
-        self.begin_download(parts)?.wait()
-    }
-
-    /// Queues copies of several ranges (address, bytes) from device memory, one after the other, as they are where the compute
-    /// stream is now. The ranges may be given back, but pinned memory of their size is held: no way for large ones.
-    pub fn begin_download(&self, parts: &[(DevicePtr, usize)]) -> Result<Download> {
-        self.refuse_while_capturing("the host reads what was computed")?;
-        let done = self.event()?;
-        let mut download =
-            Download { bytes: self.pinned(parts.iter().map(|p| p.1).sum())?, done, landed: false };
+        let mut flying = Flying { bytes: self.pinned(total)?, done: self.event()? };
         let mut at = 0;
         let mut queue = || {
             for (src, bytes) in parts {
-                self.copy_out(self.compute(), &mut download.bytes, at, *src, *bytes)?;
+                self.copy_out(self.compute(), &mut flying.bytes, at, *src, *bytes)?;
                 at += bytes;
             }
-            download.done.record(self.compute())
+            flying.done.record(self.compute())
         };
         if let Err(e) = queue() {
             // There is no mark to wait for.
             let _ = self.compute().synchronize();
             return Err(e);
         }
-        Ok(download)
+        Ok(Download(Way::Flying(flying)))
     }
 
     /// Queues a copy of a whole pinned block to the device on any stream. The block must stay as it is until the

@@ -190,9 +190,6 @@ enum Way {
     Device(Context, Download),
 }
 
-/// Bytes that are read with no wait for anything but their copy. More are rare, and pinned memory is dear.
-const MOST_AT_ONCE: usize = 8 << 20;
-
 impl Reading {
     /// Begins to read float tensors of one device as they are now, after all that was queued before. However many there are, a
     /// GPU is waited for once.
@@ -216,15 +213,7 @@ impl Reading {
         if let Some(block) = &gathered {
             places = vec![(block.ptr(), block.len())];
         }
-        let way = match places.iter().map(|p| p.1).sum::<usize>() {
-            0..=MOST_AT_ONCE => Way::Device(gpu.clone(), gpu.begin_download(&places)?),
-            _ => {
-                let all = gpu.download_all(&places)?;
-                crate::ops::cuda::faults::check(gpu)?;
-                Way::Here(all)
-            }
-        };
-        Ok(Reading { parts, way })
+        Ok(Reading { parts, way: Way::Device(gpu.clone(), gpu.begin_download(&places)?) })
     }
 
     /// The elements of each tensor, in double precision. What kernels have found wrong with data by then is the error.

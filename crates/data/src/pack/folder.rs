@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Job, Skipped, shown};
-use crate::files::{TEMPORARY, write_whole};
+use crate::files::{TEMPORARY, remove_file, write_whole};
 use crate::shards::{MANIFEST, PACKING as STATE, SetInfo, ShardSet, index_path};
 use crate::{Error, Result};
 
@@ -210,14 +210,6 @@ impl Folder {
 fn is_part(name: &str) -> bool {
     let of_set = name.starts_with("shard-") || name.starts_with("dataset.");
     of_set || name.starts_with(".pack") || name.starts_with(SKIPPED) || name.starts_with("quarantine.json")
-}
-
-/// Removes a file, if it is there.
-fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
-        _ => Ok(()),
-    }
 }
 
 fn to_json(path: &Path, skipped: &[Skipped]) -> Result<Vec<u8>> {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::format::{FOR_PEOPLE, QUARANTINE};
 use super::manifest;
 use super::verify::{BadRecord, verify};
-use crate::files::{hex, write_whole};
+use crate::files::{hex, remove_file, write_whole};
 use crate::{Error, Result};
 
 /// The file.
@@ -118,10 +118,7 @@ pub fn repair(dir: &Path, threads: usize, progress: &(dyn Fn(u64) + Sync)) -> Re
     done.released = before.iter().filter(|r| !has(&now, r.id)).count() as u64;
     done.left = report.records - now.len() as u64;
     if now.is_empty() {
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("remove", path)(e)),
-            _ => {}
-        }
+        remove_file(&path)?;
     } else {
         write_whole(&path, &File::new(&loaded.root, now.clone())?.to_bytes()?)?;
     }

@@ -6,7 +6,7 @@ use super::format::{
 };
 use super::layout::{Cell, Layout, unbounded};
 use super::{Sample, SetInfo, ShardSummary};
-use crate::files::Temporary;
+use crate::files::{Temporary, remove_file};
 use crate::{Codec, Error, FieldSpec, Result};
 
 /// Bytes collected before they are hashed and written.
@@ -54,12 +54,7 @@ impl ShardWriter {
         }
         // The index first: while it is there, the shard counts as finished.
         for path in [index_path(dir, number), data_path(dir, number)] {
-            match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::io("remove", path)(e));
-                }
-                _ => {}
-            }
+            remove_file(&path)?;
         }
         Ok(ShardWriter {
             out: Temporary::fixed(&data_path(dir, number))?,

@@ -3,7 +3,7 @@
 //! `PHALANX_TABLE_OPS=relu,conv` takes only the rows of these ops, `PHALANX_TABLE_MOST=N` those with at most N numbers of
 //! operands, and each op's smallest one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use phalanx_host::Isa;
@@ -192,7 +192,7 @@ fn no_kernel_depends_on_the_order_of_its_threads() {
     if std::env::var_os("PHALANX_CUDA_PATH").is_none() {
         return;
     }
-    let ops: std::collections::BTreeSet<_> = table().iter().map(|r| r.op).collect();
+    let ops: BTreeSet<_> = table().iter().map(|r| r.op).collect();
     for op in ops {
         let mut run = Command::new(std::env::current_exe().unwrap());
         run.args(["cuda::a_gpu_gives_what_the_cpu_gives", "--exact", "--ignored", "--nocapture"]);

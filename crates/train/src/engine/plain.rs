@@ -193,9 +193,8 @@ impl Engine {
                 self.back(phase, &loss.sum)?;
             }
             let read = contribution.add_to(&self.norms, &mut statistics[OWN + names..])?;
-            if let Some(&[sum]) = read.first().map(|v| &v[..]) {
-                statistics[LOSS] = sum;
-            }
+            // One number, as `check_loss` has seen.
+            statistics[LOSS] = read[0][0];
             self.reducers[phase].statistics(&self.cpu, &statistics)?;
             if !late {
                 self.back(phase, &loss.sum)?;
