@@ -88,6 +88,17 @@ impl Field {
         Ok(field)
     }
 
+    /// Leaves the first `rows` samples; of fewer all.
+    pub(crate) fn truncate(&mut self, rows: usize) {
+        let [had, ..] = self.shape[..] else { return };
+        let rows = rows.min(had);
+        self.shape[0] = rows;
+        self.bytes.truncate(self.dtype.size() * self.shape.iter().product::<usize>());
+        if let Some(lengths) = &mut self.lengths {
+            lengths.truncate(rows);
+        }
+    }
+
     /// The elements. Fails when the field has another type.
     pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
         self.check_dtype(T::DTYPE)?;
@@ -114,7 +125,7 @@ impl Field {
 pub struct Batch {
     /// The arrays, all with the same first dimension.
     pub fields: Vec<Field>,
-    /// Which samples these are, in their set's numbering; the ledger writes them down.
+    /// Which samples these are, in their set's numbering.
     pub ids: Vec<u64>,
     /// How much each sample counts in sums.
     pub weights: Vec<f32>,
@@ -201,6 +212,13 @@ mod tests {
         assert!(message(mix(&[1, 2], &[0.5, 0.5], 2).unwrap_err()).contains("sample 2 of a batch of 2"));
         assert!(message(mix(&[1, 0], &[0.5, f32::NAN], 2).unwrap_err()).contains("factor NaN"));
         assert!(mix(&[1, 0], &[0.5, 0.5], 1).is_err());
+        let mut long = Field::from_slice(&pool, "x", &[3, 2], &[0u8, 1, 2, 3, 4, 5]).unwrap();
+        long.truncate(2);
+        assert_eq!((&long.shape[..], long.as_slice::<u8>().unwrap()), (&[2, 2][..], &[0, 1, 2, 3][..]));
+        long.truncate(9);
+        assert_eq!(long.shape, [2, 2]);
+        long.truncate(0);
+        assert!(long.bytes.is_empty());
         let uneven = Field { lengths: Some(vec![1]), ..x() };
         assert!(Batch::new(vec![uneven], vec![1, 2]).is_err());
     }

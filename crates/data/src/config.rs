@@ -81,7 +81,8 @@ pub struct LoaderConfig {
     /// What becomes of a sample that cannot be read, decoded or transformed.
     #[serde(skip_serializing_if = "BadRecords::is_fail")]
     pub bad_records: BadRecords,
-    /// The part of the samples seen, in [0, 1], that may be bad where that is no failure by itself.
+    /// The part of the samples seen, in [0, 1], that may be bad where that is no failure by itself: looked at after each epoch
+    /// and evaluation, and from the eleventh bad one on after each step.
     pub bad_limit: f64,
     /// What is done to the images, in this order. Without a `normalise` row the default one comes last. Evaluation leaves
     /// random rows out, but for what they do to an image's size.

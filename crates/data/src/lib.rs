@@ -63,6 +63,7 @@ pub use stage::{Stage, Staged, StagedSet, Stager};
 pub use stats::{BlockStats, ChannelStats, STATS_BLOCK, block_stats, stats_blocks};
 pub use synth::{Synth, SynthCodec, SynthConfig};
 pub use transform::{
-    Mix, Mixing, Output, Param, Pipeline, Pixels, Row, Signal, Transform, Value, delivered, rows,
+    Mix, Mixing, Output, Param, Pipeline, Pixels, Row, Signal, Transform, Value, check_fields, delivered,
+    rows,
 };
 pub use views::{Balance, Subset, balanced, few_shots, split_validation};

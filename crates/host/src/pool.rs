@@ -215,6 +215,11 @@ impl Buffer {
         self.bytes == 0
     }
 
+    /// Leaves the first `bytes` bytes; of a shorter buffer all.
+    pub fn truncate(&mut self, bytes: usize) {
+        self.bytes = self.bytes.min(bytes);
+    }
+
     /// Whether it is memory of the pool's own kind and not the system's.
     pub fn is_foreign(&self) -> bool {
         matches!(self.block, Some(Block::Foreign(..)))

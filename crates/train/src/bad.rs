@@ -51,9 +51,19 @@ pub(crate) fn gather(comm: &dyn Communicator, mine: &[BadLine]) -> Result<Vec<Ba
     Ok(lines)
 }
 
-/// Fails when `bad` of the run's `seen` samples are too many. The same on all ranks.
+/// Fails when `bad` of the run's `seen` samples are too many, in the middle of an epoch. The same on all ranks.
 pub(crate) fn check(bad: u64, seen: u64, limit: f64, last: &str) -> Result<()> {
-    match too_many_bad(bad, seen, limit) {
+    judge(too_many_bad(bad, seen, limit, false), bad, seen, limit, last)
+}
+
+/// As [`check`], where `seen` are whole epochs, or the samples of an evaluation: of those some must be left, too.
+pub(crate) fn check_whole(bad: u64, seen: u64, limit: f64, last: &str) -> Result<()> {
+    let none_left = bad > 0 && bad >= seen;
+    judge(none_left || too_many_bad(bad, seen, limit, true), bad, seen, limit, last)
+}
+
+fn judge(too_many: bool, bad: u64, seen: u64, limit: f64, last: &str) -> Result<()> {
+    match too_many {
         false => Ok(()),
         true => Err(Error::BadRecords { bad, seen, limit, last: last.to_owned() }),
     }
@@ -121,6 +131,8 @@ mod tests {
     #[test]
     fn too_many_end_the_run_with_the_code_of_bad_data() {
         check(10, 20, 0.01, "").unwrap();
+        assert!(check_whole(10, 20, 0.01, "").is_err() && check_whole(10, 20, 0.5, "").is_ok());
+        assert!(check_whole(3, 3, 1.0, "").is_err() && check_whole(0, 0, 0.0, "").is_ok());
         let e = check(11, 20, 0.01, "sample 3 of x: damaged").unwrap_err();
         assert_eq!(e.exit_code(), 3);
         let text = e.to_string();

@@ -360,6 +360,21 @@ impl Config {
     }
 }
 
+/// The first key in which two identities are of different runs. Where the data lie is none of them: sets are told from
+/// others by what is in them ([`crate::fingerprint::of_sets`]).
+pub(crate) fn other_run(a: &toml::Table, b: &toml::Table) -> Option<(String, String, String)> {
+    let without_places = |identity: &toml::Table| {
+        let mut identity = identity.clone();
+        if let Some(toml::Value::Table(data)) = identity.get_mut("data") {
+            for place in ["train", "eval"] {
+                data.remove(place);
+            }
+        }
+        identity
+    };
+    first_difference(&without_places(a), &without_places(b))
+}
+
 /// The first key, as a dotted path, in which two tables differ, with both values.
 pub(crate) fn first_difference(a: &toml::Table, b: &toml::Table) -> Option<(String, String, String)> {
     let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
@@ -499,6 +514,11 @@ mod tests {
         let other = Config::parse(SMALL, "x", &["optimizer.lr=0.2".to_owned()]).unwrap();
         let (key, x, y) = first_difference(&a.identity().unwrap(), &other.identity().unwrap()).unwrap();
         assert_eq!((key.as_str(), x.as_str(), y.as_str()), ("optimizer.lr", "0.1", "0.2"));
+        let elsewhere = Config::parse(SMALL, "x", &["data.train=other/place".to_owned()]).unwrap();
+        assert_eq!(other_run(&a.identity().unwrap(), &elsewhere.identity().unwrap()), None);
+        let part = Config::parse(SMALL, "x", &["data.shots=3".to_owned()]).unwrap();
+        let (key, ..) = other_run(&a.identity().unwrap(), &part.identity().unwrap()).unwrap();
+        assert_eq!(key, "data.shots");
         let rows = |text: &str| toml::from_str::<toml::Table>(text).unwrap();
         let (a, b) = (rows("l = [{ out = 1 }, { out = 2 }]"), rows("l = [{ out = 1 }, { out = 3 }]"));
         assert_eq!(first_difference(&a, &b), Some(("l[1].out".into(), "2".into(), "3".into())));

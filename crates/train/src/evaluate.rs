@@ -19,7 +19,7 @@ use crate::setup::Samples;
 use crate::share::check_same_table;
 use crate::snapshot::Snapshot;
 use crate::task::{Batch, Criterion, Task, ViewedClassification, Views};
-use crate::{Error, Result, memory, ranks, setup};
+use crate::{Error, Result, bad, memory, ranks, setup};
 
 /// What an evaluation came to: means over the set, errors as fractions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,7 +84,7 @@ pub fn evaluate(
     let plan = Plan::new(source.len(), global, shards, range, 1)?;
     let deadline = || Deadline::after(engine.options.deadline);
     let mut sums = vec![0.0; mine.len() * width];
-    let mut bad = 0u64;
+    let (mut bad, mut last) = (0u64, String::new());
     let pool = engine.device.host_pool();
     for loaded in Loader::new(source.clone(), loader, Mode::Eval, plan, &pool)? {
         let loaded = loaded?;
@@ -95,10 +95,13 @@ pub fn evaluate(
         {
             return Ok(None);
         }
+        bad += loaded.bad.len() as u64;
+        if let Some(of) = loaded.bad.last() {
+            last.clone_from(&of.reason);
+        }
         if loaded.batch.is_empty() {
             continue;
         }
-        bad += loaded.bad.len() as u64;
         let batch = Batch::from_data(loaded.batch, &engine.device)?;
         let values = engine.task.evaluate(&batch, &engine.inference())?;
         let at = (loaded.item.shard as usize - mine.start as usize) * width;
@@ -112,8 +115,14 @@ pub fn evaluate(
             total.iter_mut().zip(shard).for_each(|(t, s)| *t += s);
         }
     }
-    let bad = engine.comm.all_gather(&bad.to_le_bytes(), deadline())?;
-    let bad = bad.iter().filter_map(|b| Some(u64::from_le_bytes(*b.first_chunk()?))).sum();
+    let told = engine.comm.all_gather(&[&bad.to_le_bytes(), last.as_bytes()].concat(), deadline())?;
+    let told = told.iter().filter_map(|t| t.split_first_chunk());
+    let (mut bad, mut last) = (0, String::new());
+    for (number, reason) in told.map(|(n, reason)| (u64::from_le_bytes(*n), reason)).filter(|t| t.0 > 0) {
+        (bad, last) = (bad + number, String::from_utf8_lossy(reason).into_owned());
+    }
+    // Means of a part of the set that is too small would be told as the set's.
+    bad::check_whole(bad, source.len(), loader.bad_limit, &last)?;
     let means: Vec<f64> = total.chunks(2).map(|of| mean(of[0], of[1])).collect();
     let [loss, top1_error, top5_error] = means[..] else {
         let problem = format!("it has {} means to evaluate, not 3", means.len());
@@ -189,6 +198,7 @@ fn on_rank(
     machine.set_precision(config.train.precision)?;
     let config = &config;
     let samples = setup::samples(&**train, &config.loader)?;
+    setup::check_alike((&**train, &samples), &**eval, &config.loader)?;
     let shards = progress.virtual_shards.max(comm.world());
     let (here, have) = (machine.sharing, memory::of_gpu(&machine).or(have));
     let fits = |input| {

@@ -57,48 +57,95 @@ pub(crate) fn table(f: &Fingerprint) -> toml::Table {
     f.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect()
 }
 
-/// Samples whose labels, and whose contents, stand for a whole set: enough to tell one set from another
+/// Samples whose labels, and whose contents, stand for a whole set that has no root: enough to tell one set from another
 /// that was put in its place, few enough for any size.
 const LABELS: u64 = 1 << 16;
 const RECORDS: u64 = 16;
 
-/// What tells one data set from another, to be compared across ranks.
-pub(crate) fn of_set(set: &dyn Source) -> Result<toml::Table> {
+/// What tells a run's data sets from others, wherever they lie: compared across ranks at the start, and with the
+/// checkpoint at resume.
+pub(crate) fn of_sets(train: &dyn Source, eval: &dyn Source) -> Result<toml::Table> {
+    let sets = [("train", train), ("eval", eval)];
+    sets.into_iter().map(|(key, set)| Ok((key.to_owned(), of_set(set)?.into()))).collect()
+}
+
+/// The training set's part of [`of_sets`], in short: what the ledger's files name the set by.
+pub(crate) fn of_training(sets: &toml::Table) -> String {
+    let mut hash = blake3::Hasher::new();
+    hash.update(sets.get("train").map(toml::Value::to_string).unwrap_or_default().as_bytes());
+    brief(&hash)
+}
+
+/// What tells one data set from another. Views of a set are told apart by the configuration that makes them.
+fn of_set(set: &dyn Source) -> Result<toml::Table> {
     let schema = set.schema();
     let field = |f: &FieldSpec| format!("{}: {:?} {} {:?}", f.name, f.role, f.dtype, f.shape);
     let fields: Vec<String> = schema.fields.iter().map(field).collect();
-    let spread = |n: u64| {
-        let n = n.min(set.len());
-        (0..n).map(move |i| (u128::from(i) * u128::from(set.len()) / u128::from(n)) as u64)
-    };
-    let mut labels = blake3::Hasher::new();
-    for id in spread(LABELS) {
-        let Some(label) = set.label(id)? else { break };
-        labels.update(&label.to_le_bytes());
+    let classes = schema.classes.iter().fold(blake3::Hasher::new(), |mut hash, class| {
+        hash.update(&(class.len() as u64).to_le_bytes()).update(class.as_bytes());
+        hash
+    });
+    let mut facts = toml::Table::new();
+    let mut tell = |key: &str, fact: toml::Value| facts.insert(key.to_owned(), fact);
+    tell("samples", i64::try_from(set.len()).unwrap_or(i64::MAX).into());
+    tell("fields", fields.into());
+    tell("classes", format!("{} ({})", schema.classes.len(), brief(&classes)).into());
+    match set.shard_set() {
+        Some(shards) => {
+            tell("root", blake3::Hash::from(shards.root()).to_hex().to_string().into());
+            // The root is of all records; those in quarantine are not trained on.
+            let left_out = shards.left_out().fold(blake3::Hasher::new(), |mut hash, id| {
+                hash.update(&id.to_le_bytes());
+                hash
+            });
+            let told = match shards.quarantined() {
+                0 => "none".to_owned(),
+                n => format!("{n} ({})", brief(&left_out)),
+            };
+            tell("quarantined", told.into());
+        }
+        None => {
+            tell("labels", brief(&labels(set)?).into());
+            tell("records", brief(&records(set)?).into());
+        }
     }
-    let (mut records, mut record) = (blake3::Hasher::new(), Record::default());
-    for id in spread(RECORDS) {
+    Ok(facts)
+}
+
+fn brief(hash: &blake3::Hasher) -> String {
+    hash.finalize().to_hex()[..16].to_owned()
+}
+
+/// `n` samples from all over a set, or all.
+fn spread(set: &dyn Source, n: u64) -> impl Iterator<Item = u64> {
+    let (n, len) = (n.min(set.len()), set.len());
+    (0..n).map(move |i| (u128::from(i) * u128::from(len) / u128::from(n)) as u64)
+}
+
+fn labels(set: &dyn Source) -> Result<blake3::Hasher> {
+    let mut hash = blake3::Hasher::new();
+    for id in spread(set, LABELS) {
+        let Some(label) = set.label(id)? else { break };
+        hash.update(&label.to_le_bytes());
+    }
+    Ok(hash)
+}
+
+fn records(set: &dyn Source) -> Result<blake3::Hasher> {
+    let (mut hash, mut record) = (blake3::Hasher::new(), Record::default());
+    for id in spread(set, RECORDS) {
         match set.read(id, &mut record) {
             Ok(()) => record.fields.iter().for_each(|field| {
-                records.update(&field.bytes);
+                hash.update(&field.bytes);
             }),
             // What becomes of a bad record is the loader's to say, once it is needed.
             Err(e) if e.kind() == Kind::Data => {
-                records.update(b"bad");
+                hash.update(b"bad");
             }
             Err(e) => return Err(e.into()),
         }
     }
-    let hash = |h: blake3::Hasher| h.finalize().to_hex()[..16].to_owned();
-    let facts = [
-        ("name", set.name().into()),
-        ("samples", i64::try_from(set.len()).unwrap_or(i64::MAX).into()),
-        ("fields", toml::Value::from(fields)),
-        ("classes", toml::Value::from(schema.classes.clone())),
-        ("labels", hash(labels).into()),
-        ("records", hash(records).into()),
-    ];
-    Ok(facts.map(|(k, v): (&str, toml::Value)| (k.to_owned(), v)).into_iter().collect())
+    Ok(hash)
 }
 
 /// Fails, naming the first fact that differs, when a checkpoint was written under another fingerprint. `no_gpu` ends
@@ -139,9 +186,9 @@ mod tests {
 
     #[test]
     fn one_set_is_told_from_another() {
-        let train = of_set(&*open("digits", Split::Train).unwrap()).unwrap();
-        assert_eq!(train, of_set(&*open("digits", Split::Train).unwrap()).unwrap());
-        let test = of_set(&*open("digits", Split::Test).unwrap()).unwrap();
+        let of = |split| of_set(&*open("digits", split).unwrap()).unwrap();
+        let (train, test) = (of(Split::Train), of(Split::Test));
+        assert_eq!(train, of(Split::Train));
         for key in ["samples", "labels", "records"] {
             assert_ne!(train[key], test[key], "{key}");
         }

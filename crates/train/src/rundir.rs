@@ -11,7 +11,7 @@ use phalanx_comm::{AbortKind, Communicator, Deadline};
 use serde::Serialize;
 
 use crate::checkpoint::{self, Progress};
-use crate::config::{Config, first_difference};
+use crate::config::{Config, other_run};
 use crate::report::Summary;
 use crate::snapshot::Snapshot;
 use crate::{Error, Result, ledger, share};
@@ -156,7 +156,7 @@ impl RunDir {
             if *resume == Resume::Never {
                 return Err(unusable("it holds a run already; choose another directory with --out".into()));
             }
-            if let Some((key, was, now)) = first_difference(&before.identity()?, &config.identity()?) {
+            if let Some((key, was, now)) = other_run(&before.identity()?, &config.identity()?) {
                 return Err(unusable(format!(
                     "it holds another run: {key} was {was} there and is {now} now; choose another directory \
                      with --out"

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use phalanx_comm::Communicator;
-use phalanx_data::{Cores, LoaderConfig, Role, Source, delivered};
+use phalanx_data::{Cores, LoaderConfig, Role, Source, check_fields, delivered};
 use phalanx_host::{Arena, Isa};
 use phalanx_nn::{Builder, EmaConfig, Layer, ModelConfig, Norms, Params};
 
@@ -67,8 +67,43 @@ pub(crate) fn samples<'a>(source: &'a dyn Source, loader: &LoaderConfig) -> Resu
     let image = schema.first(Role::Image).ok_or_else(|| missing("images"))?;
     let label = schema.first(Role::Label).ok_or_else(|| missing("labels"))?;
     let input = delivered(loader, image)?;
+    check_fields(loader, &schema.fields)?;
     let classes = schema.classes.len();
     Ok(Samples { input, classes, image: &image.name, label: &label.name })
+}
+
+/// Fails when what is evaluated on is not of the kind that is trained on, whose samples `train` describes: a class's number
+/// must mean the same in both.
+pub(crate) fn check_alike(
+    train: (&dyn Source, &Samples<'_>),
+    eval: &dyn Source,
+    loader: &LoaderConfig,
+) -> Result<()> {
+    if eval.is_empty() {
+        return Ok(());
+    }
+    let fail = |problem: String| Err(Error::config("data.eval", problem));
+    let ((source, ours), names) = (train, [train.0.name(), eval.name()]);
+    let theirs = match samples(eval, loader) {
+        Ok(samples) => samples,
+        Err(e) => return fail(format!("{} does not fit {}: {e}", names[1], names[0])),
+    };
+    let text = |[h, w, c]: [usize; 3]| format!("{h}x{w}x{c}");
+    for (what, a, b) in [
+        ("images are", text(ours.input), text(theirs.input)),
+        ("the images' field is", ours.image.to_owned(), theirs.image.to_owned()),
+        ("the labels' field is", ours.label.to_owned(), theirs.label.to_owned()),
+        ("the number of classes is", ours.classes.to_string(), theirs.classes.to_string()),
+    ] {
+        if a != b {
+            return fail(format!("{what} {a} in {} and {b} in {}", names[0], names[1]));
+        }
+    }
+    let classes = source.schema().classes.iter().zip(&eval.schema().classes).enumerate();
+    match classes.into_iter().find(|(_, (a, b))| a != b) {
+        None => Ok(()),
+        Some((i, (a, b))) => fail(format!("class {i} is {a:?} in {} and {b:?} in {}", names[0], names[1])),
+    }
 }
 
 /// Builds the configured model for the samples of `source`, its parameters in the memory of `machine`'s device.

@@ -10,7 +10,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use common::{hashes, request, run};
-use phalanx_data::{Codec, Record, Sample, SampleField, SetInfo, ShardSet, ShardWriter, Split, open, seal};
+use phalanx_data::{
+    Codec, Record, Sample, SampleField, SetInfo, ShardSet, ShardWriter, Source, Split, open, repair, seal,
+};
 use phalanx_train::bad::BadLine;
 use phalanx_train::faults::Faults;
 use phalanx_train::report::Summary;
@@ -19,15 +21,22 @@ use phalanx_train::{Error, ledger};
 
 /// Writes the digits as shard sets, `train` in five shards and `val` in two.
 fn shard_digits(dir: &Path) -> String {
+    shard_digits_as(dir, "digits", |_| ())
+}
+
+/// As [`shard_digits`], as sets of other names, and with changed names of classes.
+fn shard_digits_as(dir: &Path, called: &str, change: fn(&mut Vec<String>)) -> String {
     for (split, name, shards) in [(Split::Train, "train", 5), (Split::Test, "val", 2)] {
         let digits = open("digits", split).unwrap();
         let to = dir.join(name);
         fs::create_dir_all(&to).unwrap();
         let schema = digits.schema();
+        let mut classes = schema.classes.clone();
+        change(&mut classes);
         let info = SetInfo {
-            name: format!("digits-{name}"),
+            name: format!("{called}-{name}"),
             fields: schema.fields.clone(),
-            classes: schema.classes.clone(),
+            classes,
             meta: Default::default(),
         };
         let (mut record, mut summaries) = (Record::default(), Vec::new());
@@ -56,16 +65,24 @@ fn on(dir: &str, out: &Path, ranks: u32, settings: &[&str]) -> TrainRequest {
     request
 }
 
-/// Flips a bit in each of these records.
-fn damage(set: &Path, ids: &[u64]) {
+/// Flips a bit in each of these records, and returns where: flipped again, they are whole.
+fn damage(set: &Path, ids: &[u64]) -> Vec<(PathBuf, u64)> {
     let index = ShardSet::open(set).unwrap();
-    for &id in ids {
+    let place = |&id: &u64| {
         let entry = index.entry(id).unwrap();
-        let path = set.join(format!("shard-{:05}.dat", entry.shard));
+        (set.join(format!("shard-{:05}.dat", entry.shard)), entry.offset + 9)
+    };
+    let places: Vec<_> = ids.iter().map(place).collect();
+    flip(&places);
+    places
+}
+
+fn flip(places: &[(PathBuf, u64)]) {
+    for (path, at) in places {
         let file = File::options().read(true).write(true).open(path).unwrap();
         let mut byte = [0];
-        file.read_exact_at(&mut byte, entry.offset + 9).unwrap();
-        file.write_all_at(&[byte[0] ^ 4], entry.offset + 9).unwrap();
+        file.read_exact_at(&mut byte, *at).unwrap();
+        file.write_all_at(&[byte[0] ^ 4], *at).unwrap();
     }
 }
 
@@ -200,6 +217,67 @@ fn too_many_bad_records_end_the_run_on_all_ranks_alike() {
         assert_eq!(ledger::verify(&out).unwrap().whole_epochs, 2);
         assert_eq!(lines(&out).len(), 800);
     }
+}
+
+#[test]
+fn a_few_are_too_many_of_an_epoch_and_all_of_an_evaluation() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("set");
+    let set = shard_digits(&dir);
+    damage(&dir.join("train"), &[1, 2, 700, 701, 1400]);
+    let out = tmp.path().join("epoch");
+    let settings = ["loader.bad_records=quarantine", "loader.bad_limit=0.002"];
+    let e = run(&on(&set, &out, 2, &settings)).unwrap_err();
+    let Error::BadRecords { bad: 5, seen: 1442, ref last, .. } = e else { panic!("{e}") };
+    assert!(last.contains("CRC32C"), "{last}");
+    // An evaluation of nothing would tell an error of 0.
+    let val = dir.join("val");
+    damage(&val, &(0..ShardSet::open(&val).unwrap().len()).collect::<Vec<_>>());
+    let out = tmp.path().join("evaluation");
+    for limit in ["loader.bad_limit=0.01", "loader.bad_limit=1"] {
+        let e = run(&on(&set, &out, 3, &["loader.bad_records=substitute", limit])).unwrap_err();
+        let Error::BadRecords { bad: 355, seen: 355, .. } = e else { panic!("{e}") };
+        assert_eq!(e.exit_code(), 3);
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_the_data_that_it_began_with_wherever_they_lie() {
+    let tmp = tempfile::tempdir().unwrap();
+    let [dir, elsewhere, other] = ["set", "elsewhere", "other"].map(|name| tmp.path().join(name));
+    let set = shard_digits(&dir);
+    let whole = hashes(&run(&on(&set, &tmp.path().join("whole"), 2, &[])).unwrap());
+    let out = tmp.path().join("run");
+    let begin = |to: &str, steps| TrainRequest { max_steps: Some(steps), ..on(to, &out, 2, &[]) };
+    run(&begin(&set, 7)).unwrap();
+    fs::rename(&dir, &elsewhere).unwrap();
+    // Another set in its place, with the same samples under another name.
+    shard_digits_as(&dir, "others", |_| ());
+    let refused = |to: &str, what: &str| {
+        let e = run(&on(to, &out, 3, &[])).unwrap_err();
+        assert!(e.exit_code() == 2 && e.to_string().contains(what), "{e} {}", e.exit_code());
+    };
+    refused(&set, "trained on other data: eval.root was");
+    let there = elsewhere.display().to_string();
+    run(&begin(&there, 12)).unwrap();
+    // What is left out of a set changes what is trained on.
+    let places = damage(&elsewhere.join("train"), &[600]);
+    repair(&elsewhere.join("train"), 1, &|_| ()).unwrap();
+    refused(&there, "train.quarantined was \"none\" there and is \"1 (");
+    flip(&places);
+    repair(&elsewhere.join("train"), 1, &|_| ()).unwrap();
+    assert_eq!(hashes(&run(&on(&there, &out, 3, &[])).unwrap()), whole);
+    assert_eq!(ledger::verify(&out).unwrap().whole_epochs, 2);
+    // A class's number must mean the same in both sets.
+    let swapped = shard_digits_as(&other, "swapped", |classes| classes.swap(0, 1));
+    let mut request = on(&there, &tmp.path().join("swapped"), 2, &[]);
+    request.config.data.eval = Some(swapped);
+    let e = run(&request).unwrap_err();
+    assert!(
+        e.exit_code() == 2 && e.to_string().contains("class 0 is \"0\" in digits-train and \"1\""),
+        "{e}"
+    );
+    assert!(!request.out.exists());
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Records that cannot be used, and what becomes of their samples.
 
+use std::io::ErrorKind;
+
 use phalanx_host::rng::Key;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Order};
@@ -14,7 +17,7 @@ pub enum BadRecords {
     Fail,
     /// Another sample takes its place, one of [`substitutes`]; in evaluation it counts nothing.
     Substitute,
-    /// It is zeros and counts nothing.
+    /// It is in no batch and counts nothing.
     Quarantine,
 }
 
@@ -30,9 +33,7 @@ impl BadRecords {
 pub struct BadSample {
     /// The sample.
     pub id: u64,
-    /// Its row in the batch.
-    pub row: usize,
-    /// The sample that is in the row; `None` where the row is zeros with weight 0.
+    /// The sample that is in its place; `None` where the batch has no row for it.
     pub substitute: Option<u64>,
     /// What was wrong with the record.
     pub reason: String,
@@ -50,22 +51,25 @@ pub fn substitutes(seed: u64, epoch: u64, id: u64, n: u64) -> impl Iterator<Item
     (0..n.min(TRIES)).map(move |p| walk.at(p)).filter(move |&other| other != id)
 }
 
-/// Bad samples that are never too many: at a run's beginning one in a few says little.
+/// Bad samples that are never too many in the middle of an epoch: at a run's beginning one in a few says little.
 const FLOOR: u64 = 10;
 
-/// Whether `bad` of `seen` samples are more than `limit` (`loader.bad_limit`) of them, and more than ten.
-pub fn too_many_bad(bad: u64, seen: u64, limit: f64) -> bool {
-    bad > FLOOR && bad as f64 > limit * seen as f64
+/// Whether `bad` of `seen` samples are more than `limit` (`loader.bad_limit`) of them. Where they are not yet all samples of
+/// an epoch or an evaluation (`whole`), ten are never too many.
+pub fn too_many_bad(bad: u64, seen: u64, limit: f64, whole: bool) -> bool {
+    (whole || bad > FLOOR) && bad as f64 > limit * seen as f64
 }
 
-/// Whether an error says that a record is bad; else something else is wrong.
+/// Whether an error says that a record is bad; else something else is wrong, and would be with other records: a file that
+/// is gone or may not be read, a server that does not answer, no memory or no more open files.
 pub(super) fn is_of_record(e: &Error) -> bool {
     match e {
-        Error::Format { .. }
-        | Error::Field { .. }
-        | Error::Label { .. }
-        | Error::Io { .. }
-        | Error::Panic { .. } => true,
+        Error::Format { .. } | Error::Field { .. } | Error::Label { .. } | Error::Panic { .. } => true,
+        // What a damaged block of a disk and a file that was cut look like.
+        Error::Io { cause, .. } => {
+            cause.raw_os_error() == Some(Errno::IO.raw_os_error())
+                || matches!(cause.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidData)
+        }
         Error::Sample { cause, .. } => is_of_record(cause),
         _ => false,
     }
@@ -97,8 +101,20 @@ mod tests {
 
     #[test]
     fn a_few_are_never_too_many() {
-        assert!(!too_many_bad(10, 10, 0.0) && too_many_bad(11, 1_000_000, 0.0));
-        assert!(!too_many_bad(100, 10_000, 0.01) && too_many_bad(101, 10_000, 0.01));
-        assert!(!too_many_bad(1000, 1000, 1.0));
+        assert!(!too_many_bad(10, 10, 0.0, false) && too_many_bad(11, 1_000_000, 0.0, false));
+        assert!(!too_many_bad(100, 10_000, 0.01, false) && too_many_bad(101, 10_000, 0.01, false));
+        assert!(!too_many_bad(1000, 1000, 1.0, false) && !too_many_bad(1000, 1000, 1.0, true));
+        assert!(!too_many_bad(1, 100, 0.01, true) && too_many_bad(2, 100, 0.01, true));
+        assert!(!too_many_bad(0, 0, 0.0, true));
+    }
+
+    #[test]
+    fn what_ails_more_than_a_record_is_no_bad_record() {
+        let io = |e: std::io::Error| Error::io("read", "shard-00000.dat")(e);
+        let of = |code: Errno| is_of_record(&io(code.into()));
+        assert!(of(Errno::IO) && is_of_record(&io(ErrorKind::UnexpectedEof.into())));
+        for code in [Errno::NOENT, Errno::ACCESS, Errno::STALE, Errno::MFILE, Errno::NOMEM, Errno::TIMEDOUT] {
+            assert!(!of(code), "{code}");
+        }
     }
 }

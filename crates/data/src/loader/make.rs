@@ -42,6 +42,13 @@ pub(super) struct Maker {
     current: Option<u64>,
 }
 
+/// What becomes of a work item; the parts of [`Loaded`].
+struct Made {
+    ids: Vec<u64>,
+    batch: Batch,
+    bad: Vec<BadSample>,
+}
+
 /// How one field of the schema gets into a batch.
 struct Filler {
     spec: FieldSpec,
@@ -105,7 +112,7 @@ impl Maker {
             .unwrap_or_else(|payload| Err(Error::Panic { message: message(&*payload) }));
         self.counters.add(&std::mem::take(&mut self.spent));
         match result {
-            Ok(made) => made.map(|(batch, bad)| Ok(Loaded { item, batch, bad })),
+            Ok(made) => made.map(|made| Ok(Loaded { item, ids: made.ids, batch: made.batch, bad: made.bad })),
             Err(e) => Some(Err(match self.current {
                 Some(sample) => self.name(sample, e),
                 None => e,
@@ -122,7 +129,7 @@ impl Maker {
         }
     }
 
-    fn batch(&mut self, item: &WorkItem, stop: &AtomicBool) -> Result<Option<(Batch, Vec<BadSample>)>> {
+    fn batch(&mut self, item: &WorkItem, stop: &AtomicBool) -> Result<Option<Made>> {
         let ids = self.ids(item);
         let mut fields = Vec::with_capacity(self.columns.len());
         for c in &mut self.columns {
@@ -134,9 +141,9 @@ impl Maker {
             field.normalise = c.pipeline.as_ref().and_then(Pipeline::normalise).cloned();
             fields.push(field);
         }
-        let mut bad = Vec::new();
+        let (mut bad, mut rows) = (Vec::new(), Vec::with_capacity(ids.len()));
         self.begun = Instant::now();
-        for (row, &id) in ids.iter().enumerate() {
+        for &id in &ids {
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
@@ -144,34 +151,33 @@ impl Maker {
                 Mode::Train { seed } => Some(Key::new(seed).derive(STREAM, item.epoch).derive(id, 0)),
                 Mode::Eval => None,
             };
+            let row = rows.len();
             match self.sample(id, key, &mut fields, row) {
                 Err(e) if self.policy != BadRecords::Fail && is_of_record(&e) => {
                     let reason = self.name(id, e).to_string();
                     let substitute = self.make_up_for(id, item.epoch, key, &mut fields, row, &reason)?;
-                    bad.push(BadSample { id, row, substitute, reason });
+                    rows.extend(substitute.map(|_| id));
+                    bad.push(BadSample { id, substitute, reason });
                 }
-                done => done?,
+                done => {
+                    done?;
+                    rows.push(id);
+                }
             }
         }
         self.current = None;
-        for (c, field) in self.columns.iter().zip(&mut fields).filter(|(c, _)| c.padded) {
-            *field = c.pad(&self.pool)?;
-        }
-        let count = ids.len();
-        let mut batch = Batch::new(fields, ids)?;
-        if let (Some(mixing), Mode::Train { seed }) = (&self.mixing, self.mode) {
-            batch.mix = Some(mixing.plan(seed, item.epoch, item.step, item.shard, count));
-        }
-        for row in bad.iter().filter(|b| b.substitute.is_none()).map(|b| b.row) {
-            batch.weights[row] = 0.0;
-            if let Some(mix) = &mut batch.mix {
-                // Nothing of it gets into others.
-                for i in (0..count).filter(|&i| i == row || mix.partner[i] as usize == row) {
-                    (mix.lambda[i], mix.boxes[i]) = (1.0, [0; 4]);
-                }
+        for (c, field) in self.columns.iter().zip(&mut fields) {
+            match c.padded {
+                true => *field = c.pad(&self.pool)?,
+                // Nothing of a sample that counts nothing gets into the statistics of norms, or into others by mixing.
+                false => field.truncate(rows.len()),
             }
         }
-        Ok(Some((batch, bad)))
+        let mut batch = Batch::new(fields, rows)?;
+        if let (Some(mixing), Mode::Train { seed }) = (&self.mixing, self.mode) {
+            batch.mix = Some(mixing.plan(seed, item.epoch, item.step, item.shard, batch.len()));
+        }
+        Ok(Some(Made { ids, batch, bad }))
     }
 
     /// Reads a sample and puts it into a row. A panic of a decoder is an error like any other.
@@ -222,7 +228,7 @@ impl Maker {
         Ok(self.source.read_into(id, i, &mut self.record, into)?.then_some(i))
     }
 
-    /// Fills the row of a bad sample: with another sample, which it returns, or with zeros.
+    /// Fills the row of a bad sample with another, which it returns, or leaves it to the next sample.
     fn make_up_for(
         &mut self,
         id: u64,
@@ -235,10 +241,7 @@ impl Maker {
         self.columns.iter_mut().for_each(|c| c.take_back(row));
         let seed = match (self.mode, self.policy) {
             (Mode::Train { seed }, BadRecords::Substitute) => seed,
-            _ => {
-                self.zeros(fields, row);
-                return Ok(None);
-            }
+            _ => return Ok(None),
         };
         for other in substitutes(seed, epoch, id, self.source.len()) {
             match self.sample(other, key, fields, row) {
@@ -248,17 +251,6 @@ impl Maker {
         }
         self.current = Some(id);
         Err(Error::field("record", format!("there is no other that could take its place: {reason}")))
-    }
-
-    fn zeros(&mut self, fields: &mut [Field], row: usize) {
-        for (c, field) in self.columns.iter_mut().zip(fields) {
-            if c.padded {
-                c.lengths.push(0);
-            } else {
-                let size = c.dtype.size() * c.shape.iter().product::<usize>();
-                field.bytes.bytes_mut()[row * size..][..size].fill(0);
-            }
-        }
     }
 
     /// The samples at the item's positions: shuffled for training, as they come for evaluation.

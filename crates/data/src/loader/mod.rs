@@ -42,9 +42,12 @@ pub enum Mode {
 pub struct Loaded {
     /// Epoch, step, shard and positions.
     pub item: WorkItem,
-    /// The samples; empty for a shard that gets none of a short last step.
+    /// The samples at those positions, in order; the ledger writes them down.
+    pub ids: Vec<u64>,
+    /// What there is of them: less those whose records are bad and have no substitute. Empty for a shard that gets none of a
+    /// short last step.
     pub batch: Batch,
-    /// Those of them whose records are bad, where that does not end the run.
+    /// The bad ones, where they do not end the run.
     pub bad: Vec<BadSample>,
 }
 

@@ -338,7 +338,7 @@ impl Source for Holes {
 
 const BROKEN: How = |_| Err(Error::format("shard-00003.dat", "CRC mismatch"));
 
-type Delivered = (WorkItem, Batch, Vec<BadSample>);
+type Delivered = (WorkItem, Batch, Vec<BadSample>, Vec<u64>);
 
 /// All batches of an epoch over a set with holes.
 fn with_holes(
@@ -352,7 +352,7 @@ fn with_holes(
     let config = LoaderConfig { bad_records: policy, ..config(threads) };
     let plan = Plan::new(N, 16, 3, 0..3, 2).unwrap();
     Loader::new(source, &config, mode, plan, &Pool::new())?
-        .map(|l| l.map(|l| (l.item, l.batch, l.bad)))
+        .map(|l| l.map(|l| (l.item, l.batch, l.bad, l.ids)))
         .collect()
 }
 
@@ -383,18 +383,18 @@ fn another_sample_takes_the_place_of_a_bad_one() {
     for how in [BROKEN, wrong_label, late, panics] {
         let one = with_holes(&at, how, BadRecords::Substitute, mode, 0).unwrap();
         let mut found = 0;
-        for ((item, batch, bad), (_, before, none)) in one.iter().zip(&whole) {
+        for ((item, batch, bad, ids), (_, before, none, _)) in one.iter().zip(&whole) {
+            assert_eq!(*ids, batch.ids);
             assert!(none.is_empty() && batch.ids == before.ids && batch.weights == before.weights);
             let lengths = batch.field("text").unwrap().lengths.as_ref().unwrap();
             for (row, &id) in batch.ids.iter().enumerate() {
-                let is_bad = bad.iter().find(|b| b.row == row);
+                let is_bad = bad.iter().find(|b| b.id == id);
                 assert_eq!(is_bad.is_some(), at.contains(&id));
                 let Some(is_bad) = is_bad else {
                     assert_eq!(bytes(batch, row), bytes(before, row));
                     continue;
                 };
                 found += 1;
-                assert_eq!(is_bad.id, id);
                 assert!(is_bad.reason.contains(&format!("sample {id} of holes")), "{}", is_bad.reason);
                 let mut good = substitutes(9, item.epoch, id, N).filter(|o| !at.contains(o));
                 let by = good.next().unwrap();
@@ -426,17 +426,20 @@ fn a_bad_sample_is_nothing_in_quarantine_and_in_evaluation() {
     ] {
         let at = [0, 50, 102];
         let mut found = Vec::new();
-        for (item, batch, bad) in with_holes(&at, BROKEN, policy, mode, 2).unwrap() {
-            for b in bad {
-                assert_eq!((b.substitute, batch.ids[b.row]), (None, b.id));
-                assert!(bytes(&batch, b.row).iter().flatten().all(|&x| x == 0));
-                assert_eq!(batch.field("text").unwrap().lengths.as_ref().unwrap()[b.row], 0);
-                assert_eq!(batch.weights[b.row], 0.0);
-                found.push((item.epoch, b.id));
+        let whole = with_holes(&[], BROKEN, policy, mode, 0).unwrap();
+        for ((item, batch, bad, ids), (_, before, _, all)) in
+            with_holes(&at, BROKEN, policy, mode, 2).unwrap().into_iter().zip(&whole)
+        {
+            found.extend(bad.iter().map(|b| (item.epoch, b.id)));
+            assert!(bad.iter().all(|b| b.substitute.is_none()) && ids == *all);
+            let left: Vec<usize> = (0..ids.len()).filter(|&row| !at.contains(&ids[row])).collect();
+            assert!(left.iter().map(|&row| ids[row]).eq(batch.ids.iter().copied()));
+            assert_eq!(batch.weights, vec![1.0; left.len()]);
+            for (row, &of_whole) in left.iter().enumerate() {
+                assert_eq!(bytes(&batch, row), bytes(before, of_whole));
             }
-            for (row, id) in batch.ids.iter().enumerate() {
-                assert_eq!(batch.weights[row] == 0.0, at.contains(id));
-            }
+            let [is, was] = [&batch, before].map(|b| b.field("text").unwrap().lengths.as_ref().unwrap());
+            assert!(left.iter().map(|&row| was[row]).eq(is.iter().copied()));
         }
         found.sort_unstable();
         assert_eq!(found, [(0, 0), (0, 50), (0, 102), (1, 0), (1, 50), (1, 102)]);
@@ -449,7 +452,8 @@ fn what_is_no_fault_of_a_record_ends_the_run_under_any_policy() {
     let mode = Mode::Train { seed: 9 };
     let e = with_holes(&all, BROKEN, BadRecords::Substitute, mode, 1).unwrap_err();
     assert!(e.to_string().contains("no other that could take its place") && e.kind() == Kind::Data, "{e}");
-    assert!(with_holes(&all, BROKEN, BadRecords::Quarantine, mode, 1).is_ok());
+    let none_left = with_holes(&all, BROKEN, BadRecords::Quarantine, mode, 1).unwrap();
+    assert!(none_left.iter().all(|(_, batch, bad, ids)| batch.is_empty() && bad.len() == ids.len()));
     let usage: How = |_| Err(Error::usage("transform", "cannot be"));
     for policy in [BadRecords::Fail, BadRecords::Substitute, BadRecords::Quarantine] {
         let e = with_holes(&[5], usage, policy, mode, 2).unwrap_err();

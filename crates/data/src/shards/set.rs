@@ -128,6 +128,11 @@ impl ShardSet {
         self.left_out.len() as u64
     }
 
+    /// The records in quarantine, by their numbers among all records of the set, in order.
+    pub fn left_out(&self) -> impl Iterator<Item = u64> {
+        self.left_out.iter().zip(0..).map(|(between, before)| between + before)
+    }
+
     /// The shard that sample `id` lies in. Fails with [`Error::NoSample`].
     pub fn shard_of(&self, id: u64) -> Result<u32> {
         self.place(id).map(|(shard, _)| shard as u32)

@@ -26,8 +26,7 @@ use std::sync::Arc;
 use geometry::Geometry;
 pub use mix::{Mix, Mixing};
 use phalanx_host::rng::Stream;
-pub(crate) use pipeline::check_fields;
-pub use pipeline::{Output, Pipeline, Pixels, Signal, delivered};
+pub use pipeline::{Output, Pipeline, Pixels, Signal, check_fields, delivered};
 
 use crate::{Error, FieldSpec, Normalise, Result};
 

@@ -422,6 +422,11 @@ pub fn delivered(config: &LoaderConfig, spec: &FieldSpec) -> Result<[usize; 3]> 
     Err(Error::usage("loader.transforms", problem))
 }
 
+/// Whether rows for signals apply to a field.
+fn is_signal(spec: &FieldSpec) -> bool {
+    spec.role == Role::Array && spec.dtype == DType::F32 && (1..=2).contains(&spec.shape.len())
+}
+
 /// The rows for a field that is no image: an array [T, C] or [T] of f32.
 pub struct Signal {
     spec: FieldSpec,
@@ -437,9 +442,7 @@ impl Signal {
             Some(rows) if !training => rows,
             _ => &config.transforms,
         };
-        let fits =
-            spec.role == Role::Array && spec.dtype == DType::F32 && (1..=2).contains(&spec.shape.len());
-        if !fits {
+        if !is_signal(spec) {
             return match rows.iter().find(|t| spec.role != Role::Image && t.field() == Some(&*spec.name)) {
                 Some(t) => {
                     let problem =
@@ -485,11 +488,17 @@ impl fmt::Debug for Signal {
     }
 }
 
-/// Fails where a row names a field that the set does not have.
-pub(crate) fn check_fields(config: &LoaderConfig, fields: &[FieldSpec]) -> Result<()> {
+/// Fails where a row names a field that the set does not have, or is for signals where it has none.
+pub fn check_fields(config: &LoaderConfig, fields: &[FieldSpec]) -> Result<()> {
     let all = config.transforms.iter().chain(config.eval_transforms.iter().flatten());
     for t in all {
-        let Some(name) = t.field() else { continue };
+        let Some(name) = t.field() else {
+            if matches!(t.row.make, Make::Signal(_)) && !fields.iter().any(is_signal) {
+                let problem = "is for signals [T, C] of f32, and the set has none";
+                return Err(Error::usage(format!("transform {}", t.row.name), problem));
+            }
+            continue;
+        };
         if !fields.iter().any(|f| &*f.name == name) {
             let names: Vec<_> = fields.iter().map(|f| &*f.name).collect();
             let problem = format!("there is no field {name:?}; the set has {}", names.join(", "));

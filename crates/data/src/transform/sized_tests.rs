@@ -247,6 +247,11 @@ fn signals_are_shifted_resampled_and_disturbed() {
     let fields = [spec];
     let e = check_fields(&config(&["{ name = \"noise\", field = \"sond\" }"], None), &fields).unwrap_err();
     assert!(e.to_string().contains("there is no field \"sond\"; the set has sound"), "{e}");
+    // A row that would do nothing is a mistake.
+    let noise = config(&["{ name = \"noise\" }"], None);
+    check_fields(&noise, &fields).unwrap();
+    let e = check_fields(&noise, &[FieldSpec::image([8, 8, 3], 255.0), FieldSpec::label()]).unwrap_err();
+    assert!(e.to_string().contains("transform noise: is for signals"), "{e}");
 }
 
 #[test]

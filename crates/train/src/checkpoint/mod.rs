@@ -72,6 +72,9 @@ pub struct Progress {
     pub fingerprint: BTreeMap<String, String>,
     /// The part of the configuration that fixes the run's numbers.
     pub identity: toml::Table,
+    /// What tells its data sets from others, under `train` and `eval`.
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub data: toml::Table,
     /// The weights that the run began with, where they were not random.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<Begun>,

@@ -69,6 +69,8 @@ pub(super) struct Session<'a> {
     pub(super) told_bound: bool,
     /// Bad samples of which the user was told.
     pub(super) told_bad: usize,
+    /// What was wrong with the last of them; empty where this start has had none.
+    pub(super) last_bad: String,
     /// The step at which all ranks were last known to have the same model.
     pub(super) equal_at: u64,
     /// How much of what the GPU's libraries cannot do has been told.
@@ -222,13 +224,9 @@ impl<'a> Session<'a> {
             };
             self.tell(Event::Warning { message: format!("{}; {fate}{more}", line.reason) })?;
         }
-        let last = lines.last().map_or("", |l| &l.reason);
-        bad::check(
-            self.progress.bad_records,
-            self.progress.samples_seen,
-            self.config().loader.bad_limit,
-            last,
-        )
+        self.last_bad = lines.last().map_or_else(String::new, |l| l.reason.clone());
+        let (p, limit) = (&self.progress, self.config().loader.bad_limit);
+        bad::check(p.bad_records, p.samples_seen, limit, &self.last_bad)
     }
 
     /// What the steps since `before` were made of, which took `times`.
@@ -340,7 +338,8 @@ impl<'a> Session<'a> {
         let p = &mut self.progress;
         (p.epoch, p.step_in_epoch) = (p.epoch + 1, 0);
         (p.epoch_loss_bits, p.epoch_weight_bits) = (0, 0);
-        Ok(())
+        let (p, limit) = (&self.progress, self.config().loader.bad_limit);
+        bad::check_whole(p.bad_records, p.samples_seen, limit, &self.last_bad)
     }
 
     /// Evaluates; false when a stop came in between, and the evaluation is still due.

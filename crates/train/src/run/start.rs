@@ -15,7 +15,7 @@ use super::{Sets, TrainRequest, shards, steps_per_epoch};
 use crate::algorithms::Algorithms;
 use crate::bad::Quarantine;
 use crate::checkpoint::{self, Progress, Writer};
-use crate::config::{Config, first_difference};
+use crate::config::{Config, first_difference, other_run};
 use crate::engine::{Engine, EngineOptions};
 use crate::fingerprint::{self, Fingerprint};
 use crate::ledger::{Header, Ledger};
@@ -53,11 +53,10 @@ pub(super) fn open<'a>(
     let mut here = fingerprint::of(&machine, isa);
     fingerprint::add_decoder(&mut here, &[&*sets.train, &*sets.eval]);
     check_same_table(&*comm, "the configuration", || config.identity())?;
-    check_same_table(&*comm, "the data", || {
-        let sets = [("train", &sets.train), ("eval", &sets.eval)];
-        sets.into_iter().map(|(k, s)| Ok((k.to_owned(), fingerprint::of_set(&**s)?.into()))).collect()
-    })?;
+    let data = fingerprint::of_sets(&*sets.train, &*sets.eval)?;
+    check_same_table(&*comm, "the data", || Ok(data.clone()))?;
     let samples = setup::samples(&*sets.train, &config.loader)?;
+    setup::check_alike((&*sets.train, &samples), &*sets.eval, &config.loader)?;
     // A model or a loss that does not fit the samples is refused before the directory is touched.
     phalanx_nn::build(&config.model, samples.input, samples.classes, &mut Builder::new())?;
     Criterion::new(&config.loss, samples.classes)?;
@@ -76,7 +75,7 @@ pub(super) fn open<'a>(
         None => None,
         Some(path) => {
             let saved = checkpoint::from_rank_0(&*comm, read)?;
-            check_saved(config, &saved.1, path)?;
+            check_saved(config, &data, &saved.1, path)?;
             from_rank_0(&*comm, Deadline::after(allowed), || {
                 saved.1.init.as_ref().map_or(Ok(()), Begun::check_unchanged)
             })?;
@@ -157,6 +156,7 @@ pub(super) fn open<'a>(
             Progress { fingerprint: here, identity: config.identity()?, ..progress }
         }
     };
+    let progress = Progress { data, ..progress };
     let hash = engine.hash()?;
     phalanx_comm::check_same(&*comm, "the model's parameters", &hash.params, Deadline::after(allowed))?;
     dir.check_shared(&*comm, start.attempt)?;
@@ -170,6 +170,7 @@ pub(super) fn open<'a>(
         first_step: progress.step,
         seed: config.seed,
         samples: sets.train.len(),
+        data: fingerprint::of_training(&progress.data),
         global_batch: config.train.global_batch,
         virtual_shards: shards,
         order: config.loader.order,
@@ -230,18 +231,30 @@ pub(super) fn open<'a>(
         fed: Default::default(),
         told_bound: false,
         told_bad: 0,
+        last_bad: String::new(),
         equal_at: progress.step,
         progress,
     })))
 }
 
-/// A checkpoint must be of this very run.
-fn check_saved(config: &Config, saved: &Progress, path: &Path) -> Result<()> {
-    let Some((key, was, now)) = first_difference(&saved.identity, &config.identity()?) else {
-        return Ok(());
+/// A checkpoint must be of this very run, on the same data.
+fn check_saved(config: &Config, data: &toml::Table, saved: &Progress, path: &Path) -> Result<()> {
+    let fail = |problem: String| Err(Error::Checkpoint { path: path.into(), problem });
+    let now = config.identity()?;
+    // Before checkpoints told what was in the sets, the sets' places had to do.
+    let told = !saved.data.is_empty();
+    let other = if told { other_run(&saved.identity, &now) } else { first_difference(&saved.identity, &now) };
+    if let Some((key, was, now)) = other {
+        return fail(format!("it is of another run: {key} was {was} there and is {now} now"));
+    }
+    let Some((key, was, now)) = first_difference(&saved.data, data).filter(|_| told) else { return Ok(()) };
+    let why = match key.ends_with(".quarantined") {
+        true => {
+            " (`phalanx data repair` has changed what is left out of the set; a run goes on with what it began with)"
+        }
+        false => "",
     };
-    let problem = format!("it is of another run: {key} was {was} there and is {now} now");
-    Err(Error::Checkpoint { path: path.into(), problem })
+    fail(format!("it was trained on other data: {key} was {was} there and is {now} now{why}"))
 }
 
 fn new_progress(
