@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use phalanx_data::{ShardSet, Split, shard_sets};
 use serde::Serialize;
 
@@ -65,12 +65,17 @@ fn progress(what: &'static str, unit: f64) -> impl Fn(u64) + Sync {
 }
 
 pub(crate) fn inspect(args: &Inspect) -> Result<u8> {
+    if let Some(file) =
+        args.sheet.as_ref().filter(|f| !f.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")))
+    {
+        bail!("--sheet writes a PNG file: let {} end in .png", file.display());
+    }
     let reports = each(&args.dir, |dir| phalanx_data::inspect(&ShardSet::open(dir)?))?;
     if let (Some(file), Some(first)) = (&args.sheet, reports.first()) {
         let (columns, side) = SHEET;
         let sheet = phalanx_data::contact_sheet(&ShardSet::open(&first.dir)?, args.pictures, columns, side)?;
         let png = sheet.to_png().map_err(|problem| anyhow!("{}: {problem}", file.display()))?;
-        std::fs::write(file, png).with_context(|| format!("cannot write {}", file.display()))?;
+        phalanx_data::write_whole(file, &png)?;
     }
     show(&reports, args.json, 0)
 }

@@ -13,13 +13,20 @@ use crate::world::{self, World};
 
 /// Bytes of a megabyte as the options count them.
 const MB: f64 = 1e6;
+/// The JPEG quality of images that are written anew.
+const QUALITY: u8 = 90;
 
 pub(crate) fn pack(args: &Pack) -> Result<u8> {
-    let images = match (args.codec, args.resize) {
-        (CodecName::Keep, None) => Images::Keep,
-        (CodecName::Keep, Some(short)) => Images::Resize { short, quality: args.quality },
-        (CodecName::Raw, Some(side)) => Images::Raw { side },
-        (CodecName::Raw, None) => bail!("--codec raw stores images of one size: give it with --resize"),
+    let images = match (args.codec, args.resize, args.quality) {
+        (CodecName::Keep, None, None) => Images::Keep,
+        (CodecName::Keep, Some(short), quality) => {
+            Images::Resize { short, quality: quality.unwrap_or(QUALITY) }
+        }
+        (CodecName::Raw, Some(side), None) => Images::Raw { side },
+        (CodecName::Raw, None, _) => bail!("--codec raw stores images of one size: give it with --resize"),
+        (_, _, Some(_)) => {
+            bail!("--quality is of JPEG files that are written anew: with --resize, and without --codec raw")
+        }
     };
     let request = PackRequest {
         source: PackSource::Import(ImportRequest {
@@ -44,9 +51,10 @@ pub(crate) fn pack(args: &Pack) -> Result<u8> {
 }
 
 pub(crate) fn synth(args: &Synth) -> Result<u8> {
-    let codec = match args.codec {
-        SynthCodecName::Jpeg => SynthCodec::Jpeg(args.quality),
-        SynthCodecName::Raw => SynthCodec::Raw,
+    let codec = match (args.codec, args.quality) {
+        (SynthCodecName::Jpeg, quality) => SynthCodec::Jpeg(quality.unwrap_or(QUALITY)),
+        (SynthCodecName::Raw, None) => SynthCodec::Raw,
+        (SynthCodecName::Raw, Some(_)) => bail!("--quality is of JPEG files, and --codec raw writes none"),
     };
     let [width, height] = args.size;
     let config = SynthConfig {
@@ -73,7 +81,12 @@ pub(crate) fn synth(args: &Synth) -> Result<u8> {
 
 fn run(request: &PackRequest, args: &WritingArgs) -> Result<u8> {
     let report = match world::find_on_host(&args.world, 1)? {
-        World::Threads(ranks) => Some(phalanx_train::pack::pack(request, ranks, &tell)?),
+        World::Threads(ranks) => {
+            phalanx_launch::tell_on_signals(
+                "interrupted: the same command goes on where this one has stopped",
+            )?;
+            Some(phalanx_train::pack::pack(request, ranks, &tell)?)
+        }
         #[cfg(feature = "mpi")]
         World::Mpi(place) => world::run(&place, None, &crate::commands::say, |comm| {
             phalanx_train::pack::pack_rank(request, &*comm, &tell)

@@ -11,8 +11,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Writes a small file whole or not at all.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a small file whole or not at all, also when the disk is full or the process is killed.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut out = Temporary::unique(path)?;
     out.write(bytes)?;
     out.rename_to(path)

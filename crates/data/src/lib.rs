@@ -41,6 +41,7 @@ pub use config::{DataConfig, LoaderConfig};
 pub use error::{Error, Kind, Result};
 pub use export::{ExportFormat, ExportReport, ExportRequest, ExportedSplit, export};
 pub use fetch::{FetchedFile, Report, fetch, fetchable};
+pub use files::write_whole;
 pub use import::{Format, Import, ImportRequest, Listing, import};
 pub use inspect::{ClassCount, InspectReport, SizeCount, Sizes, Spread, contact_sheet, inspect};
 pub use loader::{

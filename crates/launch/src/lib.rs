@@ -9,7 +9,7 @@ mod signals;
 pub use launch::{Facts, Line, On, Request};
 pub use nodelist::{compress, expand, tasks_per_node};
 pub use place::{Launcher, Place};
-pub use signals::stop_on_signals;
+pub use signals::{stop_on_signals, tell_on_signals};
 
 /// What can go wrong between a run and its system.
 #[derive(Debug, thiserror::Error)]

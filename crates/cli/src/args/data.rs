@@ -74,9 +74,9 @@ pub(crate) struct Synth {
     /// How images are stored
     #[arg(long, value_enum, default_value = "jpeg")]
     pub codec: SynthCodecName,
-    /// The JPEG quality, 1 to 100
-    #[arg(long, default_value_t = 90, value_name = "Q")]
-    pub quality: u8,
+    /// The JPEG quality, 1 to 100 [default: 90]
+    #[arg(long, value_name = "Q")]
+    pub quality: Option<u8>,
     /// Another seed makes other classes and images
     #[arg(long, default_value_t = 0)]
     pub seed: u64,

@@ -12,13 +12,13 @@ pub(crate) enum FormatName {
     Imagenet,
     /// A folder for each class, perhaps below train and val
     Folder,
-    /// Tars with key.jpg, key.cls, key.txt, key.json side by side
+    /// Tars with key.jpg, key.cls, key.txt, key.json
     Webdataset,
     /// IDX files, an embedded set's name, or a set of shards
     Set,
     /// CIFAR-10 or CIFAR-100, the binary version
     Cifar,
-    /// A table with the columns file and label (target, text), and the files
+    /// A table with the columns file and label, or labels as in a;b (target, text), and the files
     Csv,
 }
 
@@ -75,9 +75,9 @@ pub(crate) struct Pack {
     /// Make images smaller whose shorter side is above this many pixels
     #[arg(long, value_name = "SHORT")]
     pub resize: Option<usize>,
-    /// The JPEG quality of those, 1 to 100
-    #[arg(long, default_value_t = 90, value_name = "Q")]
-    pub quality: u8,
+    /// The JPEG quality of those, 1 to 100 [default: 90]
+    #[arg(long, value_name = "Q")]
+    pub quality: Option<u8>,
     /// How images are stored
     #[arg(long, value_enum, default_value = "keep")]
     pub codec: CodecName,
@@ -100,7 +100,7 @@ pub(crate) struct WritingArgs {
     /// Threads of each rank
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
-    /// Remove a set, or the beginning of another one, that is in OUT
+    /// Remove a set, or the beginning of another one, that is in OUT, and write beside other files
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]

@@ -1,5 +1,6 @@
-//! A table and the files that it names: a header with the columns `file` and, as far as there are, `label` (numbers
-//! from 0, or names of classes), `target` (numbers) and `text`. Quotes as in RFC 4180.
+//! A table and the files that it names: a header with the columns `file` and, as far as there are, `label` (a number from 0, or
+//! a class's name) or `labels` (any number of them, with `;` between), `target` (a number, or as many in each row) and `text`.
+//! Quotes as in RFC 4180. Names of classes are sorted: as numbers where all are, else as text.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader};
@@ -22,15 +23,20 @@ const MOST_CLASSES: usize = 1 << 20;
 enum Column {
     File,
     Label,
+    Labels,
     Target,
     Text,
 }
+
+/// Between the labels, and the targets, of one cell.
+const BETWEEN: char = ';';
 
 fn column(name: &str) -> Option<Column> {
     match name.trim().to_ascii_lowercase().as_str() {
         "file" | "filename" | "path" | "image" => Some(Column::File),
         "label" | "class" => Some(Column::Label),
-        "target" => Some(Column::Target),
+        "labels" | "classes" | "tags" => Some(Column::Labels),
+        "target" | "targets" => Some(Column::Target),
         "text" | "caption" => Some(Column::Text),
         _ => None,
     }
@@ -44,8 +50,10 @@ pub(super) fn import(request: &ImportRequest) -> Result<Import> {
         Some(_) => class_names(request, folder, &[])?,
         None => None,
     };
-    let listing = Table::open(path)?.list(root, given)?;
-    Ok(Import { format: Format::Csv, splits: vec![(None, listing)], meta: BTreeMap::new() })
+    let (listing, label_names) = Table::open(path)?.list(root, given)?;
+    // Only a set whose samples have one class each has classes.
+    let meta = label_names.map(|names| ("label_names".to_owned(), names.join("\n")));
+    Ok(Import { format: Format::Csv, splits: vec![(None, listing)], meta: BTreeMap::from_iter(meta) })
 }
 
 struct Table {
@@ -78,18 +86,29 @@ impl Table {
                 format!("line 1 must name the columns, one of them `file`; it is {}", header.join(","));
             return Err(bad(problem));
         }
+        if columns.contains(&Some(Column::Label)) && columns.contains(&Some(Column::Labels)) {
+            return Err(bad(
+                "line 1: there is a column `label` and one `labels`; a sample has one class or several"
+                    .into(),
+            ));
+        }
         Ok(Table { path: path.to_owned(), rows, columns, left_out })
     }
 
-    fn list(mut self, root: PathBuf, given: Option<Vec<String>>) -> Result<Listing> {
+    /// The samples, and the classes' names where a sample has several.
+    fn list(mut self, root: PathBuf, given: Option<Vec<String>>) -> Result<(Listing, Option<Vec<String>>)> {
         let has = |c: Column| self.columns.contains(&Some(c));
-        let (labelled, targeted, told) = (has(Column::Label), has(Column::Target), has(Column::Text));
+        let (labelled, several, targeted) = (has(Column::Label), has(Column::Labels), has(Column::Target));
         let mut fields = vec![Listed::images()];
+        if several {
+            fields.push(Listed::labels("labels"));
+        }
+        let target = fields.len();
         if targeted {
             let spec = FieldSpec::array("target", DType::F32, &[], false);
             fields.push(Listed { spec, layout: Layout::Elements });
         }
-        if told {
+        if has(Column::Text) {
             fields.push(Listed::text("text"));
         }
         let mut listing = Listing::new(&self.path, fields);
@@ -98,7 +117,7 @@ impl Table {
         let mut memory = Vec::new();
         // Labels become numbers when all are known.
         let mut kept: Vec<(String, u32, Vec<Part>, u64)> = Vec::new();
-        let mut names = Names::default();
+        let (mut names, mut targets) = (Names::default(), None);
         loop {
             let row = self.rows.next_row().map_err(|e| e.at(&self.path))?;
             let Some(row) = row else { break };
@@ -113,7 +132,7 @@ impl Table {
             let key = safe_path(file.as_bytes()).map_err(|problem| {
                 bad(format!("{file:?}: {problem}; files are named from {}, or from --root", root.display()))
             })?;
-            let label = names.number(cell(Column::Label).unwrap_or_default());
+            let label = if labelled { names.number(cell(Column::Label).unwrap_or_default()) } else { 0 };
             let mut parts = Vec::with_capacity(listing.fields.len());
             let written = match std::fs::metadata(root.join(&key)) {
                 Ok(meta) if meta.is_file() && !key.is_empty() => {
@@ -128,30 +147,73 @@ impl Table {
                 }
                 Err(e) => return Err(Error::io("read", root.join(&key))(e)),
             };
-            if let Some(target) = cell(Column::Target) {
-                let number: f32 =
-                    target.trim().parse().map_err(|_| bad(format!("the target {target:?} is no number")))?;
-                parts.push(Part { offset: memory.len() as u64, length: 4, store: beside });
-                memory.extend(number.to_le_bytes());
+            let mut keep = |bytes: &dyn Fn(&mut Vec<u8>)| {
+                let offset = memory.len() as u64;
+                bytes(&mut memory);
+                parts.push(Part { offset, length: memory.len() as u64 - offset, store: beside });
+            };
+            if let Some(labels) = cell(Column::Labels) {
+                let labels: Vec<u32> = split(labels).map(|name| names.number(name)).collect();
+                // As many bytes as the numbers will take that come in their place.
+                keep(&|m| m.extend(labels.iter().flat_map(|&l| i64::from(l).to_le_bytes())));
+            }
+            if let Some(cell) = cell(Column::Target) {
+                let number = |text: &str| {
+                    text.parse::<f32>().map_err(|_| bad(format!("the target {text:?} is no number")))
+                };
+                let numbers = split(cell).map(number).collect::<Result<Vec<f32>>>()?;
+                let wanted = *targets.get_or_insert(numbers.len());
+                if numbers.is_empty() || numbers.len() != wanted {
+                    let problem = format!("has {} targets, and the first row has {wanted}", numbers.len());
+                    return Err(bad(problem));
+                }
+                keep(&|m| m.extend(numbers.iter().flat_map(|n| n.to_le_bytes())));
             }
             if let Some(text) = cell(Column::Text) {
-                parts.push(Part { offset: memory.len() as u64, length: text.len() as u64, store: beside });
-                memory.extend(text.as_bytes());
+                keep(&|m| m.extend(text.as_bytes()));
             }
             kept.push((key, label, parts, written));
         }
+        if let Some(several) = targets.filter(|&n| n > 1) {
+            listing.fields[target].spec.shape = vec![several];
+        }
+        let (mut classes, mut numbers) = (Vec::new(), Vec::new());
+        if labelled || several {
+            numbers = names.classes(&self.path, given, &mut classes)?;
+        }
+        let number = |label: u32| numbers.get(label as usize).copied();
+        if several {
+            for part in kept.iter().map(|(_, _, parts, _)| parts[1]) {
+                let range = part.offset as usize..(part.offset + part.length) as usize;
+                for cell in memory[range].as_chunks_mut::<8>().0 {
+                    *cell = number(i64::from_le_bytes(*cell) as u32).unwrap_or_default().to_le_bytes();
+                }
+            }
+        }
         listing.stores[beside as usize] = Store::Memory(memory);
-        let numbers = match labelled {
-            true => names.classes(&self.path, given, &mut listing.classes)?,
-            false => Vec::new(),
-        };
         for (key, label, parts, written) in kept {
-            listing.add(&key, numbers.get(label as usize).copied(), &parts)?;
+            listing.add(&key, number(label).filter(|_| labelled), &parts)?;
             listing.written(written);
         }
         listing.warnings.extend(self.left_out.warnings());
-        listing.finish()
+        let label_names = several.then(|| classes.clone());
+        if labelled {
+            listing.classes = classes;
+        }
+        Ok((listing.finish()?, label_names))
     }
+}
+
+/// The values of a cell that may hold several.
+fn split(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split(BETWEEN).map(str::trim).filter(|part| !part.is_empty())
+}
+
+/// What a label says that is a number of a class, also where a program has written it as `3.0`.
+fn class_number(label: &str) -> Option<usize> {
+    let label = label.trim();
+    let of_float = || label.parse::<f64>().ok().filter(|x| x.fract() == 0.0 && (0.0..1e9).contains(x));
+    label.parse().ok().or_else(|| of_float().map(|x| x as usize))
 }
 
 /// The distinct labels of a table in the order of their first appearance.
@@ -172,8 +234,8 @@ impl Names {
         number
     }
 
-    /// The label that each distinct name stands for: its number if all are numbers, else its place among the given
-    /// classes, or among all names sorted.
+    /// The label that each distinct name stands for: its number if all are whole numbers from 0, else its place among the
+    /// given classes, or among all names sorted: by their values if all are numbers, such as -1 and 1.
     fn classes(
         &self,
         path: &Path,
@@ -181,7 +243,7 @@ impl Names {
         classes: &mut Vec<String>,
     ) -> Result<Vec<i64>> {
         let bad = |name: &str, problem: String| Error::format(path, format!("label {name:?}: {problem}"));
-        let numbers: Option<Vec<usize>> = self.list.iter().map(|n| n.trim().parse().ok()).collect();
+        let numbers: Option<Vec<usize>> = self.list.iter().map(|n| class_number(n)).collect();
         if let Some(numbers) = numbers {
             let highest = numbers.iter().copied().max().unwrap_or(0);
             if highest >= MOST_CLASSES {
@@ -191,9 +253,11 @@ impl Names {
             return Ok(numbers.into_iter().map(|n| n as i64).collect());
         }
         *classes = given.unwrap_or_else(|| {
-            let mut sorted = self.list.clone();
-            sorted.sort_unstable();
-            sorted
+            let values: Option<Vec<f64>> = self.list.iter().map(|n| n.trim().parse().ok()).collect();
+            let values = values.unwrap_or_else(|| vec![0.0; self.list.len()]);
+            let mut sorted: Vec<_> = values.into_iter().zip(&self.list).collect();
+            sorted.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(b.1)));
+            sorted.into_iter().map(|(_, name)| name.clone()).collect()
         });
         if let Some(empty) = self.list.iter().find(|n| n.trim().is_empty()) {
             return Err(bad(empty, "a row has none".into()));

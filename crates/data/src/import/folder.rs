@@ -7,18 +7,21 @@ use std::path::Path;
 
 use super::imagenet::synset_line;
 use super::listing::{Import, LeftOut, Listed, Listing, Part, Store, written_at};
-use super::{Format, ImportRequest, class_names, extension, is_image, names_in, split_folders};
+use super::{
+    Format, ImportRequest, Splits, class_names, extension, is_image, is_litter, names_in, split_folders,
+};
 use crate::{Error, Result};
 
 /// Folders in folders; more is a mistake.
 const DEEPEST: usize = 64;
 
 pub(super) fn import(request: &ImportRequest) -> Result<Import> {
-    let parts = split_folders(&request.source)?;
+    let Splits { folders: parts, mut warnings } = split_folders(&request.source)?;
     let mut known = class_names(request, &request.source, &parts)?.map(|lines| Classes::from_lines(&lines));
     let mut splits = Vec::new();
     for (split, dir) in parts {
-        let (listing, classes) = list(&dir, known.take())?;
+        let (mut listing, classes) = list(&dir, known.take())?;
+        listing.warnings.append(&mut warnings);
         // The other split's labels mean the same classes.
         known = Some(classes);
         splits.push((split, listing));
@@ -54,14 +57,15 @@ fn list(dir: &Path, known: Option<Classes>) -> Result<(Listing, Classes)> {
     let mut folders = Vec::new();
     for (name, is_dir) in names_in(dir)? {
         match () {
-            () if name.starts_with('.') => left_out.add("hidden names", &name),
+            () if is_litter(&name) => left_out.add("hidden names", &name),
             () if is_dir => folders.push(name),
             () if name == crate::idx::CLASSES => {}
             () => left_out.add("files that lie in no class folder", &name),
         }
     }
     if folders.is_empty() {
-        return Err(Error::format(dir, "holds no class folders; a class is a folder with its images in it"));
+        let problem = "holds no class folders; a class is a folder with its images in it, and --format says what else it is";
+        return Err(Error::format(dir, problem));
     }
     let classes = known.unwrap_or_else(|| Classes { folders: folders.clone(), names: folders.clone() });
     listing.classes.clone_from(&classes.names);
@@ -109,7 +113,7 @@ impl Walk {
         self.ancestors.push(id);
         for (name, is_dir) in names_in(dir)? {
             let (path, key) = (dir.join(&name), format!("{key}/{name}"));
-            if name.starts_with('.') {
+            if is_litter(&name) {
                 self.left_out.add("hidden names", &key);
             } else if is_dir {
                 self.folder(&path, &key, label)?;

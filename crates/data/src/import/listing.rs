@@ -19,8 +19,8 @@ pub(crate) enum Layout {
     Planes,
     /// One byte, which becomes an i64.
     Number,
-    /// Bytes of any length.
-    Text,
+    /// Any number of elements, as they are.
+    List,
 }
 
 /// A field of the listed samples.
@@ -40,7 +40,13 @@ impl Listed {
     /// Bytes of text.
     pub(crate) fn text(name: &str) -> Self {
         let spec = FieldSpec::array(name, phalanx_host::DType::U8, &[0], true);
-        Listed { spec, layout: Layout::Text }
+        Listed { spec, layout: Layout::List }
+    }
+
+    /// The numbers of any number of classes.
+    pub(crate) fn labels(name: &str) -> Self {
+        let spec = FieldSpec::array(name, phalanx_host::DType::I64, &[0], true);
+        Listed { spec, layout: Layout::List }
     }
 }
 
@@ -199,9 +205,9 @@ impl Listing {
         }
         self.missing.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         let fields = self.fields.len();
-        for (f, listed) in self.fields.iter_mut().enumerate().filter(|(_, l)| l.layout == Layout::Text) {
+        for (f, listed) in self.fields.iter_mut().enumerate().filter(|(_, l)| l.layout == Layout::List) {
             let longest = self.parts.iter().skip(f).step_by(fields).map(|p| p.length).max().unwrap_or(0);
-            listed.spec.shape = vec![longest.max(1) as usize];
+            listed.spec.shape = vec![(longest as usize / listed.spec.dtype.size()).max(1)];
         }
         Ok(self)
     }

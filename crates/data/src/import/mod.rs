@@ -10,6 +10,8 @@ mod listing;
 mod mat;
 mod read;
 mod set;
+#[cfg(test)]
+mod table_tests;
 mod tar;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -39,7 +41,7 @@ pub enum Format {
     Set,
     /// The binary version of CIFAR-10 or CIFAR-100.
     Cifar,
-    /// A table with the columns `file` and `label`, and the files.
+    /// A table with the columns `file` and `label` or `labels`, and the files.
     Csv,
     /// None: images are computed; see [`crate::Synth`].
     Synth,
@@ -84,6 +86,7 @@ pub fn import(request: &ImportRequest) -> Result<Import> {
         Some(format) => format,
         None => guess(&request.source)?,
     };
+    check_options(request, format)?;
     let mut import = match format {
         Format::Imagenet => imagenet::import(request)?,
         Format::Folder => folder::import(request)?,
@@ -107,6 +110,24 @@ pub fn import(request: &ImportRequest) -> Result<Import> {
     Ok(import)
 }
 
+/// Fails on an option that would do nothing.
+fn check_options(request: &ImportRequest, format: Format) -> Result<()> {
+    use Format::{Cifar, Csv, Folder, Imagenet, Webdataset};
+    for (option, given, of) in [
+        ("--ground-truth", request.ground_truth.is_some(), &[Imagenet][..]),
+        ("--root", request.root.is_some(), &[Csv]),
+        ("--class-names", request.class_names.is_some(), &[Imagenet, Folder, Webdataset, Cifar, Csv]),
+    ] {
+        if given && !of.contains(&format) {
+            let known: Vec<_> = of.iter().map(|f| f.name()).collect();
+            let problem =
+                format!("is for {}, and {} is {}", known.join(", "), request.source.display(), format.name());
+            return Err(Error::usage(option, problem));
+        }
+    }
+    Ok(())
+}
+
 /// What a source looks like.
 fn guess(source: &Path) -> Result<Format> {
     let unknown = |problem: &str| Err(Error::usage(format!("{}", source.display()), problem));
@@ -125,14 +146,18 @@ fn guess(source: &Path) -> Result<Format> {
     }
     let names = names_in(source)?;
     let any = |test: &dyn Fn(&str) -> bool| names.iter().any(|(name, _)| test(name));
-    let inside = |folder: &str| names_in(&source.join(folder)).unwrap_or_default();
+    // Of an unfit folder its importer says more.
+    let splits = split_folders(source).map(|s| s.folders).unwrap_or_default();
+    let train = splits.iter().find(|(split, _)| *split == Some(TRAIN)).or(splits.first());
+    let inside = train.filter(|(split, _)| split.is_some()).map(|(_, dir)| names_in(dir)).transpose()?;
+    let inside = inside.unwrap_or_default();
     Ok(match () {
         () if any(&|n| n == "dataset.rkyv" || n.contains("idx3-ubyte")) => Format::Set,
-        () if inside("train").iter().any(|(n, _)| n == "dataset.rkyv") => Format::Set,
+        () if inside.iter().any(|(n, _)| n == "dataset.rkyv") => Format::Set,
         () if any(&|n| imagenet::is_train_tar(n) || imagenet::is_val_tar(n)) => Format::Imagenet,
         () if cifar::root(source).is_some() => Format::Cifar,
         () if any(&|n| ends(n, ".tar")) => Format::Webdataset,
-        () if inside("train").iter().any(|(n, _)| ends(n, ".tar")) => Format::Webdataset,
+        () if inside.iter().any(|(n, _)| ends(n, ".tar")) => Format::Webdataset,
         () if names.iter().any(|(_, is_dir)| *is_dir) => Format::Folder,
         () => {
             return unknown(
@@ -194,22 +219,56 @@ fn class_names(request: &ImportRequest, dir: &Path, splits: &[SplitFolder]) -> R
     }
 }
 
-/// The splits of a folder: `train` and one of the names of an evaluation split when both are there; `train` alone where nothing
-/// else is there and it holds folders or archives, so is no class; else the folder itself.
-fn split_folders(dir: &Path) -> Result<Vec<SplitFolder>> {
-    let names = names_in(dir)?;
-    let has = |wanted: &str| names.iter().any(|(name, is_dir)| *is_dir && name == wanted);
-    let eval = ["val", "validation", "test"].into_iter().find(|name| has(name));
-    let alone = || -> Result<bool> {
-        let holds = |(name, is_dir): &(String, bool)| *is_dir || extension(name) == "tar";
-        let others = names.iter().any(|(name, is_dir)| name != TRAIN && (*is_dir || is_image(name)));
-        Ok(has(TRAIN) && !others && names_in(&dir.join(TRAIN))?.iter().any(holds))
+/// The parts of a folder that are sets, and what the user should know of the rest.
+struct Splits {
+    folders: Vec<SplitFolder>,
+    warnings: Vec<String>,
+}
+
+/// What people call the two splits, in any case; of several for evaluation the first counts.
+const CALLED: [(&str, &[&str]); 2] =
+    [(TRAIN, &["train", "training"]), (VAL, &["val", "valid", "validation", "dev", "test", "testing"])];
+
+/// The splits of a folder: those for training and evaluation when both are there; one alone where nothing else is there and it
+/// holds folders or archives, so is no class; else the folder itself.
+///
+/// Fails when two folders are meant for training.
+fn split_folders(dir: &Path) -> Result<Splits> {
+    let names: Vec<_> = names_in(dir)?.into_iter().filter(|(name, _)| !is_litter(name)).collect();
+    let folders = || names.iter().filter(|(_, is_dir)| *is_dir).map(|(name, _)| name.as_str());
+    let called = |names: &'static [&str]| -> Vec<&str> {
+        let of = |wanted: &&str| folders().filter(|f| f.eq_ignore_ascii_case(wanted)).collect::<Vec<_>>();
+        names.iter().flat_map(of).collect()
     };
-    Ok(match eval {
-        None if alone()? => vec![(Some(TRAIN), dir.join(TRAIN))],
-        Some(eval) if has(TRAIN) => vec![(Some(TRAIN), dir.join(TRAIN)), (Some(VAL), dir.join(eval))],
-        _ => vec![(None, dir.to_owned())],
-    })
+    let [train, eval] = CALLED.map(|(_, names)| called(names));
+    let whole = || Splits { folders: vec![(None, dir.to_owned())], warnings: Vec::new() };
+    if let [one, two, ..] = train[..] {
+        return Err(Error::format(dir, format!("holds two folders for training, {one:?} and {two:?}")));
+    }
+    let found: Vec<_> = [(TRAIN, train.first()), (VAL, eval.first())]
+        .into_iter()
+        .filter_map(|(split, folder)| Some((split, *folder?)))
+        .collect();
+    if let [(_, only)] = found[..] {
+        let holds = |(name, is_dir): &(String, bool)| *is_dir || extension(name) == "tar";
+        let others = names.iter().any(|(name, is_dir)| name != only && (*is_dir || is_image(name)));
+        if others || !names_in(&dir.join(only))?.iter().any(holds) {
+            return Ok(whole());
+        }
+    }
+    if found.is_empty() {
+        return Ok(whole());
+    }
+    let rest = folders().filter(|f| !found.iter().any(|(_, known)| known == f));
+    let warnings =
+        rest.map(|f| format!("left out the folder {f:?}, which `data pack` takes by itself")).collect();
+    let folders = found.iter().map(|(split, folder)| (Some(*split), dir.join(folder))).collect();
+    Ok(Splits { folders, warnings })
+}
+
+/// Names that systems leave among files: hidden ones, AppleDouble's twins (RFC 1740), what zip adds on a Mac.
+fn is_litter(name: &str) -> bool {
+    name.split('/').any(|part| part.starts_with('.') || part == "__MACOSX" || part == "Thumbs.db")
 }
 
 /// The folder of what is trained on.

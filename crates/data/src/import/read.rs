@@ -113,7 +113,7 @@ fn finish(listed: &Listed, field: &mut RecordField) -> std::result::Result<(), B
             field.shape.extend(size);
         }
         Layout::Elements => field.shape.extend(shape),
-        Layout::Text => field.shape.push(field.bytes.len()),
+        Layout::List => field.shape.push(field.bytes.len() / listed.spec.dtype.size()),
         Layout::Planes => {
             field.shape.extend(shape);
             let channels = shape.last().copied().unwrap_or(1).max(1);

@@ -31,22 +31,22 @@ pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn of(source: &Path) -> ImportRequest {
+pub(super) fn of(source: &Path) -> ImportRequest {
     ImportRequest { source: source.to_owned(), ..Default::default() }
 }
 
 /// Keys and labels.
-fn told(listing: &Listing) -> Vec<(&str, Option<i64>)> {
+pub(super) fn told(listing: &Listing) -> Vec<(&str, Option<i64>)> {
     (0..listing.len()).map(|i| (listing.key(i), listing.label(i))).collect()
 }
 
-fn read(listing: &Listing, i: u64) -> Record {
+pub(super) fn read(listing: &Listing, i: u64) -> Record {
     let mut record = Record::default();
     Reader::new(listing).read(i, &mut record).unwrap().unwrap();
     record
 }
 
-fn refused(request: &ImportRequest) -> String {
+pub(super) fn refused(request: &ImportRequest) -> String {
     let error = import(request).unwrap_err();
     assert!(matches!(error.kind(), Kind::Data | Kind::Usage));
     error.to_string()
@@ -366,8 +366,78 @@ fn webdataset_tars_are_grouped_by_key() {
     assert!(error(&[("1.jpg", JPEG), ("1.png", JPEG)]).contains("two files of one kind"));
     assert!(error(&[("1.jpg", JPEG), ("1.cls", b"1"), ("2.jpg", JPEG)]).contains("\"x/2\": it has no label"));
     assert!(error(&[("1.jpg", JPEG), ("1.txt", b"1"), ("2.jpg", JPEG)]).contains("differ in having a .txt"));
-    assert!(error(&[("1.jpg", JPEG), ("2.jpg", JPEG), ("1.jpg", JPEG)]).contains("two samples \"x/1\""));
+    assert!(error(&[("1.jpg", JPEG), ("2.jpg", JPEG), ("1.jpg", JPEG)]).contains("two files of one kind"));
     assert!(error(&[("1.txt", b"")]).contains("samples without an image"));
+}
+
+#[test]
+fn files_of_a_sample_are_found_wherever_they_lie_in_a_tar() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = tar(&[
+        ("1.jpg", JPEG),
+        ("2.jpg", GREY_PNG),
+        // What a Mac's tar puts beside each file.
+        ("._1.cls", b"AppleDouble"),
+        ("1.cls", b"4"),
+        ("__MACOSX/3.jpg", JPEG),
+        ("2.cls", b"1"),
+    ]);
+    files(dir.path(), &[("x.tar", &archive)]);
+    let found = import(&of(dir.path())).unwrap();
+    let listing = &found.splits[0].1;
+    assert_eq!(told(listing), [("x/1", Some(4)), ("x/2", Some(1))]);
+    assert_eq!(read(listing, 1).fields[0].bytes, GREY_PNG);
+    assert!(listing.warnings.join("").contains("left out 2 files without an ending, or hidden"));
+}
+
+#[test]
+fn splits_have_the_names_that_people_give_them() {
+    let splits = |folders: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in folders {
+            files(dir.path(), &[(&format!("{folder}/a/1.jpg"), JPEG), (&format!("{folder}/b/2.jpg"), JPEG)]);
+        }
+        import(&of(dir.path())).map(|found| {
+            let warnings = found.splits.iter().flat_map(|(_, l)| l.warnings.clone()).collect::<String>();
+            let of = |(split, listing): &(Option<&'static str>, Listing)| {
+                (
+                    *split,
+                    listing.path.file_name().unwrap().to_string_lossy().into_owned(),
+                    listing.classes.len(),
+                )
+            };
+            (found.splits.iter().map(of).collect::<Vec<_>>(), warnings)
+        })
+    };
+    for (folders, train, eval) in [
+        (&["train", "valid"][..], "train", "valid"),
+        (&["Train", "Val"], "Train", "Val"),
+        (&["TRAINING", "test"], "TRAINING", "test"),
+        (&["train", "val", "test"], "train", "val"),
+    ] {
+        let (found, warnings) = splits(folders).unwrap();
+        assert_eq!(found, [(Some("train"), train.into(), 2), (Some("val"), eval.into(), 2)], "{folders:?}");
+        assert_eq!(warnings.contains("left out the folder \"test\""), folders.len() == 3, "{warnings}");
+    }
+    for (folder, split) in [("val", "val"), ("Validation", "val"), ("train", "train")] {
+        assert_eq!(splits(&[folder]).unwrap().0, [(Some(split), folder.into(), 2)]);
+    }
+    // Classes that are called so.
+    let (found, _) = splits(&["train", "car"]).unwrap();
+    assert_eq!((found[0].0, found[0].2), (None, 2));
+    assert!(splits(&["train", "Train"]).unwrap_err().to_string().contains("two folders for training"));
+}
+
+#[test]
+fn options_that_would_do_nothing_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    files(dir.path(), &[("a/1.jpg", JPEG), ("b/1.jpg", JPEG)]);
+    let file = Some(dir.path().join("x"));
+    let e = refused(&ImportRequest { ground_truth: file.clone(), ..of(dir.path()) });
+    assert!(e.contains("--ground-truth: is for imagenet, and") && e.ends_with("is folder"), "{e}");
+    assert!(refused(&ImportRequest { root: file.clone(), ..of(dir.path()) }).contains("--root: is for csv"));
+    let e = refused(&ImportRequest { class_names: file, ..of(Path::new("digits")) });
+    assert!(e.contains("--class-names") && e.ends_with("digits is set"), "{e}");
 }
 
 #[test]
@@ -411,70 +481,6 @@ fn cifar_files_become_images_with_channels_last() {
         (&record.fields[0].bytes[..3], &record.fields[1].bytes[..]),
         (&[7, 57, 107][..], &4i64.to_le_bytes()[..])
     );
-}
-
-#[test]
-fn tables_have_quotes_texts_targets_and_missing_files() {
-    let dir = tempfile::tempdir().unwrap();
-    files(dir.path(), &[("img/a.jpg", JPEG), ("img/b, c.png", GREY_PNG), ("img/d\"e.jpg", JPEG)]);
-    let table = "\u{feff}file,Label,text,target,note\r\n\
-        img/a.jpg,dog,\"two\nlines, \"\"quoted\"\"\",-1.5,x\r\n\
-        \r\n\
-        \"img/b, c.png\",cat,plain,2e3,y\r\n\
-        \"img/d\"\"e.jpg\",dog,,0,z\r\n\
-        img/gone.jpg,emu,t,1,\r\n";
-    files(dir.path(), &[("set.csv", table.as_bytes())]);
-    let found = import(&of(&dir.path().join("set.csv"))).unwrap();
-    let listing = &found.splits[0].1;
-    assert_eq!(
-        (found.format, &listing.classes[..]),
-        (Format::Csv, &["cat", "dog", "emu"].map(str::to_owned)[..])
-    );
-    assert_eq!(told(listing), [("img/a.jpg", Some(1)), ("img/b, c.png", Some(0)), ("img/d\"e.jpg", Some(1))]);
-    let record = read(listing, 0);
-    assert_eq!(record.fields[1].bytes, (-1.5f32).to_le_bytes());
-    assert_eq!(record.fields[2].bytes, b"two\nlines, \"quoted\"");
-    assert_eq!(read(listing, 2).fields[2].bytes, b"");
-    assert_eq!((listing.missing.len(), &listing.missing[0].key[..]), (1, "img/gone.jpg"));
-    assert!(listing.missing[0].problem.contains("line 7"), "{}", listing.missing[0].problem);
-    assert!(listing.warnings.join("").contains("note"));
-    let with = |text: &str| {
-        files(dir.path(), &[("set.csv", text.as_bytes())]);
-        import(&of(&dir.path().join("set.csv")))
-    };
-    let listing = &with("path,class\nimg/a.jpg,7\n").unwrap().splits[0].1;
-    assert_eq!((told(listing), listing.classes.len()), (vec![("img/a.jpg", Some(7))], 8));
-    // Labels are no must.
-    let listing = &with("image\nimg/a.jpg\n").unwrap().splits[0].1;
-    assert_eq!((told(listing), listing.classes.len()), (vec![("img/a.jpg", None)], 0));
-    // Files may lie elsewhere than the table.
-    files(dir.path(), &[("other/set.csv", b"file,label\na.jpg,0\n")]);
-    let request =
-        ImportRequest { root: Some(dir.path().join("img")), ..of(&dir.path().join("other/set.csv")) };
-    assert_eq!(import(&request).unwrap().splits[0].1.len(), 1);
-    let table = [
-        ("", "is empty"),
-        ("a,b\n1,2\n", "one of them `file`; it is a,b"),
-        ("file,path\n", "two columns are the File"),
-        ("file,label\nimg/a.jpg\n", "line 2: has 1 columns, and the header has 2"),
-        ("file,label\nimg/a.jpg,\"x\n", "line 2: a quote is not closed"),
-        ("file,label\nimg/a.jpg,\"x\"y\n", "line 2: something follows a closed quote"),
-        ("file,label\nimg/a.jpg,x\"y\"\n", "line 2: a quote stands inside"),
-        ("file,label\n../a.jpg,1\n", "line 2: \"../a.jpg\": its name climbs"),
-        ("file,label\n/etc/passwd,1\n", "absolute"),
-        ("file,label\nimg,1\n", "\"img\" is no regular file"),
-        ("file,label\nimg/a.jpg,1\nimg/a.jpg,2\n", "two samples \"img/a.jpg\""),
-        ("file,label\nimg/a.jpg,x\n\"img/b, c.png\",\n", "a row has none"),
-        ("file,target\nimg/a.jpg,x\n", "line 2: the target \"x\" is no number"),
-        ("file,label\nimg/a.jpg,99999999\n", "labels are below"),
-        ("file,label\nimg/gone.jpg,1\n", "there is no sample"),
-    ];
-    for (text, expected) in table {
-        let found = with(text).unwrap_err().to_string();
-        assert!(found.contains(expected), "{found:?} lacks {expected:?}");
-    }
-    files(dir.path(), &[("set.csv", b"file\nimg/\xff.jpg\n")]);
-    assert!(refused(&of(&dir.path().join("set.csv"))).contains("line 2: is not UTF-8"));
 }
 
 #[test]

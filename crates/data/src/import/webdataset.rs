@@ -1,4 +1,4 @@
-//! Tars in which the files of a sample lie side by side and share their name up to the first dot: `key.jpg`, `key.cls`
+//! Tars in which the files of a sample share their name up to the first dot, and lie side by side as a rule: `key.jpg`, `key.cls`
 //! (the label in digits), `key.txt`, `key.json`. Source: Aizman, Maltby and Breuel, "High Performance I/O for Large
 //! Scale Deep Learning", 2019.
 
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::listing::{Import, LeftOut, Listed, Listing, Part, Store};
 use super::tar::{Member, Walker, open};
-use super::{Format, ImportRequest, class_names, names_in, split_folders};
+use super::{Format, ImportRequest, Splits, class_names, is_litter, names_in, split_folders};
 use crate::{Error, Result};
 
 /// The longest label in digits.
@@ -18,9 +18,12 @@ const TEXTS: [&str; 2] = ["txt", "json"];
 
 pub(super) fn import(request: &ImportRequest) -> Result<Import> {
     let source = &request.source;
-    let (folder, parts) = match source.is_dir() {
+    let (folder, Splits { folders: parts, mut warnings }) = match source.is_dir() {
         true => (source.clone(), split_folders(source)?),
-        false => (source.parent().unwrap_or(Path::new(".")).to_owned(), vec![(None, source.clone())]),
+        false => {
+            let folder = source.parent().unwrap_or(Path::new("."));
+            (folder.to_owned(), Splits { folders: vec![(None, source.clone())], warnings: Vec::new() })
+        }
     };
     let names = class_names(request, &folder, &parts)?;
     let mut splits = Vec::new();
@@ -32,6 +35,7 @@ pub(super) fn import(request: &ImportRequest) -> Result<Import> {
     let classes = names.unwrap_or_else(|| (0..=highest).map(|c| c.to_string()).collect());
     let splits = splits.into_iter().map(|(split, found)| {
         let mut listing = found.listing;
+        listing.warnings.append(&mut warnings);
         listing.classes = if found.highest < 0 { Vec::new() } else { classes.clone() };
         Ok((split, listing.finish()?))
     });
@@ -47,10 +51,9 @@ struct Found {
 /// The files of one sample.
 #[derive(Default)]
 struct Group {
-    key: String,
-    image: Option<Member>,
+    image: Option<Part>,
     label: Option<i64>,
-    texts: [Option<Member>; 2],
+    texts: [Option<Part>; 2],
 }
 
 fn tars(path: &Path) -> Result<Vec<(String, PathBuf)>> {
@@ -72,39 +75,40 @@ fn list(path: &Path) -> Result<Found> {
         let (file, length) = open(&path)?;
         let store = found.listing.store(Store::File(path.clone()));
         let mut walker = Walker::new(&file, &path, length)?;
-        let mut group = Group::default();
-        loop {
-            let member = walker.next()?;
-            let split = member.as_ref().map(|m| key_and_end(&m.name));
-            let same = matches!(split, Some(Some((key, _))) if key == group.key);
-            if !same && !group.key.is_empty() {
-                put(&mut found, std::mem::take(&mut group), &stem, &path, store, &mut texts, &mut left_out)?;
-            }
-            let Some(member) = member else { break };
-            let Some((key, end)) = key_and_end(&member.name) else {
+        // Whole tars at a time: their files may have been packed in any order.
+        let mut groups: BTreeMap<String, Group> = BTreeMap::new();
+        while let Some(member) = walker.next()? {
+            let parts = if is_litter(&member.name) { None } else { key_and_end(&member.name) };
+            let Some((key, end)) = parts else {
                 left_out.add("files without an ending, or hidden", &member.name);
                 continue;
             };
-            group.key = key.to_owned();
+            let group = match groups.get_mut(key) {
+                Some(group) => group,
+                None => groups.entry(key.to_owned()).or_default(),
+            };
+            let part = Part { offset: member.offset, length: member.length, store };
             let end = end.to_ascii_lowercase();
             let repeated = match end.as_str() {
-                "jpg" | "jpeg" | "png" => group.image.replace(member.clone()).is_some(),
+                "jpg" | "jpeg" | "png" => group.image.replace(part).is_some(),
                 "cls" => {
                     let text = walker.content(&member, LONGEST_LABEL)?;
                     group.label.replace(label(&path, &member, &text)?).is_some()
                 }
-                "txt" => group.texts[0].replace(member.clone()).is_some(),
-                "json" => group.texts[1].replace(member.clone()).is_some(),
+                "txt" => group.texts[0].replace(part).is_some(),
+                "json" => group.texts[1].replace(part).is_some(),
                 _ => {
                     left_out.add(&format!("files that end in {end:?}"), &member.name);
                     false
                 }
             };
             if repeated {
-                let problem =
-                    format!("byte {}: sample {:?} has two files of one kind", member.offset, group.key);
+                let problem = format!("byte {}: sample {key:?} has two files of one kind", member.offset);
                 return Err(Error::format(path, problem));
             }
+        }
+        for (key, group) in groups {
+            put(&mut found, &key, group, &stem, &path, &mut texts, &mut left_out)?;
         }
     }
     found.listing.warnings.extend(left_out.warnings());
@@ -130,15 +134,15 @@ fn label(path: &Path, member: &Member, text: &[u8]) -> Result<i64> {
 /// Adds a sample; the first one says which fields all have.
 fn put(
     found: &mut Found,
+    key: &str,
     group: Group,
     stem: &str,
     path: &Path,
-    store: u32,
     texts: &mut Option<[bool; 2]>,
     left_out: &mut LeftOut,
 ) -> Result<()> {
     let Some(image) = group.image else {
-        left_out.add("samples without an image", &group.key);
+        left_out.add("samples without an image", key);
         return Ok(());
     };
     let has = [0, 1].map(|i| group.texts[i].is_some());
@@ -154,12 +158,10 @@ fn put(
     }
     if wanted != has {
         let differs = if wanted[0] == has[0] { TEXTS[1] } else { TEXTS[0] };
-        let problem = format!("sample {:?} and the first one differ in having a .{differs} file", group.key);
+        let problem = format!("sample {key:?} and the first one differ in having a .{differs} file");
         return Err(Error::format(path, problem));
     }
-    let all = [Some(image), group.texts[0].clone(), group.texts[1].clone()];
-    let part = |m: Member| Part { offset: m.offset, length: m.length, store };
-    let parts: Vec<Part> = all.into_iter().flatten().map(part).collect();
+    let parts: Vec<Part> = [Some(image), group.texts[0], group.texts[1]].into_iter().flatten().collect();
     found.highest = found.highest.max(group.label.unwrap_or(-1));
-    found.listing.add(&format!("{stem}/{}", group.key), group.label, &parts)
+    found.listing.add(&format!("{stem}/{key}"), group.label, &parts)
 }

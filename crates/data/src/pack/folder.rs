@@ -11,8 +11,12 @@ use crate::files::{TEMPORARY, remove_file, write_whole};
 use crate::shards::{MANIFEST, PACKING as STATE, SetInfo, ShardSet, index_path};
 use crate::{Error, Result};
 
-/// The list of left-out samples in a finished set.
+/// The list of left-out samples in a finished set: a report for people, which training never reads. So the set's root does not
+/// stand for it, and who deletes it has the same set.
 pub(super) const SKIPPED: &str = "skipped.json";
+
+/// In the root of a file system of its own.
+const LOST_AND_FOUND: &str = "lost+found";
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
@@ -37,6 +41,8 @@ enum Found {
     Same,
     /// Something else, in words.
     Other(String),
+    /// A file or folder that is no part of any set.
+    Foreign(String),
 }
 
 impl Folder {
@@ -62,7 +68,13 @@ impl Folder {
                 let problem = format!("{what}; pack into another folder, or remove it with --force");
                 return Err(Error::usage(shown(&self.dir), problem));
             }
-            Found::Nothing | Found::Same => {
+            Found::Foreign(name) if !force => {
+                let problem = format!(
+                    "holds {name:?}, which is no part of a set; name an empty folder, or write beside it with --force"
+                );
+                return Err(Error::usage(shown(&self.dir), problem));
+            }
+            Found::Nothing | Found::Same | Found::Foreign(_) => {
                 self.remove(&|name| is_part(name) && name.ends_with(TEMPORARY))?;
                 self.remove_outdated(&written)?;
             }
@@ -112,10 +124,13 @@ impl Folder {
             let what = "holds the beginning of another set, or the source has changed since";
             return Ok(if same { Found::Same } else { Found::Other(what.into()) });
         }
-        let part = self.names()?.into_iter().find(|name| is_part(name) && !name.ends_with(TEMPORARY));
-        Ok(part.map_or(Found::Nothing, |name| {
-            Found::Other(format!("holds {name}, which is not this packing's"))
-        }))
+        let names = self.names()?;
+        if let Some(name) = names.iter().find(|name| is_part(name) && !name.ends_with(TEMPORARY)) {
+            return Ok(Found::Other(format!("holds {name}, which is not this packing's")));
+        }
+        // What a file system, a desktop or a version control keeps there is hidden.
+        let foreign = |name: &&String| !is_part(name) && !name.starts_with('.') && *name != LOST_AND_FOUND;
+        Ok(names.iter().find(foreign).map_or(Found::Nothing, |name| Found::Foreign(name.clone())))
     }
 
     fn state(&self) -> Result<Option<State>> {

@@ -283,6 +283,46 @@ fn a_second_run_finds_the_set_ready_and_another_one_needs_force() {
 }
 
 #[test]
+fn a_folder_of_other_things_is_left_alone() {
+    let (source, out) = (source(), tempfile::tempdir().unwrap());
+    files(out.path(), &[(".hidden", b"x"), ("lost+found/x", b"x"), ("thesis.tex", b"x")]);
+    let ask = request(source.path(), out.path());
+    let error = alone(&ask).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        error.kind() == Kind::Usage && text.contains("\"thesis.tex\", which is no part of a set"),
+        "{text}"
+    );
+    assert_eq!(fs::read_dir(out.path()).unwrap().count(), 3);
+    alone(&PackRequest { force: true, ..ask.clone() }).unwrap();
+    fs::remove_file(out.path().join("thesis.tex")).unwrap();
+    alone(&ask).unwrap();
+    assert!(sound(out.path()));
+}
+
+/// A table's several labels and targets are in the set as the table has them.
+#[test]
+fn several_labels_and_targets_are_fields_of_a_set() {
+    let (source, out) = (source(), tempfile::tempdir().unwrap());
+    let table =
+        b"file,labels,targets\nclass 0/000.jpg,cat;dog,1;2\nclass 1/001.jpg,,3;4\nclass 2/002.jpg,bee,5;6\n";
+    files(source.path(), &[("set.csv", table)]);
+    alone(&request(&source.path().join("set.csv"), out.path())).unwrap();
+    assert!(sound(out.path()));
+    let set = ShardSet::open(out.path()).unwrap();
+    assert_eq!((set.meta()["label_names"].as_str(), set.schema().classes.len()), ("bee\ncat\ndog", 0));
+    let (mut record, mut seen) = (Record::default(), Vec::new());
+    for id in 0..3 {
+        set.read(id, &mut record).unwrap();
+        let labels = bytemuck::pod_collect_to_vec::<u8, i64>(&record.fields[1].bytes);
+        seen.push((labels, bytemuck::pod_collect_to_vec::<u8, f32>(&record.fields[2].bytes)));
+    }
+    seen.sort_by(|a, b| a.1[0].total_cmp(&b.1[0]));
+    let wanted = [(vec![1, 2], vec![1.0, 2.0]), (vec![], vec![3.0, 4.0]), (vec![0], vec![5.0, 6.0])];
+    assert_eq!(seen, wanted);
+}
+
+#[test]
 fn unreadable_images_end_packing_or_are_listed() {
     let (source, out) = (source(), tempfile::tempdir().unwrap());
     // No image, a cut one, and one that only decoding shows to be damaged.
