@@ -232,7 +232,7 @@ Status set(T& field, const void* from, size_t bytes) {
 
 }  // namespace
 
-API size_t cublasLtGetVersion() { return 130000; }
+API size_t cublasLtGetVersion() { return (size_t)standin_version("BLASLT", 130000); }
 
 API const char* cublasLtGetStatusString(Status status) {
     switch (status) {

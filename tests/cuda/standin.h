@@ -2,6 +2,7 @@
 // agree on one table of allocations and on the streams.
 #pragma once
 #include <stddef.h>
+#include <stdlib.h>
 
 #include <functional>
 #include <string>
@@ -18,6 +19,12 @@ extern "C" int phalanx_standin_check(const void* at, size_t bytes, const char* w
 /// graph. `run` answers with 0 or a CUresult; `release` is called once, when nobody can run the work any more. The
 /// answer is 0 or a CUresult.
 extern "C" int phalanx_standin_enqueue(void* stream, int (*run)(void*), void* argument, void (*release)(void*));
+
+/// The version that a library says it is: of PHALANX_STANDIN_<library>_VERSION, else its own.
+inline long standin_version(const char* library, long own) {
+    const char* said = getenv(("PHALANX_STANDIN_" + std::string(library) + "_VERSION").c_str());
+    return said && *said ? atol(said) : own;
+}
 
 namespace standin {
 

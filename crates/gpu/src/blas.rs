@@ -23,6 +23,9 @@ impl Type {
     }
 }
 
+/// The oldest version that will do, as `cublasLtGetVersion` gives it: that of the oldest driver's toolkit, CUDA 12.2.
+const OLDEST: usize = 120_200;
+
 /// Memory that an algorithm may use beside its operands, in bytes.
 const WORKSPACE: usize = 64 << 20;
 
@@ -72,8 +75,11 @@ impl BlasLt {
             // SAFETY: the function of this name.
             let version: unsafe extern "C" fn() -> usize = unsafe { std::mem::transmute(address) };
             // SAFETY: no preconditions.
-            loaded.version = unsafe { version() }.to_string();
+            let version = unsafe { version() };
+            loaded.version = version.to_string();
             versions::note("cublaslt", &loaded.version);
+            // Before the functions are bound, as with the driver: that of the oldest driver's toolkit.
+            loaded.at_least(version, OLDEST, "120200 (of CUDA 12.2)")?;
         }
         let table = BlasLt::bind(&loaded)?;
         std::mem::forget(loaded);

@@ -26,6 +26,9 @@ pub struct Source {
 /// What the compiler is told besides the architecture.
 const OPTIONS: [&str; 4] = ["--std=c++17", "-default-device", "--fmad=true", "-lineinfo"];
 
+/// The oldest compiler that will do, as 1000 · major + 10 · minor: that of the oldest driver's toolkit, CUDA 12.2.
+const OLDEST: usize = 12_020;
+
 /// The compiler and what it is.
 pub(crate) struct Compiler {
     table: Nvrtc,
@@ -41,7 +44,7 @@ impl Compiler {
     }
 
     fn load() -> Result<&'static Compiler> {
-        let loaded = library::open(&Wanted {
+        let mut loaded = library::open(&Wanted {
             library: "run-time compiler (NVRTC)",
             names: if Driver::is_of_cuda_12() {
                 &["libnvrtc.so.12"]
@@ -56,7 +59,9 @@ impl Compiler {
         let (mut major, mut minor): (c_int, c_int) = (0, 0);
         // SAFETY: writes two integers.
         unsafe { (table.nvrtcVersion)(&mut major, &mut minor) };
-        versions::note("nvrtc", &format!("{major}.{minor}"));
+        loaded.version = format!("{major}.{minor}");
+        versions::note("nvrtc", &loaded.version);
+        loaded.at_least(usize::try_from(1000 * major + 10 * minor).unwrap_or(0), OLDEST, "12.2")?;
         let file = std::fs::metadata(&loaded.path).ok();
         let written = file
             .as_ref()

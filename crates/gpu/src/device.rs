@@ -10,6 +10,13 @@ use crate::{Error, Result};
 /// The oldest driver that will do: CUDA 12.2.
 const OLDEST_DRIVER: i32 = 12_020;
 
+/// The oldest compute capability that will do: kernels use bf16 arithmetic, which came with Ampere.
+const OLDEST_DEVICE: (u32, u32) = (8, 0);
+
+/// `cuFuncLoad`, which drivers have from CUDA 12.4 on.
+type FuncLoad = unsafe extern "C" fn(Handle) -> Status;
+static FUNC_LOAD: OnceLock<Option<FuncLoad>> = OnceLock::new();
+
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceInfo {
@@ -67,11 +74,26 @@ impl Driver {
             }
         }
         let table = Box::leak(Box::new(Driver::bind(&loaded)?));
+        FUNC_LOAD.get_or_init(|| {
+            let address = loaded.symbol("cuFuncLoad").ok()?;
+            // SAFETY: the function of this name, whose signature in NVIDIA's header is the one that is written here.
+            Some(unsafe { std::mem::transmute::<usize, FuncLoad>(address) })
+        });
         std::mem::forget(loaded);
         // SAFETY: no preconditions.
         match unsafe { (table.cuInit)(0) } {
             driver::NO_DEVICE => Err(Error::NoDevice { ordinal: 0, count: 0 }),
             status => table.check(status, "cuInit").map(|()| &*table),
+        }
+    }
+
+    /// Puts a kernel's code onto the device now. Else the driver may do so at the first launch, which then waits for all that
+    /// runs on the device: also for a sum that waits for another rank.
+    pub(crate) fn load_function(&self, function: Handle) -> Result<()> {
+        match FUNC_LOAD.get().copied().flatten() {
+            // SAFETY: a live function of the current context.
+            Some(load) => self.check(unsafe { load(function) }, "cuFuncLoad"),
+            None => Ok(()),
         }
     }
 
@@ -168,6 +190,9 @@ impl Primary {
         // SAFETY: writes one integer; the ordinal exists.
         driver.check(unsafe { (driver.cuDeviceGet)(&mut device, ordinal as c_int) }, "cuDeviceGet")?;
         let info = driver.info(device)?;
+        if info.compute < OLDEST_DEVICE {
+            return Err(Error::OldDevice { name: info.name, found: info.compute, needed: OLDEST_DEVICE });
+        }
         let mut context: Handle = 0;
         // SAFETY: writes one handle; released in `drop`.
         let status = unsafe { (driver.cuDevicePrimaryCtxRetain)(&mut context, device) };

@@ -44,6 +44,19 @@ pub enum Error {
         /// The oldest that will do.
         needed: String,
     },
+    /// The device is older than what kernels need.
+    #[error(
+        "{name} has compute capability {}.{}, and {}.{} or newer is needed; use --device cpu, or name another GPU in CUDA_VISIBLE_DEVICES",
+        .found.0, .found.1, .needed.0, .needed.1
+    )]
+    OldDevice {
+        /// The device.
+        name: String,
+        /// Its compute capability, major and minor.
+        found: (u32, u32),
+        /// The least that will do.
+        needed: (u32, u32),
+    },
     /// There is no such device.
     #[error(
         "no CUDA device {ordinal}: the driver shows {count}; see nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"
@@ -104,14 +117,18 @@ pub enum Error {
     },
     /// Device memory is used up, with every cached block given back.
     #[error(
-        "out of device memory: {wanted} bytes wanted; {live} live in blocks of this process (largest: {largest:?}), {cached} cached, {free} free of {total} on the device"
+        "out of device memory: {wanted} bytes wanted, and at most {fits} would fit; {live} live in blocks of this process (largest: {largest:?}), {graphs} kept for CUDA graphs, {cached} free in smaller pieces, {free} free of {total} on the device"
     )]
     OutOfMemory {
         /// Bytes of the request.
         wanted: u64,
+        /// The largest request that there would be room for.
+        fits: u64,
         /// Bytes in live blocks.
         live: u64,
-        /// Bytes held from the device without a use.
+        /// Bytes that steps which were recorded as CUDA graphs hold, and that are not live.
+        graphs: u64,
+        /// Bytes held from the device in pieces that are not live, each smaller than what was wanted.
         cached: u64,
         /// Bytes that the device has left.
         free: u64,

@@ -5,12 +5,14 @@
 //! soon as the computation that read it last is done.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::memory::Block;
 use crate::{Buffer, Context, Event, Result};
 
-/// Blocks that may wait for their next use; older ones go back to everybody.
+/// Blocks that may wait for their next use; older ones go back to everybody. Or twice as many as were in use at once: those of
+/// a step while the next one's arrive.
 const MOST_IDLE: usize = 16;
 
 /// A copy's source, which lives until the copy is done.
@@ -20,6 +22,8 @@ pub type Source = Box<dyn AsRef<[u8]> + Send>;
 pub(crate) struct Inputs {
     idle: Mutex<VecDeque<Idle>>,
     flying: Mutex<VecDeque<(Source, Event)>>,
+    in_use: AtomicUsize,
+    most_in_use: AtomicUsize,
 }
 
 /// A block that waits for its next use.
@@ -35,6 +39,10 @@ struct Idle {
 impl Inputs {
     fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn most_idle(&self) -> usize {
+        MOST_IDLE.max(2 * self.most_in_use.load(Ordering::Relaxed))
     }
 
     /// A waiting block of that size: one that nothing is at any more, or the one that has waited longest.
@@ -76,6 +84,8 @@ impl Context {
             None => (self.relieved(|memory| memory.take_lasting(bytes))?, true, Vec::new()),
         };
         let buffer = Buffer::of_input(self, block, len);
+        let in_use = self.inputs().in_use.fetch_add(1, Ordering::Relaxed) + 1;
+        self.inputs().most_in_use.fetch_max(in_use, Ordering::Relaxed);
         for event in &after {
             self.copies().wait(event)?;
         }
@@ -126,9 +136,11 @@ impl Context {
         let marked = if self.is_capturing() { None } else { mark().ok() };
         let unmarked = marked.is_none();
         after.extend(marked);
+        self.inputs().in_use.fetch_sub(1, Ordering::Relaxed);
+        let most = self.inputs().most_idle();
         let mut idle = self.inputs().idle();
         idle.push_back(Idle { block, bytes: class(len), after, unmarked });
-        if idle.len() > MOST_IDLE
+        if idle.len() > most
             && let Some(oldest) = idle.pop_front()
         {
             self.core().memory.give(oldest.block, oldest.after);

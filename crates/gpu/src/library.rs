@@ -31,6 +31,15 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
+    /// Fails where the library's version, as a number, is below `oldest`, which people write as `needed`.
+    pub(crate) fn at_least(&self, version: usize, oldest: usize, needed: &str) -> Result<()> {
+        if version >= oldest {
+            return Ok(());
+        }
+        let (library, found, needed) = (self.path.clone(), self.version.clone(), needed.to_owned());
+        Err(Error::OldLibrary { library, found, needed })
+    }
+
     /// Address of a function.
     pub(crate) fn symbol(&self, name: &'static str) -> Result<usize> {
         let missing = || Error::MissingFunction {
@@ -49,28 +58,27 @@ impl Loaded {
 /// Finds and loads a library.
 pub(crate) fn open(wanted: &Wanted) -> Result<Loaded> {
     let mut tried = Vec::new();
-    let own = own_folders(&|name| std::env::var_os(name));
-    if let Some(found) = open_in(&own, wanted, &mut tried) {
+    let env: Env = &|name| std::env::var_os(name);
+    if let Some(found) = open_in(&own_folders(env), wanted, wanted.names, &mut tried) {
         return Ok(found);
     }
+    let folders = if wanted.packaged { package_folders(env, &mut tried) } else { Vec::new() };
+    // A preferred version in a package before an older one of the system.
     for name in wanted.names {
         if let Some(found) = open_file(Path::new(name), &mut tried) {
             return Ok(found);
         }
-    }
-    if wanted.packaged {
-        let folders = package_folders(&|name| std::env::var_os(name));
-        if let Some(found) = open_in(&folders, wanted, &mut tried) {
+        if let Some(found) = open_in(&folders, wanted, &[name], &mut tried) {
             return Ok(found);
         }
     }
     Err(Error::NoLibrary { library: wanted.library, tried, hint: wanted.hint })
 }
 
-fn open_in(folders: &[PathBuf], wanted: &Wanted, tried: &mut Vec<String>) -> Option<Loaded> {
+fn open_in(folders: &[PathBuf], wanted: &Wanted, names: &[&str], tried: &mut Vec<String>) -> Option<Loaded> {
     for folder in folders {
         let mut any = false;
-        for name in wanted.names {
+        for name in names {
             let file = folder.join(name);
             if !file.exists() {
                 continue;
@@ -84,7 +92,7 @@ fn open_in(folders: &[PathBuf], wanted: &Wanted, tried: &mut Vec<String>) -> Opt
             }
         }
         if !any {
-            tried.push(format!("{} (not there)", folder.join(wanted.names[0]).display()));
+            tried.push(format!("{} (not there)", folder.join(names.first().unwrap_or(&"")).display()));
         }
     }
     None
@@ -98,7 +106,9 @@ fn open_file(file: &Path, tried: &mut Vec<String>) -> Option<Loaded> {
             Some(Loaded { library, path, version: String::from("unknown") })
         }
         Err(e) => {
-            tried.push(format!("{} ({e})", file.display()));
+            // What the loader says is the cause of what `libloading` says.
+            let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+            tried.push(format!("{} ({why})", file.display()));
             None
         }
     }
@@ -126,15 +136,20 @@ fn own_folders(env: Env) -> Vec<PathBuf> {
         .unwrap_or_default()
 }
 
-/// Existing folders of toolkits and Python packages, in the order in which they are searched.
-fn package_folders(env: Env) -> Vec<PathBuf> {
+/// Existing folders of toolkits and Python packages, in the order in which they are searched; a toolkit that is named and not
+/// there is told.
+fn package_folders(env: Env, tried: &mut Vec<String>) -> Vec<PathBuf> {
     let mut folders = Vec::new();
-    let mut toolkits: Vec<PathBuf> =
-        ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(|n| env(n)).map(PathBuf::from).collect();
-    toolkits.push(PathBuf::from("/usr/local/cuda"));
-    for t in toolkits {
-        folders.extend([t.join("lib64"), t.join("targets/x86_64-linux/lib")]);
+    let libraries = |toolkit: &Path| [toolkit.join("lib64"), toolkit.join("targets/x86_64-linux/lib")];
+    for name in ["CUDA_HOME", "CUDA_PATH"] {
+        let Some(toolkit) = env(name).filter(|v| !v.is_empty()).map(PathBuf::from) else { continue };
+        let places = libraries(&toolkit);
+        if !places.iter().any(|p| p.is_dir()) {
+            tried.push(format!("{name}={} (no toolkit: there is no lib64 in it)", toolkit.display()));
+        }
+        folders.extend(places);
     }
+    folders.extend(libraries(Path::new("/usr/local/cuda")));
     for site in site_packages(env) {
         let mut packages = subfolders(&site.join("nvidia"), "");
         // Those of a new CUDA version (`cu13`) before the single ones of an old (`cublas`, …).
@@ -153,13 +168,17 @@ fn package_folders(env: Env) -> Vec<PathBuf> {
 
 /// Python's package folders: of the active environment, of the `python3` on the path, of the system and of the user.
 fn site_packages(env: Env) -> Vec<PathBuf> {
-    let mut prefixes: Vec<PathBuf> = env("VIRTUAL_ENV").map(PathBuf::from).into_iter().collect();
+    let mut prefixes: Vec<PathBuf> =
+        ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env).map(PathBuf::from).collect();
     let python = env("PATH")
         .and_then(|path| std::env::split_paths(&path).map(|p| p.join("python3")).find(|p| p.exists()));
     if let Some(python) = python {
         // An environment's `python3` is a link to the one it was made with; both have packages.
         for file in [Some(python.clone()), python.canonicalize().ok()].into_iter().flatten() {
-            prefixes.extend(file.parent().and_then(Path::parent).map(Path::to_path_buf));
+            let prefix = file.parent().and_then(Path::parent);
+            prefixes.extend(prefix.map(Path::to_path_buf));
+            // pyenv's is a script that chooses one of its versions.
+            prefixes.extend(prefix.map_or(Vec::new(), |root| chosen_by_pyenv(root, env)));
         }
     }
     prefixes.push(PathBuf::from("/usr/local"));
@@ -172,6 +191,18 @@ fn site_packages(env: Env) -> Vec<PathBuf> {
     }
     sites.push(PathBuf::from("/usr/lib/python3/dist-packages"));
     sites
+}
+
+/// The versions of Python that pyenv has in `root`: the chosen ones first.
+fn chosen_by_pyenv(root: &Path, env: Env) -> Vec<PathBuf> {
+    let all = subfolders(&root.join("versions"), "");
+    let chosen = env("PYENV_VERSION").map(|v| v.to_string_lossy().into_owned());
+    let chosen = chosen.or_else(|| std::fs::read_to_string(root.join("version")).ok()).unwrap_or_default();
+    let names: Vec<&str> = chosen.split([':', '\n', ' ']).filter(|n| !n.is_empty()).collect();
+    let is_chosen = |p: &PathBuf| p.file_name().is_some_and(|n| names.iter().any(|c| n == *c));
+    let (mut first, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(is_chosen);
+    first.extend(rest);
+    first
 }
 
 /// Folders in `folder` whose names begin with `start`, sorted.
@@ -216,10 +247,13 @@ mod tests {
         fs::write(folder.path().join("libphalanx-none.so.1"), "text").unwrap();
         let mut tried = Vec::new();
         let folders = [folder.path().to_path_buf(), folder.path().join("none")];
-        assert!(open_in(&folders, &NOWHERE, &mut tried).is_none());
+        assert!(open_in(&folders, &NOWHERE, NOWHERE.names, &mut tried).is_none());
         assert_eq!(tried.len(), 2, "{tried:?}");
+        // With the loader's own words, which say what is wrong.
         assert!(
-            tried[0].contains("libphalanx-none.so.1 (") && tried[1].ends_with("(not there)"),
+            tried[0].contains("libphalanx-none.so.1 (")
+                && tried[0].contains("file too short")
+                && tried[1].ends_with("(not there)"),
             "{tried:?}"
         );
     }
@@ -249,9 +283,14 @@ mod tests {
             "path",
             "home/.local/lib/python3.10/site-packages/nvidia/nccl/lib",
             "toolkit/lib64",
+            "pyenv/shims",
+            "pyenv/versions/3.9.1/lib/python3.9/site-packages/nvidia/cublas/lib",
+            "pyenv/versions/3.8.2/lib/python3.8/site-packages/nvidia/cublas/lib",
         ] {
             fs::create_dir_all(at(p)).unwrap();
         }
+        fs::write(at("pyenv/shims/python3"), "#!/bin/sh").unwrap();
+        fs::write(at("pyenv/version"), "3.9.1\n").unwrap();
         fs::write(at("opt/bin/python3.11"), "").unwrap();
         std::os::unix::fs::symlink(at("opt/bin/python3.11"), at("path/python3")).unwrap();
         let env = |name: &str| {
@@ -264,7 +303,9 @@ mod tests {
             };
             Some(value.into_os_string())
         };
-        let found = package_folders(&env);
+        let mut tried = Vec::new();
+        let found = package_folders(&env, &mut tried);
+        assert!(tried.is_empty(), "{tried:?}");
         let ours: Vec<_> = found.iter().filter_map(|f| f.strip_prefix(root.path()).ok()).collect();
         let wanted = [
             "toolkit/lib64",
@@ -274,6 +315,30 @@ mod tests {
             "home/.local/lib/python3.10/site-packages/nvidia/nccl/lib",
         ];
         assert_eq!(ours, wanted.map(Path::new));
+        // pyenv's python3 is a script beside its versions; a toolkit that is not there is told.
+        let env = |name: &str| match name {
+            "PATH" => Some(at("pyenv/shims").into_os_string()),
+            "CUDA_PATH" => Some(at("nowhere").into_os_string()),
+            _ => None,
+        };
+        let found = package_folders(&env, &mut tried);
+        let ours: Vec<_> = found.iter().filter_map(|f| f.strip_prefix(root.path()).ok()).collect();
+        let of =
+            |v: &str, p: &str| format!("pyenv/versions/{v}/lib/python{p}/site-packages/nvidia/cublas/lib");
+        assert_eq!(ours, [of("3.9.1", "3.9"), of("3.8.2", "3.8")].map(PathBuf::from));
+        assert!(tried[0].starts_with("CUDA_PATH=") && tried[0].contains("no toolkit"), "{tried:?}");
+    }
+
+    #[test]
+    fn a_library_that_is_too_old_is_named_with_the_one_that_is_needed() {
+        let loaded = |version: &str| Loaded {
+            library: Library::this(),
+            path: "/x/libcudnn.so.9".into(),
+            version: version.into(),
+        };
+        loaded("9.1.0").at_least(90_100, 90_000, "9.0").unwrap();
+        let e = loaded("8.9.7").at_least(8907, 90_000, "9.0").unwrap_err().to_string();
+        assert!(e.contains("/x/libcudnn.so.9 is version 8.9.7, and 9.0 or newer is needed"), "{e}");
     }
 
     #[test]

@@ -51,13 +51,7 @@ impl Loaded {
         unsafe { get(&mut version) };
         loaded.version = text_of(version);
         // Before the functions are bound: an old version lacks some, and its age is the better message.
-        if version < OLDEST {
-            return Err(Error::OldLibrary {
-                library: loaded.path.clone(),
-                found: loaded.version.clone(),
-                needed: text_of(OLDEST),
-            });
-        }
+        loaded.at_least(version as usize, OLDEST as usize, &text_of(OLDEST))?;
         let table = Library::bind(&loaded)?;
         std::mem::forget(loaded);
         Ok(Box::leak(Box::new(Loaded { table, version })))

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::context::Core;
 use crate::device::Primary;
@@ -20,10 +20,40 @@ pub struct Pinned {
     core: Arc<Core>,
 }
 
-/// Pinned blocks without an owner, by size.
+/// Bytes that may lie idle: batches of sizes that are no more asked for would else stay locked for good.
+const MOST_IDLE: usize = 1 << 30;
+
+/// Pinned blocks without an owner.
 pub(crate) struct HostCache {
     primary: Arc<Primary>,
-    free: Mutex<HashMap<usize, Vec<usize>>>,
+    free: Mutex<Free>,
+}
+
+#[derive(Default)]
+struct Free {
+    by_size: HashMap<usize, Vec<usize>>,
+    bytes: usize,
+}
+
+impl Free {
+    fn take(&mut self, size: usize) -> Option<usize> {
+        let address = self.by_size.get_mut(&size).and_then(Vec::pop)?;
+        self.bytes -= size;
+        Some(address)
+    }
+
+    /// Keeps a block, and gives those that are to go for it: of other sizes first.
+    fn keep(&mut self, size: usize, address: usize, most: usize) -> Vec<usize> {
+        self.by_size.entry(size).or_default().push(address);
+        self.bytes += size;
+        let mut gone = Vec::new();
+        while self.bytes > most {
+            let other = self.by_size.iter().filter(|(_, blocks)| !blocks.is_empty()).map(|(s, _)| *s);
+            let Some(next) = other.max_by_key(|s| (*s != size, *s)) else { break };
+            gone.extend(self.take(next));
+        }
+        gone
+    }
 }
 
 impl HostCache {
@@ -31,10 +61,12 @@ impl HostCache {
         HostCache { primary: primary.clone(), free: Mutex::default() }
     }
 
+    fn free(&self) -> MutexGuard<'_, Free> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn take(&self, size: usize) -> Result<usize> {
-        let cached =
-            self.free.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&size).and_then(Vec::pop);
-        if let Some(address) = cached {
+        if let Some(address) = self.free().take(size) {
             return Ok(address);
         }
         let d = self.primary.enter()?;
@@ -48,18 +80,25 @@ impl HostCache {
     }
 
     fn give(&self, size: usize, address: usize) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).entry(size).or_default().push(address);
+        let gone = self.free().keep(size, address, MOST_IDLE);
+        if !gone.is_empty() {
+            self.let_go(gone);
+        }
+    }
+
+    fn let_go(&self, blocks: Vec<usize>) {
+        let Ok(d) = self.primary.enter() else { return };
+        for address in blocks {
+            // SAFETY: allocated in `take`, and nobody owns it.
+            unsafe { (d.cuMemFreeHost)(address as *mut c_void) };
+        }
     }
 }
 
 impl Drop for HostCache {
     fn drop(&mut self) {
-        let Ok(d) = self.primary.enter() else { return };
-        let free = self.free.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for address in free.drain().flat_map(|(_, blocks)| blocks) {
-            // SAFETY: allocated in `take`, and nobody owns it.
-            unsafe { (d.cuMemFreeHost)(address as *mut c_void) };
-        }
+        let all = self.free().by_size.drain().flat_map(|(_, blocks)| blocks).collect();
+        self.let_go(all);
     }
 }
 
@@ -130,5 +169,20 @@ impl fmt::Debug for Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         self.core.host.give(class(self.len), self.address);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_blocks_are_bounded_and_those_of_other_sizes_go_first() {
+        let mut free = Free::default();
+        assert!(free.keep(40, 1, 100).is_empty() && free.keep(40, 2, 100).is_empty());
+        assert_eq!(free.keep(50, 3, 100), [2]);
+        assert_eq!((free.bytes, free.take(50), free.take(40), free.take(40)), (90, Some(3), Some(1), None));
+        assert_eq!(free.keep(200, 4, 100), [4]);
+        assert_eq!(free.bytes, 0);
     }
 }

@@ -156,6 +156,14 @@ impl Norms {
         Ok(made)
     }
 
+    /// Makes the copies of all running statistics that a GPU keeps until they change, before memory of another kind is in use.
+    pub fn keep_on(&self, device: &Device) -> Result<()> {
+        if device.gpu().is_some() {
+            (0..self.norms.len()).try_for_each(|i| self.running(NormId(i as u32), device).map(drop))?;
+        }
+        Ok(())
+    }
+
     /// Length of the flat vector of sums.
     pub fn statistics_len(&self) -> usize {
         self.len

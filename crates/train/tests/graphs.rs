@@ -256,6 +256,48 @@ fn numerics_are_judged_before_a_parameter_changes_also_with_a_step_behind() {
 
 #[test]
 #[ignore = "needs a GPU, or the stand-ins"]
+fn a_step_that_cannot_be_a_graph_may_follow_one_that_is_on_its_way() {
+    alone(|comm| {
+        let device = Device::Cuda(Context::open(0).unwrap());
+        let mut engine = engine(comm.clone(), "mlp", None, &device)?;
+        for step in 0..3 {
+            engine.step(step, batches(&device, 0, None), 1.0, false)?;
+        }
+        let weighted = || batches(&device, 1, None).into_iter().map(|b| b.weighted(vec![1.0; 4])).collect();
+        engine.begin(3, batches(&device, 1, None), 1.0, false)?;
+        assert!(engine.may_go_ahead());
+        // Graphs were demanded, so it is an error; the report of the step before is there all the same.
+        let e = engine.begin(4, weighted(), 1.0, false).unwrap_err();
+        assert!(e.to_string().contains("weights of their own"), "{e}");
+        assert!(engine.finish()?.phases[0].loss_sum.is_finite());
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn an_evaluation_has_the_memory_of_steps() {
+    alone(|comm| {
+        let device = Device::Cuda(Context::open(0).unwrap());
+        let mut engine = engine(comm.clone(), "lenet5", None, &device)?;
+        for step in 0..3 {
+            engine.step(step, batches(&device, 0, None), 1.0, false)?;
+        }
+        let gpu = device.gpu().unwrap();
+        let batch = &batches(&device, 0, None)[0];
+        let (held, asked) = (gpu.free_memory()?, gpu.memory().device_allocations);
+        let values = engine.between_steps(|e| e.task().evaluate(batch, &e.inference()))?;
+        assert!(values[0][1] == 4.0 && values[0][0].is_finite(), "{values:?}");
+        assert_eq!((gpu.free_memory()?, gpu.memory().device_allocations), (held, asked));
+        // What is kept of it would be written over.
+        let e = engine.between_steps(|_| Ok(gpu.alloc(4096)?)).unwrap_err();
+        assert!(e.to_string().contains("4096 bytes of device memory are left behind"), "{e}");
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
 fn batches_that_take_turns_are_each_their_own() {
     alone(|comm| {
         let device = Device::Cuda(Context::open(0).unwrap());

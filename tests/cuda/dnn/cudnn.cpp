@@ -405,7 +405,7 @@ Status finalize(Data& d) {
 
 }  // namespace
 
-API size_t cudnnGetVersion() { return 91900; }
+API size_t cudnnGetVersion() { return (size_t)standin_version("DNN", 91900); }
 
 API const char* cudnnGetErrorString(Status status) {
     switch (status) {

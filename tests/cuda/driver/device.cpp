@@ -4,6 +4,7 @@
 //   CUDA_VISIBLE_DEVICES             which of them the process sees, by number
 //   PHALANX_STANDIN_MEMORY           bytes of each, with K, M or G behind it (4G)
 //   PHALANX_STANDIN_DRIVER_VERSION   what cuDriverGetVersion answers (13000)
+//   PHALANX_STANDIN_COMPUTE          the devices' compute capability (9.0)
 //   PHALANX_STANDIN_STREAMS=1        streams run as late as possible (streams.cpp)
 //   PHALANX_STANDIN_RACES=1          kernels run twice, in different orders (modules.cpp)
 #include <stdarg.h>
@@ -22,7 +23,10 @@ struct Uuid {
     char bytes[16];
 };
 
-/// Numbers of CU_DEVICE_ATTRIBUTE_…, and the answers.
+/// The two numbers of a compute capability, which the environment may say.
+constexpr int COMPUTE_MAJOR = 75, COMPUTE_MINOR = 76;
+
+/// Numbers of other CU_DEVICE_ATTRIBUTE_…, and the answers.
 struct Attribute {
     int number, value;
 };
@@ -46,8 +50,6 @@ constexpr Attribute ATTRIBUTES[] = {
     {39, THREADS_PER_MULTIPROCESSOR},       // threads of a multiprocessor
     {40, 2},                                // copy engines
     {41, 1},                                // unified addresses
-    {75, 9},                                // compute capability, major
-    {76, 0},                                // and minor
     {78, 1},                                // priorities of streams
     {81, SHARED_MEMORY_OF_MULTIPROCESSOR},  // shared memory of a multiprocessor
     {82, 65536},                            // its registers
@@ -223,6 +225,12 @@ API Result cuDeviceTotalMem_v2(size_t* bytes, int device) {
 
 API Result cuDeviceGetAttribute(int* value, int attribute, int device) {
     if (Result wrong = check_device(device)) return wrong;
+    if (attribute == COMPUTE_MAJOR || attribute == COMPUTE_MINOR) {
+        int of[2] = {};
+        sscanf(environment("PHALANX_STANDIN_COMPUTE", "9.0").c_str(), "%d.%d", &of[0], &of[1]);
+        *value = of[attribute - COMPUTE_MAJOR];
+        return success;
+    }
     for (const Attribute& a : ATTRIBUTES) {
         if (a.number != attribute) continue;
         *value = a.value;

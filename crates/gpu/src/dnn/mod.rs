@@ -20,6 +20,8 @@ use crate::memory::Scratch;
 use crate::{DevicePtr, Error, Event, Result, compile, versions};
 use plan::{Plan, Problem};
 
+/// The oldest version that will do, as `cudnnGetVersion` gives it: the first of the major version whose library is looked for.
+const OLDEST: usize = 90_000;
 /// The most memory that a convolution may use beside its operands, in bytes.
 const WORKSPACE_LIMIT: usize = 1 << 30;
 /// Plans that are timed; of each the fastest of so many rounds counts, after a first one that does not.
@@ -76,8 +78,10 @@ impl CuDnn {
             // SAFETY: the function of this name.
             let version: unsafe extern "C" fn() -> usize = unsafe { std::mem::transmute(address) };
             // SAFETY: no preconditions.
-            loaded.version = unsafe { version() }.to_string();
+            let version = unsafe { version() };
+            loaded.version = version.to_string();
             versions::note("cudnn", &loaded.version);
+            loaded.at_least(version, OLDEST, "90000 (9.0)")?;
         }
         let table = CuDnn::bind(&loaded)?;
         std::mem::forget(loaded);

@@ -166,6 +166,17 @@ impl Planner {
         self.segments.values().filter(|s| s.tag == tag).map(|s| s.size).sum()
     }
 
+    /// The largest request that a free piece of one tag could serve, in bytes.
+    pub(super) fn largest_free(&self, tag: Tag) -> u64 {
+        let of_tag = self.free.range((tag, false, 0, 0)..(tag + 1, false, 0, 0));
+        of_tag.map(|(_, large, size, _)| if *large { *size } else { (*size).min(SMALL) }).max().unwrap_or(0)
+    }
+
+    /// Bytes of free pieces of other tags than this one.
+    pub(super) fn idle_of_others(&self, tag: Tag) -> u64 {
+        self.free.iter().filter(|f| f.0 != tag).map(|f| f.2).sum()
+    }
+
     /// Forgets everything and gives the addresses of all segments.
     pub(super) fn clear(&mut self) -> Vec<u64> {
         self.free.clear();

@@ -39,7 +39,12 @@ pub(crate) struct Memory {
     /// What is handed out now belongs to: 0, or the memory of graphs.
     tag: AtomicU32,
     capturing: AtomicBool,
+    /// Whether each block is an allocation of the device's own, so that checkers see every byte beyond it.
+    apart: bool,
 }
+
+/// Set to 1, it gives each block an allocation of its own (slow): for compute-sanitizer and the tests' stand-ins.
+const APART: &str = "PHALANX_CUDA_APART";
 
 #[derive(Default)]
 struct State {
@@ -57,6 +62,7 @@ impl Memory {
             state: Mutex::default(),
             tag: AtomicU32::new(0),
             capturing: AtomicBool::new(false),
+            apart: std::env::var_os(APART).is_some_and(|v| v == "1"),
         }
     }
 
@@ -95,7 +101,8 @@ impl Memory {
     #[cold]
     fn grow(&self, state: &mut State, tag: Tag, bytes: usize) -> Result<(u64, u64)> {
         let d = self.primary.enter()?;
-        let usual = planner::segment_size(bytes);
+        // No more than was asked for: what lies beyond it is nobody's.
+        let usual = if self.apart { bytes.max(1) as u64 } else { planner::segment_size(bytes) };
         let mut segment = state.ask(d, usual)?.map(|address| (address, usual));
         if segment.is_none() && !self.is_capturing() {
             state.sweep(true)?;
@@ -111,11 +118,11 @@ impl Memory {
             }
         }
         if let Some((address, size)) = segment {
-            state.planner.insert(tag, address, size, bytes);
+            state.planner.insert(tag, address, size.next_multiple_of(planner::UNIT), bytes);
         }
         match state.planner.take(tag, bytes) {
             Some(found) => Ok(found),
-            None => Err(state.exhausted(d, bytes)),
+            None => Err(state.exhausted(d, tag, bytes)),
         }
     }
 
@@ -124,6 +131,12 @@ impl Memory {
         let mut state = self.state();
         if keep.is_empty() {
             state.give(block);
+            if self.apart
+                && !self.is_capturing()
+                && let Ok(d) = self.primary.enter()
+            {
+                state.release(d);
+            }
         } else {
             state.kept.push((block, keep));
         }
@@ -232,15 +245,18 @@ impl State {
         }
     }
 
-    fn exhausted(&self, d: &Driver, bytes: usize) -> Error {
+    fn exhausted(&self, d: &Driver, tag: Tag, bytes: usize) -> Error {
         let (mut free, mut total) = (0usize, 0usize);
         // SAFETY: writes two sizes.
         unsafe { (d.cuMemGetInfo_v2)(&mut free, &mut total) };
-        let live = self.stats.live;
+        let (live, graphs) = (self.stats.live, self.planner.idle_of_others(tag));
+        let new = free as u64 / planner::SEGMENT_UNIT * planner::SEGMENT_UNIT;
         Error::OutOfMemory {
             wanted: bytes as u64,
+            fits: self.planner.largest_free(tag).max(new),
             live,
-            cached: self.planner.held() - live,
+            graphs,
+            cached: self.planner.held() - live - graphs,
             free: free as u64,
             total: total as u64,
             largest: self.planner.largest(NAMED),

@@ -1,6 +1,6 @@
-use phalanx_gpu::Error;
+use phalanx_gpu::{Args, Error, Grid};
 
-use crate::common::{buffer, context, stand_ins, with_settings};
+use crate::common::{KERNELS, buffer, context, stand_ins, with_settings};
 
 #[test]
 #[ignore = "needs a GPU, or the stand-ins"]
@@ -118,13 +118,48 @@ fn a_full_device_gives_back_what_is_cached_then_says_what_is_live() {
     let mib = 1 << 20;
     let blocks: Vec<_> = (0..3).map(|_| c.alloc(20 * mib).unwrap()).collect();
     let e = c.alloc(21 * mib).unwrap_err();
-    let Error::OutOfMemory { wanted, live, cached, total, ref largest, .. } = e else { panic!("{e}") };
+    let Error::OutOfMemory { wanted, fits, live, graphs, cached, total, ref largest, .. } = e else {
+        panic!("{e}")
+    };
     assert_eq!((wanted, live, cached, total), (21 << 20, 60 << 20, 0, 64 << 20), "{e}");
+    assert_eq!((fits, graphs), (4 << 20, 0));
     assert_eq!(*largest, [20 << 20; 3]);
     drop(blocks);
     // No cached segment is large enough, but together they are.
     assert_eq!(c.alloc(50 * mib).unwrap().len(), 50 * mib);
     // Where the usual segment of 20 MB has no room, one as small as the request has.
-    let _most = c.alloc(50 * mib).unwrap();
+    let most = c.alloc(50 * mib).unwrap();
     assert_eq!(c.alloc(5 * mib).unwrap().len(), 5 * mib);
+    drop(most);
+    // What graphs keep serves nobody else, and is no piece that is too small.
+    let memory = c.graph_memory().unwrap();
+    let in_use = memory.enter();
+    drop((c.alloc(30 * mib).unwrap(), in_use));
+    let e = c.alloc(40 * mib).unwrap_err();
+    let Error::OutOfMemory { fits, graphs, cached, .. } = e else { panic!("{e}") };
+    // Beside it there is the rest of a segment for small blocks, of which one lives.
+    assert!((fits, graphs) == (32 << 20, 30 << 20) && cached < 2 << 20, "{e}");
+    assert!(e.to_string().contains("31457280 kept for CUDA graphs"), "{e}");
+}
+
+/// Between blocks of one allocation of the device nobody sees where one ends.
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn a_byte_beyond_a_block_is_found_where_blocks_are_apart() {
+    let name = "memory::a_byte_beyond_a_block_is_found_where_blocks_are_apart";
+    if !stand_ins() || !with_settings(name, &[("PHALANX_CUDA_APART", "1")]) {
+        return;
+    }
+    let c = context();
+    let (y, x) = (c.alloc(100).unwrap(), c.alloc(100).unwrap());
+    let asked = c.memory().device_allocations;
+    let scale = |n: i64| {
+        let args = Args::new().ptr(y.ptr()).ptr(x.ptr()).f32(2.0).i64(n);
+        c.launch(&KERNELS, "scale", Grid::new([1, 1, 1], 32), args)?;
+        c.synchronize()
+    };
+    scale(25).unwrap();
+    let e = scale(26).unwrap_err().to_string();
+    assert!(e.contains("illegal") || e.contains("ILLEGAL"), "{e}");
+    assert_eq!(asked, 2);
 }

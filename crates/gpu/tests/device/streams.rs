@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use phalanx_gpu::{Args, Buffer, Context, Error, Grid, Trace};
+use phalanx_gpu::{Args, Buffer, Context, Error, Grid, Nccl, Trace};
 
 use crate::common::{KERNELS, buffer, context, stand_ins, with_settings};
 
@@ -205,6 +205,40 @@ fn a_recording_that_is_dropped_leaves_nothing() {
     assert_eq!(first(&c, &total), 0);
     count(&c, &total, 2);
     assert_eq!(first(&c, &total), 2);
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn a_device_that_is_too_old_is_named() {
+    let name = "streams::a_device_that_is_too_old_is_named";
+    if !stand_ins() || !with_settings(name, &[("PHALANX_STANDIN_COMPUTE", "7.5")]) {
+        return;
+    }
+    let e = Context::open(0).unwrap_err();
+    assert!(matches!(e, Error::OldDevice { found: (7, 5), .. }), "{e}");
+    assert!(e.to_string().contains("compute capability 7.5, and 8.0 or newer is needed"), "{e}");
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn libraries_that_are_too_old_are_named() {
+    let name = "streams::libraries_that_are_too_old_are_named";
+    let old = ["NVRTC", "BLASLT", "DNN", "NCCL"].map(|l| format!("PHALANX_STANDIN_{l}_VERSION"));
+    let [nvrtc, blas, dnn, nccl] = old.each_ref().map(String::as_str);
+    let settings = [(nvrtc, "11080"), (blas, "111103"), (dnn, "8907"), (nccl, "21700")];
+    if !stand_ins() || !with_settings(name, &settings) {
+        return;
+    }
+    let c = context();
+    for (found, says) in [
+        (phalanx_gpu::check_compiler().err(), "libnvrtc.so.13 is version 11.8, and 12.2 or newer is needed"),
+        (c.blas().err(), "libcublasLt.so.13 is version 111103, and 120200 (of CUDA 12.2) or newer"),
+        (c.dnn().err(), "libcudnn.so.9 is version 8907, and 90000 (9.0) or newer"),
+        (Nccl::version().err(), "libnccl.so.2 is version 2.17.0, and 2.18.0 or newer"),
+    ] {
+        let e = found.unwrap();
+        assert!(matches!(e, Error::OldLibrary { .. }) && e.to_string().contains(says), "{e}");
+    }
 }
 
 #[test]

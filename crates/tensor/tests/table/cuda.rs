@@ -203,6 +203,20 @@ fn no_kernel_depends_on_the_order_of_its_threads() {
     }
 }
 
+/// Each op's kernels over its smallest row, each tensor in an allocation of its own: a byte beside an operand is found.
+#[test]
+#[ignore = "needs the stand-ins"]
+fn no_kernel_touches_what_lies_beside_its_operands() {
+    if std::env::var_os("PHALANX_CUDA_PATH").is_none() {
+        return;
+    }
+    let mut run = Command::new(std::env::current_exe().unwrap());
+    run.args(["cuda::a_gpu_gives_what_the_cpu_gives", "--exact", "--ignored", "--nocapture"]);
+    let out = run.env("PHALANX_CUDA_APART", "1").env("PHALANX_TABLE_MOST", "2000").output().unwrap();
+    let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+    assert!(out.status.success() && said.contains("1 passed"), "{said}");
+}
+
 #[test]
 #[ignore = "needs a GPU or its stand-in"]
 fn operands_with_gaps_and_no_samples_on_a_gpu() {

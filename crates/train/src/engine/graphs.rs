@@ -51,8 +51,8 @@ pub(super) struct Graphs {
     /// Why no step is recorded.
     refusal: Option<String>,
     told: bool,
-    /// What forms of steps were met, with the number of the graph.
-    forms: HashMap<Form, Option<usize>>,
+    /// What forms of steps were met.
+    forms: HashMap<Form, Known>,
     pub(super) recorded: Vec<Recorded>,
     memory: Option<GraphMemory>,
     /// A word that says that updates were stopped for good.
@@ -68,6 +68,17 @@ pub(super) type Form = Vec<Vec<(Arc<str>, DType, Shape)>>;
 const MOST_GRAPHS: usize = 4;
 /// Forms that are remembered.
 const MOST_FORMS: usize = 256;
+
+/// What is known of a form of steps.
+#[derive(Debug, Clone, Copy)]
+enum Known {
+    /// One was done piece by piece.
+    Seen,
+    /// They are that graph.
+    Graph(usize),
+    /// They cannot be one.
+    Never,
+}
 
 /// What is to be done with a step.
 pub(super) enum Course {
@@ -117,7 +128,8 @@ impl Graphs {
         Ok(graphs)
     }
 
-    /// From now on no step is recorded. Fails where it is demanded.
+    /// From now on no step is recorded. Fails where it is demanded. No launched step may be on its way: its report would go
+    /// with the graph.
     pub(super) fn refuse(&mut self, why: String) -> Result<()> {
         self.forget();
         self.memory = None;
@@ -160,47 +172,57 @@ impl Graphs {
         Some(format!("steps are not launched as CUDA graphs: {why}"))
     }
 
-    /// What is to be done with a step of these batches.
-    pub(super) fn course(&mut self, batches: &[Batch]) -> Result<Course> {
-        if self.refusal.is_some() {
-            return Ok(Course::Plain);
+    /// A recorded form that cannot be one after all. Where there are other graphs, only its steps are done piece by piece.
+    pub(super) fn give_up(&mut self, form: Form, why: String) -> Result<()> {
+        if self.recorded.is_empty() || self.wanted == CudaGraph::On {
+            return self.refuse(why);
         }
-        // Samples that are left out have no weight; the next step will be as usual.
-        if batches.iter().any(|b| b.bad > 0) {
-            return Ok(Course::Plain);
+        self.forms.insert(form, Known::Never);
+        Ok(())
+    }
+
+    /// What these batches have that no step may have, if any are to be recorded.
+    pub(super) fn objection(&self, batches: &[Batch]) -> Option<String> {
+        let of = |has: &dyn Fn(&Batch) -> bool| self.refusal.is_none() && batches.iter().any(has);
+        match () {
+            () if of(&|b| b.weights.is_some()) => {
+                Some("samples have weights of their own, which the host sums".to_owned())
+            }
+            () if of(&Batch::is_mixed) => Some("samples are mixed as the host says".to_owned()),
+            () => None,
         }
-        if batches.iter().any(|b| b.weights.is_some()) {
-            self.refuse("samples have weights of their own, which the host sums".to_owned())?;
-            return Ok(Course::Plain);
-        }
-        if batches.iter().any(Batch::is_mixed) {
-            self.refuse("samples are mixed as the host says".to_owned())?;
-            return Ok(Course::Plain);
+    }
+
+    /// What is to be done with a step of these batches, against which there is no [`Graphs::objection`].
+    pub(super) fn course(&mut self, batches: &[Batch]) -> Course {
+        // Batches that lack samples have a form of their own, which is hardly met again.
+        if self.refusal.is_some() || batches.iter().any(|b| b.bad > 0) {
+            return Course::Plain;
         }
         // It would have no marks.
         if self.gpu.as_ref().is_some_and(Context::is_profiling) {
-            return Ok(Course::Plain);
+            return Course::Plain;
         }
         let field = |(name, t): (&Arc<str>, &phalanx_tensor::Tensor)| (name.clone(), t.dtype(), t.shape());
         let form: Form = batches.iter().map(|b| b.fields.iter().map(field).collect()).collect();
-        Ok(match self.forms.get(&form) {
-            Some(Some(graph)) => Course::Launch(*graph),
-            Some(None) if self.recorded.len() < MOST_GRAPHS => Course::Record(form),
-            Some(None) => Course::Plain,
+        match self.forms.get(&form) {
+            Some(Known::Graph(graph)) => Course::Launch(*graph),
+            Some(Known::Seen) if self.recorded.len() < MOST_GRAPHS => Course::Record(form),
+            Some(Known::Seen | Known::Never) => Course::Plain,
             None => {
                 if self.forms.len() < MOST_FORMS {
-                    self.forms.insert(form, None);
+                    self.forms.insert(form, Known::Seen);
                 }
                 Course::Plain
             }
-        })
+        }
     }
 
     /// Keeps a recorded step, and gives its number.
     pub(super) fn keep(&mut self, form: Form, recorded: Recorded) -> usize {
         let at = self.recorded.len();
         self.recorded.push(recorded);
-        self.forms.insert(form, Some(at));
+        self.forms.insert(form, Known::Graph(at));
         self.used = true;
         at
     }
@@ -213,17 +235,17 @@ impl Graphs {
         Ok(self.memory.as_ref())
     }
 
-    /// A step that is not recorded works in the graphs' memory, too, as long as the result is held: there need not be room for
-    /// both.
+    /// A step that is not recorded, and an evaluation, works in the graphs' memory, too, as long as the result is held: there
+    /// need not be room for both.
     pub(super) fn enter(&mut self) -> Result<Option<InUse>> {
         Ok(self.memory()?.map(GraphMemory::enter))
     }
 
-    /// Checks that a step has left nothing in the graphs' memory: the next launch would write over it.
+    /// Checks that a step or an evaluation has left nothing in the graphs' memory: the next launch would write over it.
     pub(super) fn left_behind(&mut self) -> Result<()> {
         match self.memory.as_ref().map_or(0, GraphMemory::used) {
             0 => Ok(()),
-            bytes => self.refuse(format!("a step leaves {bytes} bytes of device memory behind")),
+            bytes => self.refuse(format!("{bytes} bytes of device memory are left behind")),
         }
     }
 

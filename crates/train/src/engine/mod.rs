@@ -310,6 +310,18 @@ impl Engine {
         Ok(())
     }
 
+    /// Does something between two steps in the memory of a GPU that steps work in, as an evaluation, for which there need not
+    /// be room besides. It must leave nothing there.
+    pub fn between_steps<T>(&mut self, work: impl FnOnce(&Engine) -> Result<T>) -> Result<T> {
+        self.land_all()?;
+        self.norms.keep_on(&self.device)?;
+        let in_use = self.graphs.enter()?;
+        let done = work(self)?;
+        drop(in_use);
+        self.graphs.left_behind()?;
+        Ok(done)
+    }
+
     /// What is known of steps as CUDA graphs; none where there is no GPU.
     pub fn cuda_graph(&self) -> Option<GraphUse> {
         self.graphs.in_use()

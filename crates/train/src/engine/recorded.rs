@@ -10,7 +10,7 @@ use phalanx_nn::recorded::{AVERAGE, Guard, UPDATE};
 use phalanx_nn::{Forward, NormId, Update};
 use phalanx_tensor::{DType, Device, Memento, RANDOM, Shape, Tensor, gather_to};
 
-use super::graphs::{Course, Form};
+use super::graphs::Course;
 use super::plain::{Passed, back_from};
 use super::{BAD, Begun, Engine, LOSS, OWN, STOP, StepReport, WEIGHT};
 use crate::task::Batch;
@@ -125,15 +125,19 @@ impl Engine {
         if self.options.faults.any(self.comm.rank(), step) {
             return Ok(None);
         }
-        let graph = match self.graphs.course(batches)? {
+        if let Some(why) = self.graphs.objection(batches) {
+            self.land_all()?;
+            self.graphs.refuse(why)?;
+        }
+        let graph = match self.graphs.course(batches) {
             Course::Plain => return Ok(None),
             Course::Launch(graph) => graph,
             Course::Record(form) => {
                 self.land_all()?;
-                match self.record(form, step, batches)? {
-                    Ok(graph) => graph,
+                match self.record(step, batches) {
+                    Ok(recorded) => self.graphs.keep(form, recorded),
                     Err(why) => {
-                        self.graphs.refuse(why)?;
+                        self.graphs.give_up(form, why)?;
                         return Ok(None);
                     }
                 }
@@ -256,18 +260,10 @@ impl Engine {
         reducer.total(Deadline::after(self.options.deadline))
     }
 
-    /// Records a step of these batches, and gives its number; or says why it cannot be.
-    fn record(
-        &mut self,
-        form: Form,
-        step: u64,
-        batches: &[Batch],
-    ) -> Result<std::result::Result<usize, String>> {
-        Ok(match self.try_record(step, batches) {
-            Ok(made) => made.map(|recorded| self.graphs.keep(form, recorded)),
-            // What is wrong with the step itself, doing it piece by piece tells.
-            Err(e) => Err(e.to_string()),
-        })
+    /// Records a step of these batches, or says why it cannot be.
+    fn record(&mut self, step: u64, batches: &[Batch]) -> std::result::Result<Recorded, String> {
+        // What is wrong with the step itself, doing it piece by piece tells.
+        self.try_record(step, batches).unwrap_or_else(|e| Err(e.to_string()))
     }
 
     /// It is recorded twice, for two steps that have nothing in common: whatever else than the varying numbers is not the same
@@ -275,13 +271,6 @@ impl Engine {
     fn try_record(&mut self, step: u64, batches: &[Batch]) -> Result<std::result::Result<Recorded, String>> {
         let gpu = self.device.gpu().ok_or_else(no_gpu)?.clone();
         let Some(memory) = self.graphs.memory()?.cloned() else { return Ok(Err("it was refused".into())) };
-        let need = memory.held();
-        let left = gpu.free_memory()?.saturating_sub(need);
-        if need > left {
-            // An evaluation, which has its own, may need as much.
-            let why = format!("a step takes {need} bytes of device memory, and {left} are left for all else");
-            return Ok(Err(why));
-        }
         let inputs =
             batches.iter().map(|b| Inputs::like(b, &gpu, &self.device)).collect::<Result<Vec<_>>>()?;
         let halted = self.graphs.halted(&gpu)?;

@@ -348,9 +348,9 @@ impl<'a> Session<'a> {
         let stop = self.request.stop.clone();
         let asked = || stop.load(Ordering::Relaxed);
         let batch = self.config().eval.batch;
-        let Some(eval) = evaluate(&self.engine, &self.sets.eval, &self.loader, batch, &asked)? else {
-            return Ok(false);
-        };
+        let (set, loader) = (&self.sets.eval, &self.loader);
+        let done = self.engine.between_steps(|engine| evaluate(engine, set, loader, batch, &asked))?;
+        let Some(eval) = done else { return Ok(false) };
         self.progress.evaluation_due = false;
         if let Some(plateau) = &mut self.plateau {
             plateau.observe(eval.loss);
