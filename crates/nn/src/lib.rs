@@ -6,6 +6,7 @@
 //! shard. Nothing here hears of files or ranks.
 
 mod builder;
+mod digest;
 mod error;
 mod forward;
 mod init;

@@ -8,28 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use phalanx_gpu::{KernelResources, compile, resources};
 use phalanx_nn::flat::kernel_sources;
 
-/// Kernels that a step of the networks for images spends its time in: nothing of theirs may lie in local memory.
-const HOT: [&str; 15] = [
-    "norm/moments_",
-    "norm/normalise_",
-    "norm/gradient_sums_",
-    "norm/input_gradient_",
-    "norm_rows/",
-    "shape/convert_",
-    "shape/add_",
-    "shape/move_",
-    "elementwise/map_bf16",
-    "elementwise/map_gradient_bf16",
-    "elementwise/zip_",
-    "pool/max_",
-    "loss/entropy_",
-    "reduce/columns_",
-    "optim/",
-];
+/// Kernels that may have local memory: sine and cosine of large arguments reduce them by a table of CUDA's, which is no array of
+/// registers.
+const RARE: [&str; 3] = ["dropout/normal", "elementwise/map_rare", "elementwise/map_gradient_rare"];
 
 #[test]
 #[ignore = "needs NVRTC"]
-fn nvrtc_every_kernel_compiles_and_hot_ones_keep_to_registers() {
+fn nvrtc_every_kernel_compiles_and_keeps_to_registers() {
     let sources = kernel_sources();
     let work: Vec<_> =
         ["sm_80", "sm_90a"].iter().flat_map(|arch| sources.iter().map(move |s| (*s, *arch))).collect();
@@ -50,17 +35,12 @@ fn nvrtc_every_kernel_compiles_and_hot_ones_keep_to_registers() {
     let mut found = found.into_inner().unwrap();
     found.sort_by(|a, b| (a.1, a.0, &a.2.kernel).cmp(&(b.1, b.0, &b.2.kernel)));
     println!("{} kernels for {} sources and two architectures", found.len(), sources.len());
-    let mut hot = 0;
     for (source, arch, KernelResources { kernel, registers, spill, .. }) in &found {
         let name = format!("{source}/{kernel}");
         if *spill > 0 || *registers > 128 {
             println!("{arch} {name}: {registers} registers, {spill} bytes of local memory");
         }
-        if HOT.iter().any(|h| name.starts_with(h)) {
-            hot += 1;
-            // What sm_80's compiler cannot hold in registers, sm_90's can: there every hot kernel must.
-            assert!(*spill == 0 || *arch == "sm_80", "{arch} {name} has {spill} bytes of local memory");
-        }
+        assert!(*spill == 0 || RARE.contains(&&*name), "{arch} {name} has {spill} bytes of local memory");
     }
-    assert!(hot > 60, "{hot} hot kernels");
+    assert!(found.len() > 700, "{} kernels", found.len());
 }

@@ -84,6 +84,22 @@ fn sums_in_any_order_are_as_good() {
     }
 }
 
+/// Work of streams as late as allowed: a wait between a gradient and its sum that is missing shows.
+#[test]
+#[ignore = "needs the stand-ins"]
+fn sums_wait_for_gradients_and_updates_for_sums() {
+    let late = ("PHALANX_STANDIN_STREAMS", "1");
+    if !with_settings("sums_wait_for_gradients_and_updates_for_sums", &[FOUR, late]) {
+        return;
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    let of = |sums| {
+        let settings = ["distributed.bucket_mb=0.05", "distributed.virtual_shards=4"];
+        hashes(&run(&over(sums, &tmp.path().join(format!("{sums:?}")), 2, &settings)).unwrap())
+    };
+    assert_eq!(of(SumsOver::Nccl), of(SumsOver::Host));
+}
+
 #[test]
 #[ignore = "needs the stand-ins"]
 fn an_error_of_nccl_ends_all_ranks_in_time() {

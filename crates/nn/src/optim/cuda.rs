@@ -488,10 +488,10 @@ pub fn round_f16_on(
     flat_on(gpu, stream, "round_f16", n, Args::new().ptr(at).f32(down).f32(up).i64(n as i64))
 }
 
-/// The sources of all kernels: those of the op table and of the optimizers.
+/// The sources of all kernels: those of the op table, of the optimizers, of hashes and of graphs.
 pub fn kernel_sources() -> Vec<&'static Source> {
     let mut all = phalanx_tensor::kernel_sources().to_vec();
-    all.extend([&SOURCE, &phalanx_gpu::GRAPH_KERNELS]);
+    all.extend([&SOURCE, &crate::digest::SOURCE, &phalanx_gpu::GRAPH_KERNELS]);
     all
 }
 

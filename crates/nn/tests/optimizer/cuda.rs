@@ -2,11 +2,11 @@
 //! (`PHALANX_CUDA_PATH`), so these tests are ignored unless asked for: `tests/run` asks.
 
 use phalanx_host::{Arena, Isa};
-use phalanx_nn::{Ema, EmaConfig, Optimizer, OptimizerConfig, ParamId, Params, flat};
+use phalanx_nn::{Ema, EmaConfig, Optimizer, OptimizerConfig, ParamId, Params, Stored, flat};
 use phalanx_tensor::Device;
 
 use super::common::cpu;
-use super::{all, configs, gradients, params};
+use super::{all, configs, gradients, params, spec};
 
 fn gpu() -> Device {
     Device::cuda(0).unwrap()
@@ -164,4 +164,22 @@ fn norms_averages_sums_and_rounding_are_the_cpus() {
 fn upper(x: f32) -> u32 {
     let bits = x.to_bits();
     bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16 << 16
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn parameters_have_one_hash_wherever_they_are() {
+    let device = gpu();
+    // Two whole pieces and some, one to the byte, and less than one.
+    for elements in [(2 << 18) + 77, 1 << 18, 500] {
+        let specs = vec![spec("w", &[elements], Stored::Plain, true)];
+        let params = Params::new(specs, &mut Arena::zeroed).unwrap();
+        params.initialise(7).unwrap();
+        let here = params.piece_hashes(&cpu(2).workers).unwrap();
+        assert_eq!(here.len(), (params.elements() * 4).div_ceil(1 << 20));
+        let there = params.on(&device).unwrap();
+        assert_eq!(there.piece_hashes(&cpu(1).workers).unwrap(), here, "{elements}");
+        there.write(elements / 2, &[0.5]).unwrap();
+        assert_ne!(there.piece_hashes(&cpu(1).workers).unwrap(), here);
+    }
 }
