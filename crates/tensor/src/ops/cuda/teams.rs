@@ -79,3 +79,38 @@ pub(crate) fn blank(cx: &Exec, dtype: DType, shape: Shape) -> Result<(Tensor, De
     })?;
     Ok((made, at))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_row_has_a_team_that_holds_it(rows in 1usize..1 << 24, k in 0usize..1 << 20, half: bool) {
+            let dtype = if half { DType::BF16 } else { DType::F32 };
+            let t = Teams::new("test", [rows, k].into(), rows, k, dtype).unwrap();
+            let (size, threads) = (t.size as usize, t.grid.threads as usize);
+            // Teams of a warp's part, or whole warps: what lanes exchange stays within one.
+            prop_assert!(threads.is_multiple_of(32) && threads.is_multiple_of(size) && threads <= 512);
+            let whole = if size <= 32 { size.is_power_of_two() } else { size == threads };
+            prop_assert!(whole);
+            let unit = if t.wide { 16 / dtype.size() } else { 1 };
+            // Four units a thread, unless no block is large enough.
+            prop_assert!(size * 4 * unit >= k || size == 512);
+            prop_assert!(size == 1 || size > 32 || (size / 2) * 4 * unit < k);
+            let (blocks, teams) = (t.grid.blocks[0] as usize, threads / size);
+            prop_assert!(blocks * teams >= rows && (blocks - 1) * teams < rows);
+            // Packs alone: a row's odd end has a pack of its own.
+            let p = Teams::packs("test", [rows, k].into(), rows, k, dtype).unwrap();
+            prop_assert!(p.wide && p.k as usize == k);
+        }
+    }
+
+    #[test]
+    fn rows_that_cannot_be_counted_are_refused() {
+        assert!(Teams::new("test", [1].into(), 1, 1 << 30, DType::F32).is_ok());
+        assert!(Teams::new("test", [1].into(), 1, (1 << 30) + 1, DType::F32).is_err());
+    }
+}

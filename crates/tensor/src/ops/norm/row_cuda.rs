@@ -139,3 +139,33 @@ impl RowNorm {
         Rows { dtype, rows: before.iter().product(), k: normalised.iter().product() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn sums_are_cut_by_shape_and_every_row_has_someone(rows in 1usize..1 << 28, k in 1usize..1 << 17, half: bool) {
+            let dtype = if half { DType::F16 } else { DType::F32 };
+            let (of, threads) = (Rows { dtype, rows, k }, THREADS as usize);
+            for pack in [1, 16 / dtype.size()] {
+                let (width, grid) = of.summing(pack);
+                prop_assert!(width.is_power_of_two() && threads.is_multiple_of(width));
+                prop_assert!(width == threads || width * pack >= k);
+                let blocks = grid.blocks[0] as usize;
+                prop_assert!((1..=SUM_BLOCKS).contains(&blocks));
+                // No block is without a row, and none has fewer than it is worth to sum, but where there are no more.
+                let least = SUM_ROWS.max(threads / width);
+                prop_assert!(blocks == 1 || rows > (blocks - 1) * least);
+            }
+            let (who, grid) = of.grid();
+            let blocks = grid.blocks[0] as usize;
+            let each = if who == "warp" { threads / 32 } else { 1 };
+            prop_assert!(blocks == 1 << 20 || blocks * each >= rows && (blocks - 1) * each < rows);
+            prop_assert_eq!(who == "warp", k <= SHORT);
+        }
+    }
+}

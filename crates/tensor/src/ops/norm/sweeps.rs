@@ -419,6 +419,8 @@ pub(super) fn packs(cols: usize, dtype: DType, pointers: &[DevicePtr]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -444,6 +446,25 @@ mod tests {
         for (rows, cols) in [(256 * 56 * 56, 64), (256 * 7 * 7, 2048)] {
             let s = Matrix { samples: 1, rows, cols }.sweep(DType::BF16, 0, ROWS_OF_X, MOMENT_BLOCKS);
             assert_eq!((s.pack, s.strips * s.parts), (8, MOMENT_BLOCKS));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_sweep_reaches_every_column_and_row(
+            samples in 1usize..100, rows in 1usize..1 << 22, cols in 1usize..1 << 14, at in 0u64..64, half: bool
+        ) {
+            let dtype = if half { DType::BF16 } else { DType::F32 };
+            for (at_once, blocks) in [(ROWS_OF_X, MOMENT_BLOCKS), (ROWS_OF_ALL, SUM_BLOCKS)] {
+                let s = Matrix { samples, rows, cols }.sweep(dtype, at, at_once, blocks);
+                prop_assert!(cols.is_multiple_of(s.pack) && at.is_multiple_of((s.pack * dtype.size()) as u64) || s.pack == 1);
+                prop_assert!(s.strips * s.width * s.pack >= cols && s.width <= WIDEST);
+                prop_assert!(s.width * s.lanes <= THREADS && s.lanes >= THREADS / WIDEST);
+                prop_assert!((1..=DEEPEST).contains(&s.parts));
+                // No part is without a row; and no more of them than fill a GPU, but for one of each strip and sample.
+                prop_assert!((s.parts - 1) * at_once * s.lanes < rows);
+                prop_assert!(s.parts == 1 || (s.parts - 1) * s.strips * samples < blocks);
+            }
         }
     }
 }

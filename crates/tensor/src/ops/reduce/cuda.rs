@@ -481,6 +481,8 @@ impl CudaOp for Prod {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -502,6 +504,25 @@ mod tests {
                 assert!((cut.parts - 1) * cut.per < length && cut.parts * cut.per >= length, "{cut:?}");
                 assert!(cut.parts <= ENOUGH && cut.per.is_multiple_of(8));
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parts_hold_every_element_once(length in 0usize..1 << 26, count in 1usize..1 << 16, least in 1usize..1 << 14) {
+            for group in [1, 32, 256] {
+                let blocks = (count * group).div_ceil(THREADS as usize);
+                let cut = Cut::new([length, count], group, blocks, least);
+                prop_assert!(cut.per.is_multiple_of(8) && cut.parts >= 1);
+                prop_assert!(cut.parts * cut.per >= length);
+                prop_assert!(cut.parts == 1 || (cut.parts - 1) * cut.per < length);
+                // No more than fill a GPU, and none that is not worth its launch.
+                prop_assert!(cut.parts == 1 || cut.parts * blocks <= ENOUGH && cut.per >= least);
+                let grid = cut.grid("test", [1].into()).unwrap();
+                prop_assert!(grid.blocks[0] as usize * THREADS as usize >= count * cut.parts * group);
+            }
+            let rows = Cut::rows([length, count]);
+            prop_assert!(THREADS as usize % rows.group == 0 && rows.parts * rows.per >= length);
         }
     }
 }

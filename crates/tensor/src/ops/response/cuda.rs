@@ -84,6 +84,8 @@ impl CudaOp for LocalResponseNorm {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -95,6 +97,21 @@ mod tests {
             match group(channels, size) {
                 Some([pixels, bytes]) => assert!(pixels >= 1 && bytes <= ROOM),
                 None => assert!(4 * (3 * channels + 2 * size - 2) > ROOM),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_block_takes_as_many_pixels_as_it_has_room_for(channels in 1usize..20_000, size in 1usize..200) {
+            let pixel = 4 * (3 * channels + 2 * (size - 1));
+            match group(channels, size) {
+                None => prop_assert!(pixel > ROOM),
+                Some([pixels, shared]) => {
+                    prop_assert!(pixels >= 1 && shared == pixels * pixel && shared <= ROOM);
+                    let more = pixels + 1;
+                    prop_assert!(more * pixel > ROOM || more * channels > PIECE);
+                }
             }
         }
     }
