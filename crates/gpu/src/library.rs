@@ -108,7 +108,9 @@ fn open_file(file: &Path, tried: &mut Vec<String>) -> Option<Loaded> {
         Err(e) => {
             // What the loader says is the cause of what `libloading` says.
             let why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
-            tried.push(format!("{} ({why})", file.display()));
+            let file = file.display().to_string();
+            let why = why.strip_prefix(&format!("{file}: ")).unwrap_or(&why);
+            tried.push(format!("{file} ({why})"));
             None
         }
     }

@@ -18,16 +18,21 @@ use phalanx_train::{DeviceChoice, SumsOver};
 
 /// Runs test `name` again in a process with other settings. True in that process: there the test goes on.
 fn with_settings(name: &str, settings: &[(&str, &str)]) -> bool {
-    const MARK: &str = "PHALANX_TEST_AGAIN";
     if std::env::var_os(MARK).is_some() {
         return true;
     }
+    again(name, settings);
+    false
+}
+
+const MARK: &str = "PHALANX_TEST_AGAIN";
+
+fn again(name: &str, settings: &[(&str, &str)]) {
     let mut again = Command::new(std::env::current_exe().unwrap());
     again.args([name, "--exact", "--ignored", "--nocapture"]).env(MARK, "1").envs(settings.iter().copied());
     let out = again.output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success() && text.contains("1 passed"), "{text}");
-    false
+    assert!(out.status.success() && text.contains("1 passed"), "{settings:?}: {text}");
 }
 
 const FOUR: (&str, &str) = ("PHALANX_STANDIN_DEVICES", "4");
@@ -142,6 +147,54 @@ fn a_rank_that_fails_or_never_comes_ends_all_of_them() {
         assert!(e.to_string().contains(say) && e.exit_code() == code, "{fault}: {e}");
         assert!(begun.elapsed() < Duration::from_secs(60), "{fault} took {:?}", begun.elapsed());
     }
+}
+
+/// Which library is missing, and what is said of it.
+const WITHOUT: &str = "PHALANX_TEST_WITHOUT";
+
+#[test]
+#[ignore = "needs the stand-ins"]
+fn what_is_missing_or_too_old_is_named_and_left_open_the_run_does_without() {
+    let name = "what_is_missing_or_too_old_is_named_and_left_open_the_run_does_without";
+    let tmp = tempfile::tempdir().unwrap();
+    if std::env::var_os(MARK).is_none() {
+        let all = std::env::var_os("PHALANX_CUDA_PATH").unwrap();
+        for (library, says) in [
+            ("libcuda.so.1", "no CUDA driver: tried "),
+            ("libnvrtc.so.13", "no run-time compiler (NVRTC): tried "),
+            ("libcublasLt.so.13", "no cuBLASLt: tried "),
+            ("libcudnn.so.9", "no cuDNN: tried "),
+            ("libnccl.so.2", "no NCCL"),
+        ] {
+            let folder = tmp.path().join(library);
+            std::fs::create_dir(&folder).unwrap();
+            for file in std::fs::read_dir(&all).unwrap().map(|f| f.unwrap()) {
+                if file.file_name() != library {
+                    std::os::unix::fs::symlink(file.path(), folder.join(file.file_name())).unwrap();
+                }
+            }
+            again(name, &[FOUR, ("PHALANX_CUDA_PATH", folder.to_str().unwrap()), (WITHOUT, says)]);
+        }
+        let old = "compute capability 7.5, and 8.0 or newer is needed";
+        again(name, &[FOUR, ("PHALANX_STANDIN_COMPUTE", "7.5"), (WITHOUT, old)]);
+        let old = "libcudnn.so.9 is version 8907, and 90000 (9.0) or newer";
+        again(name, &[FOUR, ("PHALANX_STANDIN_DNN_VERSION", "8907"), (WITHOUT, old)]);
+        let old = "libnccl.so.2 is version 2.17.0, and 2.18.0 or newer";
+        again(name, &[FOUR, ("PHALANX_STANDIN_NCCL_VERSION", "21700"), (WITHOUT, old)]);
+        return;
+    }
+    let says = std::env::var(WITHOUT).unwrap();
+    let of_sums = says.contains("NCCL") || says.contains("nccl");
+    let e = run(&over(SumsOver::Nccl, &tmp.path().join("demanded"), 2, &[])).unwrap_err();
+    assert!(e.to_string().contains(&says) && e.exit_code() == 2, "{e}");
+    let open = DeviceChoice { name: "auto".into(), share_gpu: false, sums: SumsOver::Auto };
+    let out = tmp.path().join("open");
+    let summary = run(&TrainRequest { device: open, ..over(SumsOver::Auto, &out, 2, &[]) }).unwrap();
+    let device = if of_sums { "cuda" } else { "cpu" };
+    assert_eq!((summary.device.as_str(), summary.comm.as_str()), (device, "threads"));
+    // Why is in the run's description.
+    let env = std::fs::read_to_string(out.join("env.json")).unwrap();
+    assert!(env.contains(&says), "{env}");
 }
 
 #[test]
