@@ -32,4 +32,11 @@ begun=$SECONDS
 PHALANX_STANDIN_NCCL_FAIL=5@1 ranks train "$digits" --comm nccl "${short[@]}" --out "$PHALANX_TMP/failed"
 check "an error of NCCL ends both processes" [ "$rc" -ne 0 ]
 check "and within its deadline" [ $((SECONDS - begun)) -lt 60 ]
+
+# A process that is killed while its peer waits for it in a sum.
+begun=$SECONDS
+ranks train "$digits" --comm nccl "${short[@]}" --set distributed.deadline_s=10 --inject rank=1,step=2,kind=kill --out "$PHALANX_TMP/killed"
+check "a killed process ends the other, which waits in NCCL: exit code $rc" [ "$rc" -ne 0 ]
+check "within its deadline too" [ $((SECONDS - begun)) -lt 60 ]
+check "and the report names the rank" said 'rank 1'
 finish
