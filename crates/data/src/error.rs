@@ -88,6 +88,14 @@ pub enum Error {
         /// What went wrong.
         cause: Box<Error>,
     },
+    /// An image file that took longer to decode than it may.
+    #[error("decoding it took {took} ms, and loader.limits.decode_ms is {most}")]
+    Slow {
+        /// Milliseconds.
+        took: u64,
+        /// What they may be.
+        most: u64,
+    },
     /// A panic in a loader thread, caught.
     #[error("loader thread panicked: {message}")]
     Panic {

@@ -18,6 +18,14 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     out.rename_to(path)
 }
 
+/// Whether what the system says of a read is about these bytes, as of a damaged block of a disk or a file that was cut, and not
+/// about the file, the machine or the network: a file that is gone or may not be read, a server that does not answer, no memory
+/// or no more open files.
+pub(crate) fn is_of_bytes(e: &std::io::Error) -> bool {
+    let damaged = e.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+    damaged || matches!(e.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidData)
+}
+
 /// Removes a file, if it is there.
 pub(crate) fn remove_file(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {

@@ -1,11 +1,9 @@
 //! Records that cannot be used, and what becomes of their samples.
 
-use std::io::ErrorKind;
-
 use phalanx_host::rng::Key;
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::files::is_of_bytes;
 use crate::{Error, Order};
 
 /// What becomes of a sample whose record cannot be read, decoded or transformed (`loader.bad_records`).
@@ -60,16 +58,11 @@ pub fn too_many_bad(bad: u64, seen: u64, limit: f64, whole: bool) -> bool {
     (whole || bad > FLOOR) && bad as f64 > limit * seen as f64
 }
 
-/// Whether an error says that a record is bad; else something else is wrong, and would be with other records: a file that
-/// is gone or may not be read, a server that does not answer, no memory or no more open files.
+/// Whether an error says that a record is bad; else something else is wrong, and would be with other records.
 pub(super) fn is_of_record(e: &Error) -> bool {
     match e {
         Error::Format { .. } | Error::Field { .. } | Error::Label { .. } | Error::Panic { .. } => true,
-        // What a damaged block of a disk and a file that was cut look like.
-        Error::Io { cause, .. } => {
-            cause.raw_os_error() == Some(Errno::IO.raw_os_error())
-                || matches!(cause.kind(), ErrorKind::UnexpectedEof | ErrorKind::InvalidData)
-        }
+        Error::Io { cause, .. } => is_of_bytes(cause),
         Error::Sample { cause, .. } => is_of_record(cause),
         _ => false,
     }
@@ -77,7 +70,10 @@ pub(super) fn is_of_record(e: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+
     use proptest::prelude::*;
+    use rustix::io::Errno;
 
     use super::*;
 
@@ -113,6 +109,7 @@ mod tests {
         let io = |e: std::io::Error| Error::io("read", "shard-00000.dat")(e);
         let of = |code: Errno| is_of_record(&io(code.into()));
         assert!(of(Errno::IO) && is_of_record(&io(ErrorKind::UnexpectedEof.into())));
+        assert!(!is_of_record(&Error::Slow { took: 2, most: 1 }));
         for code in [Errno::NOENT, Errno::ACCESS, Errno::STALE, Errno::MFILE, Errno::NOMEM, Errno::TIMEDOUT] {
             assert!(!of(code), "{code}");
         }

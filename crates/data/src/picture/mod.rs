@@ -178,7 +178,8 @@ fn damaged_jpeg(e: impl std::fmt::Display) -> String {
 #[allow(clippy::type_complexity)]
 fn general(bytes: &[u8]) -> std::result::Result<(JpegDecoder<Cursor<&[u8]>>, [usize; 2], usize), String> {
     let options = DecoderOptions::default()
-        .set_strict_mode(false)
+        // Else what is damaged comes out as grey.
+        .set_strict_mode(true)
         .set_max_width(LONGEST)
         .set_max_height(LONGEST)
         .jpeg_set_out_colorspace(ColorSpace::RGB);
@@ -196,12 +197,16 @@ fn general(bytes: &[u8]) -> std::result::Result<(JpegDecoder<Cursor<&[u8]>>, [us
 
 fn png(bytes: &[u8]) -> std::result::Result<Picture, String> {
     let damaged = |e: png::DecodingError| format!("it is a damaged PNG image: {e}");
-    let limits = png::Limits { bytes: 8 * MOST };
-    let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), limits);
+    let mut decoder = png::Decoder::new(Cursor::new(bytes));
     decoder.set_transformations(Transformations::EXPAND | Transformations::STRIP_16);
+    // They are not looked at, and may be packed so that a small file fills memory.
+    decoder.set_ignore_iccp_chunk(true);
+    decoder.set_ignore_text_chunk(true);
     let header = decoder.read_header_info().map_err(damaged)?;
     let (height, width) = (header.height as usize, header.width as usize);
     check_size(height, width)?;
+    // Four channels of 16 bits, and something for the rest.
+    decoder.set_limits(png::Limits { bytes: 8 * height * width + (16 << 20) });
     let mut reader = decoder.read_info().map_err(damaged)?;
     // The decoder takes for granted that a palette is made of whole colours.
     if reader.info().palette.as_ref().is_some_and(|p| p.is_empty() || p.len() % 3 != 0 || p.len() > 3 * 256) {

@@ -229,6 +229,59 @@ fn what_is_no_image_is_named() {
     assert!(e.to_string().contains("/none.png") && e.kind() == crate::Kind::Data, "{e}");
 }
 
+/// Of what another decoder would make grey of, nothing is made.
+#[test]
+fn damage_within_a_jpeg_file_is_never_filled_up() {
+    let read = |name: &str| fs::read(golden(name)).unwrap();
+    let say = |bytes: &[u8]| {
+        let e = Picture::decode(bytes).map(|p| [p.height, p.width]).unwrap_err();
+        assert!(e.contains("damaged JPEG") || e.contains("cut off"), "{e}");
+        let mut files = Files::new(Limits::default());
+        let opened = files.open(bytes).map(|[h, w]| files.decode(bytes, 3, 1, [0, 0, h, w]).map(|_| ()));
+        assert!(!matches!(opened, Ok(Ok(()))), "{e}");
+        e
+    };
+    let segment = |bytes: &[u8], kind: u8| bytes.windows(2).position(|w| w == [0xff, kind]).unwrap();
+    // A byte of the data looks like a marker.
+    let mut baseline = read("ycc420.jpg");
+    let scan = segment(&baseline, 0xda);
+    let stuffed = scan + baseline[scan..].windows(2).position(|w| w == [0xff, 0]).unwrap();
+    baseline[stuffed + 1] = 2;
+    say(&baseline);
+    // Ones without end, in a scan of a progressive file, are no code.
+    let mut progressive = read("progressive.jpg");
+    let scan = segment(&progressive, 0xda);
+    progressive[scan + 16..scan + 32].copy_from_slice(&[0xff, 0].repeat(8));
+    say(&progressive);
+    // A table of quantisers has another segment's name.
+    let mut quantisers = read("ycc420.jpg");
+    let at = segment(&quantisers, 0xdb);
+    quantisers[at + 1] = 0xeb;
+    assert!(say(&quantisers).contains("a table of quantisers is missing"));
+    // Restarts are numbered, and each has its own data.
+    let restarts = read("restarts.jpg");
+    let places: Vec<usize> = (segment(&restarts, 0xda)..restarts.len() - 1)
+        .filter(|&at| restarts[at] == 0xff && matches!(restarts[at + 1], 0xd0..=0xd7))
+        .collect();
+    let [first, second] = [places[0], places[1]];
+    let without = [&restarts[..first], &restarts[second..]].concat();
+    assert!(say(&without).contains("restarts are not in order"));
+    let shorter = [&restarts[..first + 2], &restarts[second - 2..]].concat();
+    assert!(say(&shorter).contains("too early"));
+    let more = [&restarts[..first], &restarts[first..first + 2].repeat(9), &restarts[first..]].concat();
+    assert!(say(&more).contains("restarts are not in order"));
+    // A difference of more bits than there are.
+    let mut codes = read("ycc420.jpg");
+    let table = segment(&codes, 0xc4);
+    codes[table + 5 + 16] = 0x21;
+    assert!(say(&codes).contains("a table of differences has an impossible one"));
+    // Much is claimed of a little: it ends with the data.
+    let mut claims = read("ycc420.jpg");
+    let frame = segment(&claims, 0xc0);
+    claims[frame + 5..frame + 9].copy_from_slice(&[0x2d, 0x40, 0x2d, 0x40]);
+    assert!(say(&claims).contains("its data end too early"));
+}
+
 /// The decoder of PNG files panics on such palettes (found by `tests/fuzz.rs`).
 #[test]
 fn a_palette_that_is_no_list_of_colours_is_damage() {

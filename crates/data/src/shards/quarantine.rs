@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::format::{FOR_PEOPLE, QUARANTINE};
 use super::manifest;
 use super::verify::{BadRecord, verify};
-use crate::files::{hex, remove_file, write_whole};
+use crate::files::{TEMPORARY, hex, remove_file, write_whole};
 use crate::{Error, Result};
 
 /// The file.
@@ -97,10 +97,13 @@ pub fn repair(dir: &Path, threads: usize, progress: &(dyn Fn(u64) + Sync)) -> Re
     if let Some(problem) = report.incomplete.first() {
         return Err(Error::incomplete(dir, problem));
     }
-    if let Some(bad) = report.files.iter().find(|f| ![FOR_PEOPLE, QUARANTINE].contains(&f.file.as_str())) {
-        let problem = format!("{}; only packing again can repair this", bad.problem);
+    // What a repair that was killed has left is no damage.
+    let (left, damaged): (Vec<_>, Vec<_>) = report.files.iter().partition(|f| f.file.ends_with(TEMPORARY));
+    if let Some(bad) = damaged.iter().find(|f| ![FOR_PEOPLE, QUARANTINE].contains(&f.file.as_str())) {
+        let problem = format!("{}; only packing again can repair damage", bad.problem);
         return Err(Error::format(dir.join(&bad.file), problem));
     }
+    left.iter().try_for_each(|f| remove_file(&dir.join(&f.file)))?;
     let loaded = manifest::load(dir)?;
     let mut done = Repaired::default();
     if report.files.iter().any(|f| f.file == FOR_PEOPLE) {

@@ -198,12 +198,16 @@ impl ShardSet {
 
     /// Reads a record's bytes into `bytes`, which are as many.
     fn payload(&self, id: u64, shard: usize, entry: &Entry, bytes: &mut [u8]) -> Result<()> {
-        if let Some(copies) = self.copies.get().filter(|c| c.has(shard))
-            && read_record(&copies.handles, &copies.dir, id, shard, entry, bytes).is_ok()
-        {
+        let copies = self.copies.get().filter(|c| c.has(shard));
+        if copies.is_some_and(|c| read_record(&c.handles, &c.dir, id, shard, entry, bytes).is_ok()) {
             return Ok(());
         }
-        read_record(&self.handles, &self.dir, id, shard, entry, bytes)
+        read_record(&self.handles, &self.dir, id, shard, entry, bytes)?;
+        // The original is sound, so the copy is not.
+        if let Some(copies) = copies {
+            copies.give_up(shard);
+        }
+        Ok(())
     }
 
     fn put_label(&self, entry: &Entry, record: &mut Record) {

@@ -16,7 +16,7 @@ use super::manifest::{self, Loaded};
 use super::map::MappedIndex;
 use super::set::{check_crc, native, open_shard, split};
 use super::{ShardSummary, quarantine};
-use crate::files::hex;
+use crate::files::{hex, is_of_bytes};
 use crate::threads::on_threads;
 use crate::{Codec, Error, Picture, Result};
 
@@ -141,7 +141,10 @@ pub fn verify(dir: &Path, threads: usize, progress: &(dyn Fn(u64) + Sync)) -> Re
         first += summary.records;
     }
     for (lane, found) in lanes.iter().zip(run(&lanes, &loaded, threads, progress)?) {
-        let Found { bad, problem } = found;
+        let Found { bad, problem, unreadable } = found;
+        if let Some(problem) = unreadable {
+            report.note_file(&lane.path, problem);
+        }
         if let Some(problem) = problem.filter(|_| bad.is_empty()) {
             report.note_file(&lane.path, problem);
         }
@@ -184,6 +187,8 @@ struct Found {
     bad: Vec<BadRecord>,
     /// Of the file as a whole.
     problem: Option<String>,
+    /// Why it cannot be read at present, which says nothing of its records.
+    unreadable: Option<String>,
 }
 
 impl Lane {
@@ -224,7 +229,7 @@ impl Lane {
             }
             block.resize((start(to) - at) as usize, 0);
             let read = reading.read(&self.path, block, at);
-            if read.is_err() && to > from + 1 {
+            if read.as_ref().is_err_and(is_of_bytes) && to > from + 1 {
                 // One after the other, to learn which it is.
                 most = 0;
                 continue;
@@ -235,6 +240,11 @@ impl Lane {
             match read {
                 Ok(()) => {
                     reading.hash.update(block);
+                }
+                Err(e) if !is_of_bytes(&e) => {
+                    reading.found.unreadable = Some(format!("cannot be read: {e}"));
+                    (reading.file, reading.done) = (None, true);
+                    return None;
                 }
                 Err(e) => {
                     reading.unread = true;
@@ -389,7 +399,10 @@ mod tests {
         assert!(found[0].problem.is_some());
         fs::write(&path, bytes).unwrap();
         let lanes = [lane(0)];
+        // A file that is not there, or may not be read, says nothing of its records: `repair` must not give them up.
         fs::remove_file(&path).unwrap();
-        assert_eq!(run(&lanes, &loaded, 1, &quiet).unwrap()[0].bad.len(), 6);
+        let found = &run(&lanes, &loaded, 1, &quiet).unwrap()[0];
+        assert!(found.bad.is_empty() && found.problem.is_none());
+        assert!(found.unreadable.as_ref().is_some_and(|why| why.contains("cannot be read")));
     }
 }

@@ -67,6 +67,33 @@ impl Area {
         Ok(of.f_bavail.saturating_mul(of.f_frsize).saturating_sub(spare))
     }
 
+    /// Removes copies of other sets than `keep` that nobody reads, the longest unused first, until `bytes` may be written. Only
+    /// while the lock is held.
+    pub(super) fn make_room(&self, keep: &[&str], bytes: u64) -> std::result::Result<(), String> {
+        let mut others = Vec::new();
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let (name, dir) = (entry.file_name(), entry.path());
+            let used = dir.join(shards::IN_USE);
+            let is_root = name.len() == 2 * blake3::OUT_LEN && entry.file_type().is_ok_and(|t| t.is_dir());
+            if is_root && !keep.iter().any(|root| name == *root) {
+                let last = fs::metadata(&used).or_else(|_| fs::metadata(&dir)).and_then(|m| m.modified());
+                others.push((last.ok(), dir, used));
+            }
+        }
+        others.sort();
+        for (_, dir, used) in others {
+            if self.free()? >= bytes {
+                break;
+            }
+            let file = File::options().create(true).truncate(false).write(true).open(used);
+            if file.is_ok_and(|file| file.try_lock().is_ok()) {
+                // What cannot be removed is in nobody's way but the room's.
+                let _ = fs::remove_dir_all(dir);
+            }
+        }
+        Ok(())
+    }
+
     fn of(&self, root: &str) -> PathBuf {
         self.dir.join(root)
     }
@@ -100,6 +127,15 @@ pub(super) struct Copying {
     open: Option<Open>,
     copied: u64,
     piece: Vec<u8>,
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        if let Some(open) = &self.open {
+            // Of a file that is not whole.
+            let _ = fs::remove_file(&open.temporary);
+        }
+    }
 }
 
 impl Copying {
@@ -169,7 +205,7 @@ impl Copying {
     }
 
     /// Where each set's copies are, which there are, and how many bytes are new.
-    pub(super) fn finish(self) -> (Vec<(PathBuf, Vec<u32>)>, u64) {
+    pub(super) fn finish(&self) -> (Vec<(PathBuf, Vec<u32>)>, u64) {
         let of = |set: usize| {
             let mut numbers: Vec<u32> =
                 self.there.iter().filter(|f| f.set == set).map(|f| f.number).collect();

@@ -60,15 +60,23 @@ impl Stage {
         match self {
             Stage::Off => Vec::new(),
             Stage::Dir(dir) => vec![dir.clone()],
-            // Not /dev/shm, which is memory that a run may need: that must be asked for by its name.
+            // Not memory, which a run may need: that must be asked for by its name.
             Stage::Auto => std::env::var_os("SLURM_TMPDIR")
                 .filter(|dir| !dir.is_empty())
                 .map(PathBuf::from)
                 .into_iter()
                 .chain([std::env::temp_dir()])
+                .filter(|dir| !is_memory(dir))
                 .collect(),
         }
     }
+}
+
+/// Whether a folder's files are kept in memory, as those of /dev/shm and often of /tmp.
+fn is_memory(dir: &Path) -> bool {
+    // `TMPFS_MAGIC` and `RAMFS_MAGIC` of linux/magic.h.
+    rustix::fs::statfs(dir)
+        .is_ok_and(|of| [0x0102_1994, 0x8584_58f6].contains(&(of.f_type as u64 & 0xffff_ffff)))
 }
 
 /// What a node has copies of. Its other processes are told, and use them too.
@@ -185,13 +193,13 @@ impl Stager {
                 State::Waiting => self.begin(),
                 State::Copying { lock, mut copying } => match copying.advance(until) {
                     Ok(true) => {
-                        self.end(*copying, None);
+                        self.end(&copying, None);
                         drop(lock);
                         State::Done
                     }
                     Ok(false) => State::Copying { lock, copying },
                     Err(e) => {
-                        self.end(*copying, Some(e.to_string()));
+                        self.end(&copying, Some(e.to_string()));
                         drop(lock);
                         State::Done
                     }
@@ -268,6 +276,11 @@ impl Stager {
                 wanted.push(Wanted { set, number, bytes, there });
             }
         }
+        let need: u64 = wanted.iter().filter(|w| !w.there).map(|w| w.bytes).sum();
+        let need = need.min(self.limit);
+        if need > area.free()? {
+            area.make_room(&self.sets.iter().map(|s| s.root.as_str()).collect::<Vec<_>>(), need)?;
+        }
         let plan = plan(&wanted, area.free()?, self.limit);
         if plan.bytes == 0 {
             return Err(format!("{} has no room within the limit", place.display()));
@@ -275,7 +288,7 @@ impl Stager {
         Ok(Some((lock, area, plan)))
     }
 
-    fn end(&mut self, copying: Copying, problem: Option<String>) {
+    fn end(&mut self, copying: &Copying, problem: Option<String>) {
         let (sets, copied) = copying.finish();
         let bytes = |s: &Set, there: &[u32]| -> u64 {
             s.shards.iter().filter(|(n, _)| there.contains(n)).map(|(_, bytes)| bytes).sum()

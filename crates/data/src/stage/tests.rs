@@ -70,6 +70,35 @@ fn copies_are_read_and_used_again_and_the_original_where_one_is_gone() {
     fs::remove_file(copy(1)).unwrap();
     staged.apply(&again);
     assert_eq!(records(&again), before);
+    // The next run makes both anew.
+    let third = ShardSet::open(&s.origin).unwrap();
+    let staged = stage(&[&third], &s.place, None);
+    assert_eq!(staged.copied, set.shards()[0].bytes + set.shards()[1].bytes);
+}
+
+#[test]
+fn room_is_made_of_copies_that_nobody_reads() {
+    let s = scene();
+    let set = ShardSet::open(&s.origin).unwrap();
+    let staged = stage(&[&set], &s.place, None);
+    let area = Area::open(&s.place).unwrap();
+    let of = |name: &str| staged.sets[0].dir.parent().unwrap().join(name);
+    let [unused, other] = ["a", "b"].map(|c| c.repeat(64));
+    for name in [&*unused, &other, "somebody's"] {
+        fs::create_dir(of(name)).unwrap();
+        fs::write(of(name).join("shard-00000.dat"), "x").unwrap();
+    }
+    // One that is read is left, and one that this run wants, and what is none of ours.
+    staged.apply(&set);
+    area.make_room(&[&other], u64::MAX).unwrap();
+    let there = |name: &str| of(name).exists();
+    assert!(!there(&unused) && there(&other) && there("somebody's") && there(&staged.sets[0].root));
+    // With room enough all stay.
+    area.make_room(&[], 0).unwrap();
+    assert!(there(&other));
+    drop(set);
+    area.make_room(&[], u64::MAX).unwrap();
+    assert!(!there(&other) && !there(&staged.sets[0].root) && there("somebody's"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use phalanx_host::DType;
 use phalanx_host::rng::{Key, Stream};
@@ -219,7 +220,7 @@ impl Pipeline {
         }
         if let Output::Bytes(out) = out {
             if self.moves.is_empty() {
-                return self.look(field, stream, out);
+                return self.look(field, stream, self.output, out);
             }
             self.moved(field, stream)?;
             return deliver(&self.bytes, self.output, &self.spec, out);
@@ -246,15 +247,34 @@ impl Pipeline {
     fn moved(&mut self, field: &RecordField, stream: impl Fn(&u64) -> Stream + Copy) -> Result<()> {
         let mut pixels = std::mem::take(&mut self.bytes.pixels);
         let shape = self.seen(field)?;
+        self.check_room(shape)?;
         pixels.resize(shape.iter().product(), 0);
-        let seen = self.look(field, stream, &mut pixels);
+        let seen = self.look(field, stream, shape, &mut pixels);
         self.bytes.pixels = pixels;
         self.bytes.shape = shape;
         seen?;
         for (i, step) in &self.moves {
+            self.check_after(&**step, self.bytes.shape)?;
             step.apply_bytes(&mut self.bytes, &mut stream(i));
         }
         Ok(())
+    }
+
+    /// Fails where an image would become larger on its way than a stored one may be: one pixel high and resized to 256, it is
+    /// 256 times as wide.
+    fn check_room(&self, [h, w, _]: [usize; 3]) -> Result<()> {
+        let most = self.files.limits().max_pixels;
+        if (h as u64).saturating_mul(w as u64) <= most {
+            return Ok(());
+        }
+        let problem = format!("it becomes {w}x{h} on the way, and loader.limits.max_pixels is {most}");
+        Err(Error::field(&self.spec.name, problem))
+    }
+
+    /// The same of what a step makes of an image.
+    fn check_after(&self, step: &dyn Step, [h, w, c]: [usize; 3]) -> Result<()> {
+        let [h, w] = step.geometry().and_then(|g| g.size(Some([h, w]))).unwrap_or([h, w]);
+        self.check_room([h, w, c])
     }
 
     /// The size of the image after its first rows.
@@ -279,17 +299,23 @@ impl Pipeline {
         }
     }
 
-    /// Reads what the first rows see of the image into `out`.
-    fn look(&mut self, field: &RecordField, stream: impl Fn(&u64) -> Stream, out: &mut [u8]) -> Result<()> {
+    /// Reads what the first rows see of the image into `out`, which is of that shape.
+    fn look(
+        &mut self,
+        field: &RecordField,
+        stream: impl Fn(&u64) -> Stream,
+        shape: [usize; 3],
+        out: &mut [u8],
+    ) -> Result<()> {
         let size = self.size_of(field)?;
         let channels = self.spec.shape[2];
         let mut frame = Frame::whole(size);
         for (i, geometry) in &self.looks {
             geometry.narrow(&mut frame, &mut stream(i));
         }
-        if frame.canvas[0] * frame.canvas[1] * channels != out.len() {
-            let [h, w] = frame.canvas;
-            return Err(wrong_size(&self.spec, [h, w, channels], self.output));
+        let [h, w] = frame.canvas;
+        if [h, w, channels] != shape {
+            return Err(wrong_size(&self.spec, [h, w, channels], shape));
         }
         if field.codec == Codec::Raw {
             let [top, left, tall, wide] = self.framer.plan(&frame, &Area::of(&frame, 1, size));
@@ -301,7 +327,12 @@ impl Pipeline {
         let shrink = if self.shrinks { frame.shrink() } else { 1 };
         let (shrink, size) = self.files.smaller(shrink);
         let window = self.framer.plan(&frame, &Area::of(&frame, shrink, size));
+        let (begun, most) = (Instant::now(), self.files.limits().decode_ms);
         let decoded = self.files.decode(&field.bytes, channels, shrink, window);
+        let took = begun.elapsed().as_millis() as u64;
+        if most > 0 && took > most {
+            return Err(Error::Slow { took, most });
+        }
         let (pixels, stride) = decoded.map_err(|e| Error::field(&self.spec.name, e))?;
         self.framer.run(&frame, pixels, ([window[2], window[3]], stride, channels), out);
         Ok(())
@@ -310,6 +341,7 @@ impl Pipeline {
     /// The steps on floats, from `self.floats` on.
     fn finish(&mut self, stream: impl Fn(&u64) -> Stream, out: Output<'_>) -> Result<()> {
         for (i, step) in &self.steps {
+            self.check_after(&**step, self.floats.shape)?;
             step.apply(&mut self.floats, &mut stream(i));
         }
         match out {

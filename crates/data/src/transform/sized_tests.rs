@@ -203,6 +203,32 @@ fn damaged_files_and_records_are_errors() {
     assert!(e.to_string().contains("loader.limits.max_pixels is 100"), "{e}");
 }
 
+/// An image of one column becomes as many times as high as it was narrow.
+#[test]
+fn an_image_that_grows_beyond_the_limit_on_its_way_is_a_bad_record() {
+    let pixels = vec![7u8; 3000];
+    let line = RecordField { bytes: pixels, shape: vec![1000, 1, 3], codec: Codec::Raw };
+    let limits = crate::Limits { max_pixels: 100_000, ..Default::default() };
+    let crop = "{ name = \"centre-crop\", size = 32 }";
+    for rows in [
+        // The crop is planned with the size, and nothing larger is made.
+        &["{ name = \"resize\", size = 64 }", crop][..],
+        &["{ name = \"resize\", size = 64 }", "{ name = \"flip\", p = 1 }", crop],
+        &["{ name = \"gaussian-noise\" }", "{ name = \"resize\", size = 64 }", crop],
+    ] {
+        let config = LoaderConfig { limits, ..config(rows, None) };
+        let mut pipeline = Pipeline::of(&config, &varying(), true, Pixels::Floats).unwrap();
+        let mut out = vec![0f32; 32 * 32 * 3];
+        let done = pipeline.run(&line, Some(Key::new(0)), Output::Floats(&mut out));
+        if rows.len() == 2 {
+            done.unwrap();
+            continue;
+        }
+        let e = done.unwrap_err().to_string();
+        assert!(e.contains("becomes 64x64000 on the way") && e.contains("max_pixels is 100000"), "{e}");
+    }
+}
+
 #[test]
 fn signals_are_shifted_resampled_and_disturbed() {
     let spec = FieldSpec::array("sound", DType::F32, &[100, 2], false);

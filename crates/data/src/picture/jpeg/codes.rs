@@ -275,14 +275,28 @@ pub(super) fn copy_until_255(from: &[u8], to: &mut [u8]) -> usize {
     done
 }
 
+/// How a scan's data end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// With the image.
+    Found,
+    /// With the file.
+    Missing,
+    /// With other data.
+    Other,
+    /// There are more restarts than may be, or one is missing among them.
+    Restarts,
+}
+
 /// Copies a scan's data without the zeros behind bytes of 255 into `data`, with [`PADDING`] behind them. `restarts`
-/// gets the place of every restart. Whether the image's end was found; `None` where other data come before it.
+/// gets the place of every restart, of which there may be `most`.
 pub(super) fn unstuff(
     avx2: Option<Avx2>,
     scan: &[u8],
+    most: usize,
     data: &mut Vec<u8>,
     restarts: &mut Vec<usize>,
-) -> Option<bool> {
+) -> End {
     restarts.clear();
     data.resize(scan.len() + 2 * PADDING, 0);
     let (mut from, mut to) = (0, 0);
@@ -295,13 +309,17 @@ pub(super) fn unstuff(
                 (from, to) = (from + 2, to + 1);
             }
             (Some(0xff), Some(0xff)) => from += 1,
-            (Some(0xff), Some(0xd0..=0xd7)) => {
+            (Some(0xff), Some(&restart @ 0xd0..=0xd7)) => {
+                // They are numbered from 0 to 7, over and over.
+                if restarts.len() == most || usize::from(restart & 7) != restarts.len() % 8 {
+                    break End::Restarts;
+                }
                 restarts.push(to);
                 from += 2;
             }
-            (Some(0xff), Some(0xd9)) => break Some(true),
-            (Some(0xff), Some(_)) => break None,
-            (Some(0xff), None) | (None, _) => break Some(false),
+            (Some(0xff), Some(0xd9)) => break End::Found,
+            (Some(0xff), Some(_)) => break End::Other,
+            (Some(0xff), None) | (None, _) => break End::Missing,
             (Some(&byte), _) => {
                 data[to] = byte;
                 (from, to) = (from + 1, to + 1);

@@ -39,7 +39,7 @@ pub(super) struct Header {
     /// 1 or 3.
     pub components: Vec<Component>,
     /// In the order of the file.
-    pub quantisers: [[u16; 64]; 4],
+    pub quantisers: [Option<[u16; 64]>; 4],
     pub dc: [Option<Codes>; 4],
     pub ac: [Option<Codes>; 4],
     /// Units between restarts; 0 for none.
@@ -89,7 +89,7 @@ pub(super) fn read(file: &[u8]) -> Result<Option<Header>, Damage> {
         height: 0,
         width: 0,
         components: Vec::new(),
-        quantisers: [[0; 64]; 4],
+        quantisers: [None; 4],
         dc: [None; 4],
         ac: [None; 4],
         restart: 0,
@@ -185,6 +185,9 @@ fn codes(bytes: &mut Bytes<'_>, header: &mut Header) -> Result<(), Damage> {
         let count: usize = codes.counts.iter().map(|&n| usize::from(n)).sum();
         let symbols = codes.symbols.get_mut(..count).ok_or("a table of codes has more than 256")?;
         symbols.copy_from_slice(bytes.take(count)?);
+        if kind >> 4 == 0 && symbols.iter().any(|&size| size > 15) {
+            return Err("a table of differences has an impossible one");
+        }
         let tables = if kind >> 4 == 0 { &mut header.dc } else { &mut header.ac };
         let place = tables.get_mut(usize::from(kind & 15)).filter(|_| kind >> 4 < 2);
         *place.ok_or("a table of codes has an impossible number")? = Some(codes);
@@ -197,7 +200,7 @@ fn quantisers(bytes: &mut Bytes<'_>, header: &mut Header) -> Result<(), Damage> 
         let kind = bytes.u8()?;
         let table = header.quantisers.get_mut(usize::from(kind & 15));
         let table = table.ok_or("a table of quantisers has an impossible number")?;
-        for q in table {
+        for q in table.insert([0; 64]) {
             *q = if kind >> 4 == 0 { u16::from(bytes.u8()?) } else { bytes.u16()? as u16 };
         }
     }

@@ -11,7 +11,7 @@ mod simd;
 
 use std::ops::Range;
 
-use codes::{Bits, Steps, Table};
+use codes::{Bits, End, Steps, Table};
 use header::{Colours, Header};
 
 use super::simd::{Avx2, SLACK};
@@ -118,10 +118,13 @@ impl Decoder {
         self.header = header::read(file)?;
         let Some(header) = &self.header else { return Ok(None) };
         let scan = file.get(header.data..).unwrap_or_default();
-        match codes::unstuff(self.avx2, scan, &mut self.data, &mut self.restarts) {
-            None => Ok(None),
-            Some(false) => Err(CUT_OFF),
-            Some(true) => Ok(Some([header.height, header.width, header.components.len()])),
+        let [x, y] = header.units();
+        let most = (x * y).checked_div(header.restart).unwrap_or(0);
+        match codes::unstuff(self.avx2, scan, most, &mut self.data, &mut self.restarts) {
+            End::Other => Ok(None),
+            End::Missing => Err(CUT_OFF),
+            End::Restarts => Err("its restarts are not in order"),
+            End::Found => Ok(Some([header.height, header.width, header.components.len()])),
         }
     }
 
@@ -167,7 +170,8 @@ impl Decoder {
             plane.stride = plane.blocks[1].len() * plane.side;
             plane.samples.resize(plane.stride * plane.blocks[0].len() * plane.side, 0);
             plane.mean = 0;
-            plane.steps = codes::steps(&header.quantisers[component.quantiser]);
+            let quantisers = header.quantisers[component.quantiser].as_ref();
+            plane.steps = codes::steps(quantisers.ok_or("a table of quantisers is missing")?);
             let table = |tables: &[Option<header::Codes>; 4], at: usize| {
                 tables[at].ok_or("a table of codes is missing")
             };
@@ -194,9 +198,13 @@ impl Decoder {
             for unit_x in 0..units_x {
                 if header.restart > 0 {
                     if left == 0 {
+                        let next = ends.next().filter(|_| ends.peek().is_some());
+                        let next = next.ok_or("a restart is missing")?;
+                        if begin + bits.used() > next {
+                            return Err("a restart comes too early");
+                        }
                         // Whatever was left of the data before, the next begin here.
-                        begin =
-                            ends.next().filter(|_| ends.peek().is_some()).ok_or("a restart is missing")?;
+                        begin = next;
                         bits = Bits::new(&self.data[begin..]);
                         planes.iter_mut().for_each(|p| p.mean = 0);
                         left = header.restart;
@@ -230,12 +238,12 @@ impl Decoder {
                     }
                 }
             }
+            // Of data that have ended nothing more is made than the row: what a header claims may be large.
+            if begin + bits.used() > ends.peek().copied().unwrap_or(0) {
+                return Err("its data end too early");
+            }
         }
-        let end = ends.peek().copied().unwrap_or(0);
-        match begin + bits.used() > end {
-            true => Err("its data end too early"),
-            false => Ok(()),
-        }
+        Ok(())
     }
 
     /// Makes pixels of the planes, row by row.

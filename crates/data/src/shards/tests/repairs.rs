@@ -153,7 +153,11 @@ fn what_follows_from_the_rest_is_written_anew_and_nothing_else() {
     let people = dir.join("dataset.json");
     let bytes = fs::read(&people).unwrap();
     fs::write(&people, "{}").unwrap();
+    // What a repair that was killed leaves is no damage, and is cleared away.
+    let left = dir.join("quarantine.json.123.tmp");
+    fs::write(&left, "{").unwrap();
     assert_eq!(repair(dir, 1, &quiet).unwrap().rewritten, ["dataset.json"]);
+    assert!(!left.exists());
     assert_eq!(fs::read(&people).unwrap(), bytes);
     fs::remove_file(&people).unwrap();
     repair(dir, 1, &quiet).unwrap();

@@ -522,7 +522,7 @@ mod tests {
                 prop_assert!(grid.blocks[0] as usize * THREADS as usize >= count * cut.parts * group);
             }
             let rows = Cut::rows([length, count]);
-            prop_assert!(THREADS as usize % rows.group == 0 && rows.parts * rows.per >= length);
+            prop_assert!((THREADS as usize).is_multiple_of(rows.group) && rows.parts * rows.per >= length);
         }
     }
 }
