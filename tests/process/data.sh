@@ -72,6 +72,15 @@ phalanx data export "$PHALANX_TMP/files" "$PHALANX_TMP/tars" --format webdataset
 phalanx data pack "$PHALANX_TMP/tars" "$PHALANX_TMP/again"
 check "an exported set can be packed again" sh -c '[ "$1" -eq 0 ] && grep -q "60 samples of 3 classes" "$2"' - "$rc" "$out"
 
+# What is computed can be learnt, from files that are decoded on the way.
+phalanx data synth "$PHALANX_TMP/textures" --classes 4 --images 400 --val 80 --size 100x75
+phalanx train configs/synth-cnn.toml --ranks 2 --out "$PHALANX_TMP/learnt" --quiet --set "data.train=$PHALANX_TMP/textures" \
+    --set train.epochs=15 --set train.global_batch=32 --set "loader.transforms=[{ name = 'random-resized-crop', size = 32 }]"
+check "a network learns textures of four classes: error $(json "$PHALANX_TMP/learnt/summary.json" '["eval"]["top1_error"]')" \
+    python3 -c 'import json, sys; assert json.load(open(sys.argv[1]))["eval"]["top1_error"] < 0.4' "$PHALANX_TMP/learnt/summary.json"
+phalanx ledger verify "$PHALANX_TMP/learnt"
+check "each image exactly once an epoch" grep -q '15 whole epochs' "$out"
+
 # A flipped byte in a record.
 bad=$PHALANX_TMP/bad
 cp -r "$set" "$bad"

@@ -47,6 +47,19 @@ for rank in 0 1 2; do
     same "what they leave has the bytes of one" "$PHALANX_TMP/killed"
 done
 
+# What is computed and measured over processes is what one makes of it.
+synth=(--classes 4 --images 120 --val 20 --size 64x48 --shard-mb 0.05)
+phalanx data synth "$PHALANX_TMP/synth" "${synth[@]}"
+phalanx data stats "$PHALANX_TMP/synth" --json
+cp "$out" "$PHALANX_TMP/stats"
+for n in 2 3; do
+    "$launch" "$n"
+    ranks data synth "$PHALANX_TMP/synth-$n" "${synth[@]}"
+    check "synth by $n processes gives the bytes of one" diff -r "$PHALANX_TMP/synth" "$PHALANX_TMP/synth-$n"
+    ranks data stats "$PHALANX_TMP/synth" --json
+    check "stats by $n processes are those of one, told once" cmp -s "$out" "$PHALANX_TMP/stats"
+done
+
 victim=$(find "$PHALANX_TMP/files/train/7" -name '*.png' | sort | tail -n 1)
 head -c 40 "$victim" >"$victim.cut" && mv "$victim.cut" "$victim"
 "$launch" 3

@@ -39,6 +39,23 @@ check "the first run has copied all, and only once" \
 check "the second has found it" [ "$(staged 3 copied) $(staged 3 bytes)" = "0 $(staged 2 bytes)" ]
 check "nothing half copied is left" no_litter "$node"
 
+# A place that is full after some of them.
+disk=$PHALANX_TMP/disk
+mkdir "$disk"
+if [ "$(id -u)" -eq 0 ] && mount -t tmpfs -o size=60k phalanx-test "$disk" 2>/dev/null; then
+    trap 'umount "$disk"' EXIT
+    "$launch" 2
+    on "$PHALANX_TMP/full" --set "data.stage=$disk"
+    check "a place that is too small holds what it can" [ "$rc" -eq 0 ]
+    same_bits "and the rest is read where it lies, to the same bits" "$PHALANX_TMP/full" "$wanted"
+    check "the run says how much" [ "$(json "$PHALANX_TMP/full/env.json" '["staged"]["left"]')" -gt 0 ]
+    check "nothing half copied is left there" no_litter "$disk"
+    umount "$disk"
+    trap - EXIT
+else
+    echo "skipped: a full place (needs root and mount)"
+fi
+
 # A bit of three records; the copies are as they were.
 python3 - "$set/train" <<'PYTHON'
 import sys
