@@ -1,12 +1,29 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, Once, PoisonError, RwLock};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{Error, Result};
 
-/// Files that stay open at once: well below the 1024 that a process usually may have.
+/// Files of a set that stay open at once.
 const KEPT: usize = 384;
+/// Files that a process should be allowed: two sets and their copies, and much else, are more than the usual 1024.
+const WANTED: u64 = 4096;
+
+/// Allows this process more open files, once, where it may be allowed more.
+fn allow_more_files() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let now = getrlimit(Resource::Nofile);
+        let most = now.maximum.unwrap_or(WANTED).min(WANTED);
+        if now.current.is_some_and(|current| current < most) {
+            // Where it is refused, files that cannot be opened are told when it comes to that.
+            let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), ..now });
+        }
+    });
+}
 
 /// The open files of a set's shards: opened when first read, the oldest closed when there are too many.
 #[derive(Debug)]
@@ -19,6 +36,7 @@ pub(super) struct Handles {
 
 impl Handles {
     pub(super) fn new(shards: usize) -> Self {
+        allow_more_files();
         Self::with_most(shards, KEPT)
     }
 
@@ -52,5 +70,5 @@ impl Handles {
 }
 
 fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(Error::io("open", path))
+    File::open(path).map_err(Error::io("read", path))
 }

@@ -210,6 +210,18 @@ struct Image<T> {
     scratch: Vec<T>,
 }
 
+impl<T> Image<T> {
+    /// Gives back what one very large image has taken: every loader thread has some.
+    fn let_go(&mut self) {
+        const KEPT: usize = 64 << 20;
+        for of in [&mut self.pixels, &mut self.scratch] {
+            if of.capacity() * size_of::<T>() > KEPT {
+                *of = Vec::new();
+            }
+        }
+    }
+}
+
 /// A transform made ready for one field of a set.
 trait Step: Send {
     fn apply(&self, image: &mut Image<f32>, stream: &mut Stream);

@@ -211,6 +211,8 @@ impl Pipeline {
             let problem = format!("{} {:?} are no room for {length} {:?}", given.0, given.1, self.pixels());
             return Err(Error::field(&self.spec.name, problem));
         }
+        self.bytes.let_go();
+        self.floats.let_go();
         let key = key.unwrap_or(Key::new(0));
         let stream = |i: &u64| key.derive(*i, 0).stream();
         if self.spec.dtype != DType::U8 {

@@ -22,6 +22,9 @@ pub(super) type Damage = &'static str;
 /// Its data end before its end.
 pub(super) const CUT_OFF: Damage = "it is cut off";
 
+/// The most bytes of a part of a decoder that are kept for the next file: those of some 60 million pixels.
+const KEPT: usize = 64 << 20;
+
 /// Decodes one file after the other.
 #[derive(Debug)]
 pub(super) struct Decoder {
@@ -115,6 +118,7 @@ impl Decoder {
     /// Reads a file's headers and takes its data: height, width and components, or `None` where it is left to the general
     /// decoder.
     pub(super) fn open(&mut self, file: &[u8]) -> Result<Option<[usize; 3]>, Damage> {
+        self.let_go();
         self.header = header::read(file)?;
         let Some(header) = &self.header else { return Ok(None) };
         let scan = file.get(header.data..).unwrap_or_default();
@@ -126,6 +130,13 @@ impl Decoder {
             End::Restarts => Err("its restarts are not in order"),
             End::Found => Ok(Some([header.height, header.width, header.components.len()])),
         }
+    }
+
+    /// Gives back what one very large file has taken: every loader thread has a decoder.
+    fn let_go(&mut self) {
+        let large = |of: &Vec<u8>| of.capacity() > KEPT;
+        let all = self.planes.iter_mut().map(|p| &mut p.samples).chain(&mut self.rows);
+        all.chain([&mut self.data, &mut self.pixels]).filter(|of| large(of)).for_each(|of| *of = Vec::new());
     }
 
     /// Decodes the part `window` (top, left, height, width) of the image that the opened file becomes when it is made
