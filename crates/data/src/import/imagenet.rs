@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::listing::{Import, LeftOut, Listed, Listing, Part, Store};
 use super::tar::{Walker, open};
-use super::{Format, ImportRequest, TRAIN, VAL, is_image, lines_of, mat, names_in};
+use super::{Format, ImportRequest, TRAIN, VAL, is_image, is_litter, lines_of, mat, names_in};
 use crate::{Error, Result};
 
 /// The validation labels, as the kit has them (numbers of its own) and as others have written them.
@@ -208,7 +208,7 @@ fn train_listing(path: &Path) -> Result<(Listing, Vec<String>)> {
     let mut left_out = LeftOut::default();
     while let Some(member) = outer.next()? {
         let base = member.name.rsplit('/').next().unwrap_or_default();
-        match base.strip_suffix(".tar") {
+        match base.strip_suffix(".tar").filter(|class| !is_litter(class)) {
             Some(class) => tars.push((class.to_owned(), member)),
             None => left_out.add("files beside the class tars", &member.name),
         }

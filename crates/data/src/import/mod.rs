@@ -278,7 +278,7 @@ pub(crate) const VAL: &str = "val";
 
 /// Whether a file's name is that of an image that can be read.
 fn is_image(name: &str) -> bool {
-    matches!(extension(name).as_str(), "jpg" | "jpeg" | "png")
+    !is_litter(name) && matches!(extension(name).as_str(), "jpg" | "jpeg" | "png")
 }
 
 /// The lower-case ending of a file's name, without its dot; empty where there is none.
