@@ -25,7 +25,7 @@ fn shard_digits(dir: &Path) -> String {
 }
 
 /// As [`shard_digits`], as sets of other names, and with changed names of classes.
-fn shard_digits_as(dir: &Path, called: &str, change: fn(&mut Vec<String>)) -> String {
+fn shard_digits_as(dir: &Path, called: &str, change: impl Fn(&mut Vec<String>)) -> String {
     for (split, name, shards) in [(Split::Train, "train", 5), (Split::Test, "val", 2)] {
         let digits = open("digits", split).unwrap();
         let to = dir.join(name);
@@ -269,15 +269,21 @@ fn a_run_goes_on_with_the_data_that_it_began_with_wherever_they_lie() {
     assert_eq!(hashes(&run(&on(&there, &out, 3, &[])).unwrap()), whole);
     assert_eq!(ledger::verify(&out).unwrap().whole_epochs, 2);
     // A class's number must mean the same in both sets.
-    let swapped = shard_digits_as(&other, "swapped", |classes| classes.swap(0, 1));
-    let mut request = on(&there, &tmp.path().join("swapped"), 2, &[]);
+    let named = |classes: &mut Vec<String>| classes.iter_mut().for_each(|c| c.insert_str(0, "class "));
+    let ours = shard_digits_as(&tmp.path().join("ours"), "ours", named);
+    let swapped = shard_digits_as(&other, "swapped", |classes| {
+        named(classes);
+        classes.swap(0, 1);
+    });
+    let mut request = TrainRequest { max_steps: Some(2), ..on(&ours, &tmp.path().join("swapped"), 2, &[]) };
     request.config.data.eval = Some(swapped);
     let e = run(&request).unwrap_err();
-    assert!(
-        e.exit_code() == 2 && e.to_string().contains("class 0 is \"0\" in digits-train and \"1\""),
-        "{e}"
-    );
+    let says = "class 0 is \"class 0\" in ours-train and \"class 1\" in swapped-val";
+    assert!(e.exit_code() == 2 && e.to_string().contains(says), "{e}");
     assert!(!request.out.exists());
+    // Numbers contradict no names.
+    request.config.data.eval = Some(there);
+    run(&request).unwrap();
 }
 
 #[test]
