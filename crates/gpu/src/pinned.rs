@@ -189,7 +189,39 @@ impl Drop for Pinned {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn sizes_that_share_blocks_lose_an_eighth_at_most(bytes in 0usize..1 << 36, more in 0usize..1 << 20) {
+            let (size, least) = (class(bytes), bytes.max(SMALLEST));
+            prop_assert!(size >= least && size.is_multiple_of(SMALLEST) && class(size) == size);
+            prop_assert!(size - least < (least / 8).max(SMALLEST));
+            prop_assert!(class(bytes + more) >= size);
+        }
+
+        #[test]
+        fn every_block_is_idle_or_gone_once(turns in prop::collection::vec((1usize..6, any::<bool>()), 1..60)) {
+            let (mut free, mut out, mut made) = (Free::default(), Vec::new(), 0);
+            let mut idle = std::collections::BTreeMap::new();
+            for (size, take) in turns {
+                let size = size * 10;
+                if take {
+                    let at = free.take(size).inspect(|at| assert_eq!(idle.remove(at), Some(size)));
+                    free.lend(size);
+                    out.push((size, at.unwrap_or_else(|| { made += 1; made })));
+                } else if let Some((size, at)) = out.pop() {
+                    idle.insert(at, size);
+                    free.keep(size, at, 50).iter().for_each(|gone| assert!(idle.remove(gone).is_some()));
+                }
+                prop_assert_eq!(free.bytes, idle.values().sum::<usize>());
+                prop_assert_eq!(free.in_use, out.iter().map(|(size, _)| size).sum::<usize>());
+                prop_assert!(free.bytes <= free.most_in_use.max(50));
+            }
+        }
+    }
 
     #[test]
     fn idle_blocks_are_bounded_and_those_of_other_sizes_go_first() {
