@@ -5,11 +5,15 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
 
 /// What a cached file begins with; then the length (8 bytes, little endian), the BLAKE3 hash of the file's name and the
 /// bytes, and the bytes.
 const MAGIC: &[u8; 8] = b"PHXCUB02";
 const HEADER: usize = 8 + 8 + blake3::OUT_LEN;
+
+/// An unfinished file of this age is nobody's any more: to write one takes less than a second.
+const STALE: Duration = Duration::from_secs(3600);
 
 /// The folder: `PHALANX_CACHE`, else `phalanx/cubin` in the user's cache. `None` without a home.
 pub(crate) fn folder(env: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
@@ -77,6 +81,20 @@ pub(crate) fn write(file: &Path, body: &[u8]) {
     if out.write_all(&bytes).and_then(|()| std::fs::rename(&temporary, file)).is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
+    sweep(folder, SystemTime::now());
+}
+
+/// Removes what processes that were killed have left half written.
+fn sweep(folder: &Path, now: SystemTime) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let written = entry.metadata().and_then(|m| m.modified()).ok();
+        let old = written.and_then(|w| now.duration_since(w).ok()).is_some_and(|age| age > STALE);
+        if old && name.starts_with('.') && name.ends_with(".tmp") {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -102,6 +120,24 @@ mod tests {
         assert_eq!(read(&file).unwrap(), b"some code");
         let left: Vec<_> = std::fs::read_dir(folder.path().join("a")).unwrap().collect();
         assert_eq!(left.len(), 1, "no temporary is left");
+    }
+
+    #[test]
+    fn what_was_left_half_written_is_removed_when_it_is_old() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let names = [".b-1-0.tmp", "other.tmp", ".hidden", "b.cubin"];
+        for name in names {
+            std::fs::write(at(name), "x").unwrap();
+        }
+        let old = std::fs::File::options().write(true).open(at(".b-1-0.tmp")).unwrap();
+        old.set_modified(SystemTime::now() - 2 * STALE).unwrap();
+        std::fs::write(at(".c-2-0.tmp"), "being written").unwrap();
+        write(&at("d.cubin"), b"some code");
+        let left = [at(".b-1-0.tmp"), at(".c-2-0.tmp"), at("d.cubin")].map(|f| f.exists());
+        assert_eq!(left, [false, true, true]);
+        sweep(folder.path(), SystemTime::now() + 2 * STALE);
+        assert!(!at(".c-2-0.tmp").exists() && names[1..].iter().all(|n| at(n).exists()));
     }
 
     #[test]

@@ -66,8 +66,7 @@ impl<T> Once<T> {
 impl Drop for Inner {
     fn drop(&mut self) {
         // Modules and libraries go next; nothing of them may still run.
-        let _ = self.core.compute.synchronize();
-        let _ = self.core.copies.synchronize();
+        self.core.finish();
     }
 }
 
@@ -79,7 +78,7 @@ pub(crate) struct Core {
     pub(crate) host: HostCache,
     pub(crate) compute: Stream,
     copies: Stream,
-    communication: Stream,
+    communication: Arc<Stream>,
     pub(crate) profile: Profile,
     pub(crate) recording: Recording,
     pub(crate) primary: Arc<Primary>,
@@ -88,6 +87,13 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn communication(&self) -> &Stream {
         &self.communication
+    }
+
+    /// Waits for all work, of which nobody is left to hear errors. Kernels run on the communication stream, too.
+    fn finish(&self) {
+        for stream in [&self.compute, &self.copies, &*self.communication] {
+            let _ = stream.synchronize();
+        }
     }
 
     /// Writes zeros on the compute stream.
@@ -112,9 +118,7 @@ impl Core {
 impl Drop for Core {
     fn drop(&mut self) {
         // Memory goes back to the device next; nothing may still work on it.
-        for stream in [&self.compute, &self.copies, &self.communication] {
-            let _ = stream.synchronize();
-        }
+        self.finish();
     }
 }
 
@@ -123,14 +127,15 @@ impl Context {
     /// cuDNN are looked for when they are used first.
     pub fn open(ordinal: usize) -> Result<Self> {
         let (primary, info) = Primary::open(ordinal)?;
+        let communication = Arc::new(Stream::new(&primary, URGENT)?);
         let core = Arc::new(Core {
             ordinal,
             info,
-            memory: Memory::new(&primary),
+            memory: Memory::new(&primary, &communication),
             host: HostCache::new(&primary),
             compute: Stream::new(&primary, 0)?,
             copies: Stream::new(&primary, URGENT)?,
-            communication: Stream::new(&primary, URGENT)?,
+            communication,
             profile: Profile::default(),
             recording: Recording::default(),
             primary,

@@ -1,10 +1,10 @@
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_uint};
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{DRIVER, call_error};
 use crate::ffi::Handle;
 use crate::ffi::driver::{self, Driver, Status};
-use crate::library::{self, Wanted};
+use crate::library::{self, Loaded, Wanted};
 use crate::{Error, Result};
 
 /// The oldest driver that will do: CUDA 12.2.
@@ -13,9 +13,37 @@ const OLDEST_DRIVER: i32 = 12_020;
 /// The oldest compute capability that will do: kernels use bf16 arithmetic, which came with Ampere.
 const OLDEST_DEVICE: (u32, u32) = (8, 0);
 
-/// `cuFuncLoad`, which drivers have from CUDA 12.4 on.
-type FuncLoad = unsafe extern "C" fn(Handle) -> Status;
-static FUNC_LOAD: OnceLock<Option<FuncLoad>> = OnceLock::new();
+/// What drivers have from CUDA 12.4 on to put kernels onto the device before they are launched.
+struct Preloading {
+    /// `cuModuleGetFunctionCount`.
+    count: unsafe extern "C" fn(*mut c_uint, Handle) -> Status,
+    /// `cuModuleEnumerateFunctions`.
+    list: unsafe extern "C" fn(*mut Handle, c_uint, Handle) -> Status,
+    /// `cuFuncLoad`.
+    load: unsafe extern "C" fn(Handle) -> Status,
+}
+
+static PRELOADING: OnceLock<Option<Preloading>> = OnceLock::new();
+
+impl Preloading {
+    fn of(driver: &Loaded) -> Option<Self> {
+        let count = driver.symbol("cuModuleGetFunctionCount").ok()?;
+        let list = driver.symbol("cuModuleEnumerateFunctions").ok()?;
+        let load = driver.symbol("cuFuncLoad").ok()?;
+        // SAFETY: the functions of these names, whose signatures in NVIDIA's header are those that are written above.
+        Some(unsafe {
+            Preloading {
+                count: std::mem::transmute::<usize, unsafe extern "C" fn(*mut c_uint, Handle) -> Status>(
+                    count,
+                ),
+                list: std::mem::transmute::<usize, unsafe extern "C" fn(*mut Handle, c_uint, Handle) -> Status>(
+                    list,
+                ),
+                load: std::mem::transmute::<usize, unsafe extern "C" fn(Handle) -> Status>(load),
+            }
+        })
+    }
+}
 
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,11 +102,7 @@ impl Driver {
             }
         }
         let table = Box::leak(Box::new(Driver::bind(&loaded)?));
-        FUNC_LOAD.get_or_init(|| {
-            let address = loaded.symbol("cuFuncLoad").ok()?;
-            // SAFETY: the function of this name, whose signature in NVIDIA's header is the one that is written here.
-            Some(unsafe { std::mem::transmute::<usize, FuncLoad>(address) })
-        });
+        PRELOADING.get_or_init(|| Preloading::of(&loaded));
         std::mem::forget(loaded);
         // SAFETY: no preconditions.
         match unsafe { (table.cuInit)(0) } {
@@ -87,14 +111,22 @@ impl Driver {
         }
     }
 
-    /// Puts a kernel's code onto the device now. Else the driver may do so at the first launch, which then waits for all that
-    /// runs on the device: also for a sum that waits for another rank.
-    pub(crate) fn load_function(&self, function: Handle) -> Result<()> {
-        match FUNC_LOAD.get().copied().flatten() {
+    /// Puts all kernels of a module onto the device now. Else the driver may do so at a first launch, which then waits for all
+    /// that runs on the device: also for a sum that waits for another rank. False where the driver is too old for it.
+    pub(crate) fn preload(&self, module: Handle) -> Result<bool> {
+        let Some(of) = PRELOADING.get().and_then(Option::as_ref) else { return Ok(false) };
+        let mut count: c_uint = 0;
+        // SAFETY: a live module of the current context; writes one number.
+        self.check(unsafe { (of.count)(&mut count, module) }, "cuModuleGetFunctionCount")?;
+        let mut functions: Vec<Handle> = vec![0; count as usize];
+        // SAFETY: the same; writes at most `count` handles, for which there is room.
+        let status = unsafe { (of.list)(functions.as_mut_ptr(), count, module) };
+        self.check(status, "cuModuleEnumerateFunctions")?;
+        for function in functions {
             // SAFETY: a live function of the current context.
-            Some(load) => self.check(unsafe { load(function) }, "cuFuncLoad"),
-            None => Ok(()),
+            self.check(unsafe { (of.load)(function) }, "cuFuncLoad")?;
         }
+        Ok(true)
     }
 
     /// Whether the driver is for CUDA 12, which cannot run what libraries of CUDA 13 bring. False without a driver.

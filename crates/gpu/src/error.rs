@@ -207,6 +207,11 @@ impl Error {
         matches!(self, Error::NoLibrary { library: DRIVER, .. })
     }
 
+    /// Whether device memory is full.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Error::OutOfMemory { .. })
+    }
+
     /// Whether a library cannot do what it was asked for (of cuDNN `CUDNN_STATUS_NOT_SUPPORTED` and its kin), so that a
     /// kernel of ours may.
     pub fn is_unsupported(&self) -> bool {

@@ -164,9 +164,11 @@ impl Context {
         let status = unsafe { (d.cuModuleLoadData)(&mut raw, cubin.as_ptr().cast::<c_void>()) };
         d.check(status, "cuModuleLoadData")?;
         let module = Arc::new(Module { primary: self.primary().clone(), raw, kernels: RwLock::default() });
-        // Before training starts, and not at a first launch in the middle of it. What the file does not tell comes then.
-        for kernel in cubin::resources(&cubin).unwrap_or_default() {
-            module.kernel(source, &kernel.kernel)?;
+        // Before training starts, and not at a first launch in the middle of it. Older drivers load what is asked for by name.
+        if !d.preload(raw)? {
+            for kernel in cubin::resources(&cubin).unwrap_or_default() {
+                module.kernel(source, &kernel.kernel)?;
+            }
         }
         modules.insert(key, module.clone());
         Ok(module)
@@ -188,7 +190,6 @@ impl Module {
             driver::NOT_FOUND => return Err(missing()),
             status => d.check(status, "cuModuleGetFunction")?,
         }
-        d.load_function(raw)?;
         let kernel = Arc::new(Kernel { raw, shared: AtomicU32::new(SHARED_WITHOUT_ASKING) });
         let mut kernels = self.kernels.write().unwrap_or_else(PoisonError::into_inner);
         Ok(kernels.entry(String::from(name)).or_insert(kernel).clone())

@@ -57,8 +57,11 @@ impl Loaded {
 
 /// Finds and loads a library.
 pub(crate) fn open(wanted: &Wanted) -> Result<Loaded> {
+    open_by(wanted, &|name| std::env::var_os(name))
+}
+
+fn open_by(wanted: &Wanted, env: Env) -> Result<Loaded> {
     let mut tried = Vec::new();
-    let env: Env = &|name| std::env::var_os(name);
     if let Some(found) = open_in(&own_folders(env), wanted, wanted.names, &mut tried) {
         return Ok(found);
     }
@@ -258,6 +261,32 @@ mod tests {
                 && tried[1].ends_with("(not there)"),
             "{tried:?}"
         );
+    }
+
+    /// The C library's file as this process has it.
+    fn libc() -> PathBuf {
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        let file =
+            maps.lines().filter_map(|l| l.split_whitespace().nth(5)).find(|f| f.contains("/libc.so.6"));
+        PathBuf::from(file.unwrap())
+    }
+
+    #[test]
+    fn a_newer_version_of_a_package_comes_before_an_older_one_of_the_system() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("lib/python3.12/site-packages/nvidia/x/lib");
+        fs::create_dir_all(&folder).unwrap();
+        let env = |name: &str| (name == "VIRTUAL_ENV").then(|| root.path().into());
+        // The system has the older one.
+        let wanted = Wanted { names: &["libphalanx-none.so.2", "libc.so.6"], ..NOWHERE };
+        assert_eq!(open_by(&wanted, &env).unwrap().path, "libc.so.6");
+        // One that cannot be loaded is passed over.
+        let newer = folder.join("libphalanx-none.so.2");
+        fs::write(&newer, "text").unwrap();
+        assert_eq!(open_by(&wanted, &env).unwrap().path, "libc.so.6");
+        fs::remove_file(&newer).unwrap();
+        std::os::unix::fs::symlink(libc(), &newer).unwrap();
+        assert_eq!(Path::new(&open_by(&wanted, &env).unwrap().path), newer);
     }
 
     #[test]

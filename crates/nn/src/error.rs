@@ -103,6 +103,15 @@ impl Error {
                 | Error::Statistics { .. }
         )
     }
+
+    /// Whether a GPU's memory is full.
+    pub fn is_full_device(&self) -> bool {
+        match self {
+            Error::At { cause, .. } => cause.is_full_device(),
+            Error::Gpu(e) | Error::Tensor(phalanx_tensor::Error::Gpu(e)) => e.is_full(),
+            _ => false,
+        }
+    }
 }
 
 /// The known word that is most like `wrong`, as a hint for a message; empty when none is like it.

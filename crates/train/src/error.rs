@@ -196,6 +196,15 @@ impl Error {
         move |cause| Error::Io { doing, path, cause }
     }
 
+    /// Whether a GPU's memory is full.
+    pub(crate) fn is_full_device(&self) -> bool {
+        match self {
+            Error::Gpu(e) | Error::Tensor(phalanx_tensor::Error::Gpu(e)) => e.is_full(),
+            Error::Nn(e) => e.is_full_device(),
+            _ => false,
+        }
+    }
+
     /// The sort of failure, as peers are told it.
     pub fn kind(&self) -> AbortKind {
         use phalanx_tensor::Error as T;

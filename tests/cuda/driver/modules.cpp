@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <map>
 #include <mutex>
 
@@ -24,6 +25,8 @@ struct Module {
     const PhalanxModule* table = nullptr;
     ModuleState state;
     Context* context = nullptr;
+    /// Nothing of it may still be queued then: CUDA does not promise to wait.
+    std::atomic<bool> unloaded{false};
     /// Static variables are a block's shared memory and the running thread's place, so one launch runs at a time.
     std::mutex execution;
     std::map<std::string, std::unique_ptr<Function>> functions;
@@ -41,6 +44,8 @@ struct Function {
     const PhalanxKernel* kernel = nullptr;
     size_t static_shared = 0;
     int dynamic_limit = SHARED_MEMORY;
+    /// Whether its code is on the device. As with CUDA_MODULE_LOADING=LAZY, the default, it comes there at the first launch.
+    std::atomic<bool> loaded{false};
 };
 
 std::mutex mutex;
@@ -124,6 +129,10 @@ bool same(const Snapshot& then, std::string& where) {
 
 Result run_checked(const Launch& launch, Module& module) {
     static const bool races = environment_flag("PHALANX_STANDIN_RACES");
+    if (module.unloaded) {
+        report("kernel %s: its module was unloaded before it ran", launch.kernel);
+        return launch_failed;
+    }
     const Guard one_launch(module.execution);
     if (!races) {
         const Result result = run_launch(launch, module.state, Order::ascending);
@@ -263,10 +272,10 @@ API Result cuModuleLoadData(Module** loaded, const unsigned char* image) {
 
 API Result cuModuleUnload(Module* handle) {
     WITH_CONTEXT(context);
-    if (Result failed = finish_all(context)) return failed;
     const Guard guard(mutex);
     const auto found = modules().find(handle);
     if (found == modules().end()) return invalid_handle;
+    found->second->unloaded = true;
     for (const auto& [name, function] : found->second->functions) functions().erase(function.get());
     modules().erase(found);
     return success;
@@ -280,6 +289,35 @@ API Result cuModuleGetFunction(Function** function, Module* handle, const char* 
     const auto found = module->second->functions.find(name);
     if (found == module->second->functions.end()) return not_found;
     *function = found->second.get();
+    return success;
+}
+
+API Result cuModuleGetFunctionCount(unsigned* count, Module* handle) {
+    WITH_CONTEXT(context);
+    const Guard guard(mutex);
+    const auto module = modules().find(handle);
+    if (module == modules().end() || !count) return invalid_handle;
+    *count = (unsigned)module->second->functions.size();
+    return success;
+}
+
+API Result cuModuleEnumerateFunctions(Function** functions, unsigned most, Module* handle) {
+    WITH_CONTEXT(context);
+    const Guard guard(mutex);
+    const auto module = modules().find(handle);
+    if (module == modules().end() || !functions) return invalid_handle;
+    unsigned at = 0;
+    for (const auto& [name, function] : module->second->functions)
+        if (at < most) functions[at++] = function.get();
+    return success;
+}
+
+API Result cuFuncLoad(Function* handle) {
+    WITH_CONTEXT(context);
+    std::shared_ptr<Module> module;
+    Function* f = function_of(handle, module);
+    if (!f) return invalid_handle;
+    f->loaded = true;
     return success;
 }
 
@@ -352,7 +390,7 @@ API Result cuLaunchKernel(Function* handle, unsigned grid_x, unsigned grid_y, un
                           void** parameters, void** extra) {
     WITH_CONTEXT(context);
     std::shared_ptr<Module> module;
-    const Function* f = function_of(handle, module);
+    Function* f = function_of(handle, module);
     if (!f) return invalid_handle;
     if (module->context != context) {
         report("kernel %s belongs to another context than the current one", f->kernel->name);
@@ -365,6 +403,10 @@ API Result cuLaunchKernel(Function* handle, unsigned grid_x, unsigned grid_y, un
     Launch launch{f->kernel->name, f->kernel->run, nullptr, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z},
                   dynamic_shared};
     if (Result wrong = check_shape(*f, launch.grid, launch.block, dynamic_shared)) return wrong;
+    // Code comes to the device when nothing runs there.
+    if (!f->loaded)
+        if (Result failed = finish_all(context)) return failed;
+    f->loaded = true;
     const auto copied = std::make_shared<Parameters>(*f->kernel, parameters);
     return enqueue(stream, [launch, copied, module] {
         Launch now = launch;

@@ -5,6 +5,7 @@ mod pool;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 pub use pool::MemoryStats;
 pub(crate) use pool::{Block, Memory};
@@ -132,9 +133,15 @@ impl Context {
         self.core().memory.free()
     }
 
+    /// How long full memory waits for sums with other ranks, before it is an error.
+    pub fn set_patience(&self, limit: Duration) {
+        self.core().memory.set_patience(limit);
+    }
+
     /// Gives cached memory back to the device; first waits for the compute stream.
     pub fn trim(&self) -> Result<()> {
         self.refuse_while_capturing("memory was to be given back")?;
+        self.core().memory.outwait_sums()?;
         self.synchronize()?;
         self.release_inputs();
         self.core().memory.trim()

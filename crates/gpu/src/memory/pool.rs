@@ -1,13 +1,17 @@
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::planner::{self, Planner, Tag};
 use crate::device::Primary;
 use crate::ffi::driver::{self, Driver};
-use crate::{Error, Event, Result};
+use crate::{Error, Event, Result, Stream};
 
 /// How many of the largest live blocks an error names.
 const NAMED: usize = 10;
+
+/// How long full memory waits for sums with other ranks unless somebody says otherwise.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How much device memory a context holds and uses. Sizes in bytes, of blocks as handed out (multiples of 512).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,6 +45,10 @@ pub(crate) struct Memory {
     capturing: AtomicBool,
     /// Whether each block is an allocation of the device's own, so that checkers see every byte beyond it.
     apart: bool,
+    /// Where sums wait for other ranks.
+    sums: Arc<Stream>,
+    /// How long to wait for them, in milliseconds.
+    patience: AtomicU64,
 }
 
 /// Set to 1, it gives each block an allocation of its own (slow): for compute-sanitizer and the tests' stand-ins.
@@ -56,13 +64,15 @@ struct State {
 }
 
 impl Memory {
-    pub(crate) fn new(primary: &Arc<Primary>) -> Self {
+    pub(crate) fn new(primary: &Arc<Primary>, sums: &Arc<Stream>) -> Self {
         Memory {
             primary: primary.clone(),
             state: Mutex::default(),
             tag: AtomicU32::new(0),
             capturing: AtomicBool::new(false),
             apart: std::env::var_os(APART).is_some_and(|v| v == "1"),
+            sums: sums.clone(),
+            patience: AtomicU64::new(PATIENCE.as_millis() as u64),
         }
     }
 
@@ -105,6 +115,7 @@ impl Memory {
         let usual = if self.apart { bytes.max(1) as u64 } else { planner::segment_size(bytes) };
         let mut segment = state.ask(d, usual)?.map(|address| (address, usual));
         if segment.is_none() && !self.is_capturing() {
+            self.outwait_sums()?;
             state.sweep(true)?;
             if let Some(found) = state.planner.take(tag, bytes) {
                 return Ok(found);
@@ -124,6 +135,16 @@ impl Memory {
             Some(found) => Ok(found),
             None => Err(state.exhausted(d, tag, bytes)),
         }
+    }
+
+    /// What takes memory back waits for all that runs on the device, and has no deadline: so first for what may wait for another
+    /// rank, with one.
+    pub(crate) fn outwait_sums(&self) -> Result<()> {
+        self.sums.synchronize_within(Duration::from_millis(self.patience.load(Ordering::Relaxed)))
+    }
+
+    pub(crate) fn set_patience(&self, limit: Duration) {
+        self.patience.store(limit.as_millis().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Takes a block back; it is handed out again when all of `keep` are done.

@@ -109,6 +109,34 @@ fn a_peer_that_never_comes_is_ended_by_an_abort() {
 }
 
 #[test]
+#[ignore = "needs the stand-ins"]
+fn full_memory_waits_for_a_peer_that_never_comes_no_longer_than_allowed() {
+    let name = "collectives::full_memory_waits_for_a_peer_that_never_comes_no_longer_than_allowed";
+    if !stand_ins() || !with_settings(name, &[FOUR, ("PHALANX_STANDIN_MEMORY", "64M")]) {
+        return;
+    }
+    let id = Nccl::unique_id().unwrap();
+    on_ranks(2, |c, rank| {
+        let nccl = join(&c, &id, rank, 2);
+        if rank == 0 {
+            let x = buffer(&c, &vec![0; 40 << 20]);
+            c.synchronize().unwrap();
+            nccl.all_reduce(x.ptr(), x.ptr(), 1).unwrap();
+            let summed = c.event().unwrap();
+            summed.record(c.communication()).unwrap();
+            x.keep_until(&summed);
+            drop(x);
+            c.set_patience(Duration::from_millis(50));
+            let late = c.alloc(50 << 20).unwrap_err();
+            assert!(matches!(late, Error::TimedOut { .. }), "{late}");
+            assert!(matches!(c.trim(), Err(Error::TimedOut { .. })));
+            assert!(nccl.abort(Duration::from_secs(10)));
+            assert_eq!(c.alloc(50 << 20).unwrap().len(), 50 << 20);
+        }
+    });
+}
+
+#[test]
 #[ignore = "needs a GPU, or the stand-ins"]
 fn one_rank_alone_has_every_collective() {
     let c = Context::open(0).unwrap();

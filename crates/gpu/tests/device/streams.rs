@@ -92,6 +92,61 @@ fn what_is_brought_beside_the_computation_waits_for_who_read_the_block_before() 
     drop(capture);
 }
 
+/// A block that is new to input has to wait for all that computes: so none may be, once steps are alike.
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn blocks_for_input_suffice_for_steps_of_many_shards() {
+    let c = context();
+    let step = || -> Vec<Buffer> {
+        (0..24).map(|_| c.bring(Box::new(c.pinned(4000).unwrap())).unwrap().0).collect()
+    };
+    let mut used = step();
+    let mut allocations = Vec::new();
+    for _ in 0..5 {
+        // The next arrives while this one is read.
+        used = step();
+        allocations.push(c.memory().allocations);
+    }
+    assert_eq!(used.len(), 24);
+    assert!(allocations[1..].iter().all(|a| *a == allocations[1]), "{allocations:?}");
+}
+
+/// Else it waits for what runs on other streams, such as a sum that waits for another rank.
+#[test]
+#[ignore = "needs the stand-ins"]
+fn a_kernels_first_launch_waits_for_nobody() {
+    let name = "streams::a_kernels_first_launch_waits_for_nobody";
+    if !stand_ins() || !with_settings(name, &[("PHALANX_STANDIN_STREAMS", "1")]) {
+        return;
+    }
+    let c = context();
+    c.load(&KERNELS).unwrap();
+    let (out, y) = (c.pinned(4).unwrap(), buffer(&c, &[0; 4]));
+    c.synchronize().unwrap();
+    let args = Args::new().ptr(out.ptr()).u32(5).u32(1);
+    c.launch_on(c.communication(), &KERNELS, "count", Grid::linear(1, 256), args).unwrap();
+    let args = Args::new().ptr(y.ptr()).ptr(y.ptr()).f32(2.0).i64(1);
+    c.launch(&KERNELS, "scale", Grid::linear(1, 256), args).unwrap();
+    assert_eq!(out[..], [0; 4], "work of another stream is done, for which nobody has waited");
+    c.communication().synchronize().unwrap();
+    assert_eq!(out[..], [5, 0, 0, 0]);
+}
+
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn kernels_of_all_streams_have_run_before_their_module_goes() {
+    let name = "streams::kernels_of_all_streams_have_run_before_their_module_goes";
+    if !with_settings(name, &[("PHALANX_STANDIN_STREAMS", "1")]) {
+        return;
+    }
+    let c = context();
+    let out = c.pinned(4).unwrap();
+    let args = Args::new().ptr(out.ptr()).u32(5).u32(1);
+    c.launch_on(c.communication(), &KERNELS, "count", Grid::linear(1, 256), args).unwrap();
+    drop(c);
+    assert_eq!(out[..], [5, 0, 0, 0]);
+}
+
 #[test]
 #[ignore = "needs a GPU, or the stand-ins"]
 fn a_graph_does_its_work_at_each_launch() {

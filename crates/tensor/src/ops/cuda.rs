@@ -225,7 +225,50 @@ pub(crate) fn want_type(op: &'static str, view: &View, operand: usize, want: DTy
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_divisor_divides_all_that_a_kernel_counts(d in 1u64..1 << 31, n in 0u64..1 << 31, near in -2i64..3) {
+            let [of, factor, shift] = divisor(d as usize);
+            prop_assert_eq!(u64::from(of), d);
+            // Multiples and their neighbours are where rounding would show.
+            for n in [n, (n / d * d).saturating_add_signed(near), (1 << 31) - 1] {
+                let n = n.min((1 << 31) - 1);
+                let quotient = if d == 1 { n } else { (n * u64::from(factor)) >> 32 >> shift };
+                prop_assert_eq!(quotient, n / d, "{} / {}", n, d);
+            }
+        }
+
+        #[test]
+        fn runs_hold_every_sample_once_and_none_too_many(samples in 0usize..5000, per in 0usize..1 << 31) {
+            let mut next = 0;
+            for [first, count] in runs("test", [samples].into(), samples, per).unwrap() {
+                prop_assert!(first == next && count >= 1 && count * per < 1 << 31);
+                next += count;
+            }
+            prop_assert_eq!(next, samples);
+        }
+
+        #[test]
+        fn wide_reads_are_aligned_and_within_a_row(row in 0usize..1 << 20, at in prop::collection::vec(0u64..1 << 40, 1..4)) {
+            let all: Vec<DevicePtr> = at.iter().map(|&p| DevicePtr(p)).collect();
+            for dtype in [DType::F32, DType::BF16, DType::F64, DType::U8] {
+                let pack = wide(dtype, row, &all);
+                prop_assert!(row.is_multiple_of(pack) && pack * dtype.size() <= 16);
+                prop_assert!(pack == 1 || at.iter().all(|p| p.is_multiple_of(16)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_sample_that_no_kernel_can_count_is_refused() {
+        assert!(runs("test", [1].into(), 1, (1 << 31) - 1).is_ok());
+        assert!(runs("test", [1].into(), 1, 1 << 31).is_err());
+        assert!(runs("test", [0].into(), 0, 1 << 31).unwrap().is_empty());
+    }
 
     #[test]
     fn a_divisor_divides() {

@@ -131,8 +131,7 @@ impl Graphs {
     /// From now on no step is recorded. Fails where it is demanded. No launched step may be on its way: its report would go
     /// with the graph.
     pub(super) fn refuse(&mut self, why: String) -> Result<()> {
-        self.forget();
-        self.memory = None;
+        self.make_room();
         if self.wanted == CudaGraph::On {
             let problem = format!("it is \"on\", but the step cannot be a CUDA graph: {why}");
             return Err(Error::config("train.cuda_graph", problem));
@@ -146,6 +145,12 @@ impl Graphs {
         self.recorded.clear();
         self.forms.clear();
         self.halted = None;
+    }
+
+    /// The same, and their memory serves everybody until steps are recorded again.
+    pub(super) fn make_room(&mut self) {
+        self.forget();
+        self.memory = None;
     }
 
     pub(super) fn in_use(&self) -> Option<GraphUse> {

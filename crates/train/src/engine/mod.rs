@@ -154,6 +154,9 @@ impl Engine {
         options: EngineOptions,
     ) -> Result<Self> {
         let params = params.on(&machine.device)?;
+        if let Some(gpu) = machine.gpu() {
+            gpu.set_patience(options.deadline);
+        }
         let tree = Tree::new(options.shards)?;
         let gradients =
             Slots::new(&*comm, tree, params.elements(), DType::F32, params.home(), machine.sums.as_ref())?;
@@ -311,13 +314,20 @@ impl Engine {
     }
 
     /// Does something between two steps in the memory of a GPU that steps work in, as an evaluation, for which there need not
-    /// be room besides. It must leave nothing there.
-    pub fn between_steps<T>(&mut self, work: impl FnOnce(&Engine) -> Result<T>) -> Result<T> {
+    /// be room besides. It must leave nothing there. Where that memory is cut in other pieces than it asks for, and there is no
+    /// room for more, the recorded steps are given up and it is done once more.
+    pub fn between_steps<T>(&mut self, work: impl Fn(&Engine) -> Result<T>) -> Result<T> {
         self.land_all()?;
         self.norms.keep_on(&self.device)?;
         let in_use = self.graphs.enter()?;
-        let done = work(self)?;
+        let in_graphs = in_use.is_some();
+        let mut done = work(self);
         drop(in_use);
+        if in_graphs && done.as_ref().is_err_and(Error::is_full_device) {
+            self.graphs.make_room();
+            done = work(self);
+        }
+        let done = done?;
         self.graphs.left_behind()?;
         Ok(done)
     }

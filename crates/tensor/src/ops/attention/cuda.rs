@@ -18,6 +18,12 @@ pub(crate) static SOURCE: Source = source!("attention");
 /// Bytes of products that are there at a time, about.
 const AT_A_TIME: usize = 256 << 20;
 
+/// All heads, as many at a time as there is room for products of so many bytes each, but at least one: the first and how many.
+fn at_a_time(heads: usize, bytes: usize) -> impl Iterator<Item = (usize, usize)> {
+    let step = (AT_A_TIME / bytes.max(1)).max(1);
+    (0..heads).step_by(step).map(move |first| (first, step.min(heads - first)))
+}
+
 /// A matrix of each head: where, of what type, rows of how many numbers, and whether it is turned.
 #[derive(Clone, Copy)]
 struct Side {
@@ -121,8 +127,7 @@ impl<'a> Heads<'a> {
     /// The heads, some at a time: the first one and how many.
     fn groups(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         let [queries, keys, ..] = self.sizes;
-        let (heads, step) = (self.heads, (AT_A_TIME / (queries * keys * 4).max(1)).max(1));
-        (0..heads).step_by(step).map(move |first| (first, step.min(heads - first)))
+        at_a_time(self.heads, queries * keys * size_of::<f32>())
     }
 
     /// The rows of `heads` heads.
@@ -251,5 +256,26 @@ impl CudaOp for Attend {
             sink.pass(i, grad)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_head_has_its_turn_and_as_many_have_one_as_there_is_room_for(heads in 0usize..4096, bytes in 0usize..1 << 32) {
+            let mut next = 0;
+            for (first, count) in at_a_time(heads, bytes) {
+                prop_assert!(first == next && count >= 1);
+                prop_assert!(count == 1 || count * bytes <= AT_A_TIME);
+                next += count;
+                prop_assert!(next == heads || (count + 1) * bytes > AT_A_TIME);
+            }
+            prop_assert_eq!(next, heads);
+        }
     }
 }

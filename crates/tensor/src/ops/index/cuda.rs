@@ -173,3 +173,22 @@ fn sort(gpu: &Context, keys: DevicePtr, n: usize) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn accesses_are_aligned_and_the_widest_that_are(bytes in 1usize..1 << 20, shift in 0u32..6, at in prop::collection::vec(0u64..1 << 30, 1..4)) {
+            let bytes = bytes << shift;
+            let all: Vec<DevicePtr> = at.iter().map(|&p| DevicePtr(p << shift)).collect();
+            let fits = |w: usize| bytes.is_multiple_of(w) && all.iter().all(|p| p.0.is_multiple_of(w as u64));
+            let w = access(bytes, &all);
+            prop_assert!(w.is_power_of_two() && fits(w));
+            prop_assert!(w == 16 || !fits(2 * w));
+        }
+    }
+}

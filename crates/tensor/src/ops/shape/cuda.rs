@@ -209,7 +209,51 @@ impl CudaOp for Scatter {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::Shape;
+
+    /// Where both operands of a walk are, in its order, in elements: each place stands for `pack` elements behind each other.
+    fn places(walk: &[i64; 64], pack: i64) -> Vec<[i64; 2]> {
+        let axes = walk[0] as usize;
+        let mut all = Vec::new();
+        for n in 0..walk[1] {
+            let (mut rest, mut at) = (n, [0, 0]);
+            for axis in (0..axes).rev() {
+                let i = rest % walk[2 + axis];
+                rest /= walk[2 + axis];
+                at = [at[0] + i * walk[10 + axis], at[1] + i * walk[18 + axis]];
+            }
+            all.extend((0..pack).map(|e| at.map(|a| a * pack + e)));
+        }
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn packs_are_at_the_elements_places(sizes in prop::collection::vec(1usize..5, 0..3), packs in 1usize..4,
+            odd in 0usize..8, gaps in prop::collection::vec(0usize..20, 3)) {
+            // A part of something larger on one side, dense on the other; now and then of odd rows or odd gaps.
+            let mut shape = sizes;
+            shape.push(packs * 8 + if odd < 6 { 0 } else { odd });
+            let mut strides = vec![1; shape.len()];
+            for axis in (0..shape.len() - 1).rev() {
+                let gap = if odd < 5 { gaps[axis] * 8 } else { gaps[axis] };
+                strides[axis] = strides[axis + 1] * shape[axis + 1] + gap;
+            }
+            let shape = Shape::new(&shape);
+            let part = Layout::with(shape, &strides, 0);
+            let mut walk = cuda::walk([&part, &Layout::contiguous(shape)]);
+            let before = places(&walk, 1);
+            if by_packs(&mut walk, 8) {
+                prop_assert_eq!(places(&walk, 8), before);
+            } else {
+                prop_assert!(odd >= 5, "{:?} {:?}", shape, strides);
+                prop_assert_eq!(places(&walk, 1), before);
+            }
+        }
+    }
 
     #[test]
     fn rows_of_whole_packs_are_walked_by_packs() {
