@@ -19,6 +19,8 @@ use crate::world::{self, World};
 const TELL: Duration = Duration::from_secs(5);
 /// Pictures in a row of a contact sheet, and pixels of one.
 const SHEET: (usize, usize) = (8, 128);
+/// Pictures on a contact sheet.
+const PICTURES: u64 = 64;
 
 /// A set's report, and where the set is.
 #[derive(Serialize)]
@@ -73,7 +75,8 @@ pub(crate) fn inspect(args: &Inspect) -> Result<u8> {
     let reports = each(&args.dir, |dir| phalanx_data::inspect(&ShardSet::open(dir)?))?;
     if let (Some(file), Some(first)) = (&args.sheet, reports.first()) {
         let (columns, side) = SHEET;
-        let sheet = phalanx_data::contact_sheet(&ShardSet::open(&first.dir)?, args.pictures, columns, side)?;
+        let pictures = args.pictures.unwrap_or(PICTURES);
+        let sheet = phalanx_data::contact_sheet(&ShardSet::open(&first.dir)?, pictures, columns, side)?;
         let png = sheet.to_png().map_err(|problem| anyhow!("{}: {problem}", file.display()))?;
         phalanx_data::write_whole(file, &png)?;
     }

@@ -13,6 +13,8 @@ use crate::world::{self, World};
 
 /// Bytes of a megabyte as the options count them.
 const MB: f64 = 1e6;
+/// Megabytes of an exported tar.
+const SHARD_MB: f64 = 256.0;
 /// The JPEG quality of images that are written anew.
 const QUALITY: u8 = 90;
 
@@ -100,6 +102,12 @@ fn run(request: &PackRequest, args: &WritingArgs) -> Result<u8> {
 }
 
 pub(crate) fn export(args: &Export) -> Result<u8> {
+    if let (ExportName::Folder, Some(_)) = (args.format, args.shard_mb) {
+        bail!("--shard-mb is of tars, and --format folder writes none");
+    }
+    phalanx_launch::tell_on_signals(
+        "interrupted: the same command begins anew, and removes what this one has left beside OUT",
+    )?;
     let report = phalanx_data::export(&ExportRequest {
         set: args.set.clone(),
         out: args.out.clone(),
@@ -107,7 +115,7 @@ pub(crate) fn export(args: &Export) -> Result<u8> {
             ExportName::Webdataset => ExportFormat::Webdataset,
             ExportName::Folder => ExportFormat::Folder,
         },
-        tar_bytes: (args.shard_mb * MB) as u64,
+        tar_bytes: (args.shard_mb.unwrap_or(SHARD_MB) * MB) as u64,
     })?;
     if args.json { print_json(&report) } else { print_all(&report) }
 }

@@ -97,9 +97,9 @@ pub(crate) struct Inspect {
     /// Write a PNG file of small pictures; with several splits, of the first
     #[arg(long, value_name = "FILE")]
     pub sheet: Option<PathBuf>,
-    /// Pictures on it
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub pictures: u64,
+    /// Pictures on it [default: 64]
+    #[arg(long, value_name = "N", requires = "sheet")]
+    pub pictures: Option<u64>,
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,

@@ -127,9 +127,9 @@ pub(crate) struct Export {
     /// What to write
     #[arg(long, value_enum)]
     pub format: ExportName,
-    /// About how many megabytes come into one tar
-    #[arg(long, default_value_t = 256.0, value_name = "MB")]
-    pub shard_mb: f64,
+    /// About how many megabytes come into one tar [default: 256]
+    #[arg(long, value_name = "MB")]
+    pub shard_mb: Option<f64>,
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,

@@ -84,12 +84,19 @@ impl fmt::Display for ExportReport {
 
 /// Writes a set as files. Keys are the samples' ids: eight digits, so unique and in order.
 ///
-/// Fails with [`Error::Usage`] when `out` holds something, or when a folder for each class is asked of a set without
-/// labels; with [`Error::Io`], for instance on a full disk: then nothing is left behind.
+/// Fails with [`Error::Usage`] when `out` holds something, when the folder beside it that is written to is somebody else's,
+/// or when a folder for each class is asked of a set without labels; with [`Error::Io`], for instance on a full disk: then
+/// nothing is left behind.
 pub fn export(request: &ExportRequest) -> Result<ExportReport> {
     let out = &request.out;
-    if std::fs::read_dir(out).is_ok_and(|mut inside| inside.next().is_some()) || out.is_file() {
-        let problem = "is there already and not empty; name a new folder";
+    if request.tar_bytes == 0 {
+        return Err(Error::usage("--shard-mb", "must be above 0"));
+    }
+    if out.is_file() {
+        return Err(Error::usage(out.display().to_string(), "is a file; name a new folder"));
+    }
+    if let Some(name) = first_in(out) {
+        let problem = format!("is there already and not empty: it holds {name:?}; name a new folder");
         return Err(Error::usage(out.display().to_string(), problem));
     }
     let splits = splits_of(&request.set)?;
@@ -126,6 +133,15 @@ fn all(set: &dyn Source, mut place: impl Place) -> Result<(u64, u32)> {
     Ok((bytes, place.finish()?))
 }
 
+/// Something that a folder holds; the first of all names, so that two calls say the same.
+fn first_in(dir: &Path) -> Option<String> {
+    let names = std::fs::read_dir(dir).ok()?.flatten();
+    names.map(|entry| entry.file_name().to_string_lossy().into_owned()).min()
+}
+
+/// What says that a folder is an export that has not come to its end, and nothing of the user's.
+const MARK: &str = ".phalanx-export";
+
 /// The folder that is renamed at the end, and removed if there is none.
 struct Stage {
     dir: PathBuf,
@@ -139,15 +155,24 @@ impl Stage {
         let mut name = name.to_owned();
         name.push(".part");
         let dir = out.with_file_name(name);
-        // What an export that was killed has left.
-        if dir.exists() {
+        // What an export that was killed has left; a folder of the same name that is none stays.
+        if dir.join(MARK).exists() {
             std::fs::remove_dir_all(&dir).map_err(Error::io("remove", &dir))?;
+        } else if let Some(name) = first_in(&dir) {
+            let problem = format!(
+                "is needed for what is not yet complete, and holds {name:?}; remove it, or name another folder to export to"
+            );
+            return Err(Error::usage(dir.display().to_string(), problem));
         }
         std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-        Ok(Stage { dir })
+        let mark = dir.join(MARK);
+        let stage = Stage { dir };
+        std::fs::write(&mark, b"").map_err(Error::io("create", mark))?;
+        Ok(stage)
     }
 
     fn finish(self, out: &Path) -> Result<()> {
+        crate::files::remove_file(&self.dir.join(MARK))?;
         // One sync of the file system instead of one for each of a million files.
         let folder = std::fs::File::open(&self.dir).map_err(Error::io("read", &self.dir))?;
         rustix::fs::syncfs(&folder).map_err(|e| Error::io("sync", &self.dir)(e.into()))?;

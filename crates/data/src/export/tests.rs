@@ -180,7 +180,29 @@ fn a_failed_export_leaves_nothing() {
         assert!(!dir.path().join("out").exists() && !dir.path().join("out.part").exists());
     }
     // What a killed export has left is no obstacle.
-    files(&dir.path().join("new.part"), &[("rubbish", b"x")]);
-    export(&request(Path::new("digits"), &dir.path().join("new"), ExportFormat::Webdataset)).unwrap();
-    assert!(!dir.path().join("new/rubbish").exists());
+    files(&dir.path().join("new.part"), &[(MARK, b""), ("rubbish", b"x")]);
+    let ask = request(Path::new("digits"), &dir.path().join("new"), ExportFormat::Webdataset);
+    export(&ask).unwrap();
+    assert!(!dir.path().join("new/rubbish").exists() && !dir.path().join("new").join(MARK).exists());
+}
+
+/// A folder beside the one to make was removed with all that was in it, whosever it was.
+#[test]
+fn a_folder_of_somebody_elses_is_not_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    files(&at("new.part"), &[("thesis.tex", b"x")]);
+    files(&at("full"), &[("b", b"x"), ("a", b"x")]);
+    files(dir.path(), &[("file", b"x")]);
+    let fails = |out: &str, expected: &str| {
+        let error = export(&request(Path::new("digits"), &at(out), ExportFormat::Webdataset)).unwrap_err();
+        assert!(error.kind() == Kind::Usage && error.to_string().contains(expected), "{error}");
+    };
+    fails("new", "holds \"thesis.tex\"; remove it, or name another folder");
+    fails("full", "it holds \"a\"; name a new folder");
+    fails("file", "is a file; name a new folder");
+    assert!(at("new.part/thesis.tex").exists() && !at("new").exists() && at("full/b").exists());
+    let none =
+        ExportRequest { tar_bytes: 0, ..request(Path::new("digits"), &at("x"), ExportFormat::Webdataset) };
+    assert!(export(&none).unwrap_err().to_string().contains("--shard-mb: must be above 0"));
 }

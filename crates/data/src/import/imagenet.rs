@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::listing::{Import, LeftOut, Listed, Listing, Part, Store};
 use super::tar::{Walker, open};
-use super::{Format, ImportRequest, TRAIN, VAL, is_image, is_litter, lines_of, mat, names_in};
+use super::{Format, ImportRequest, TRAIN, VAL, is_image, is_litter, lines_of, mat, visible};
 use crate::{Error, Result};
 
 /// The validation labels, as the kit has them (numbers of its own) and as others have written them.
@@ -146,7 +146,7 @@ impl Beside {
 
 pub(super) fn import(request: &ImportRequest) -> Result<Import> {
     let dir = &request.source;
-    let names = names_in(dir)?;
+    let names = visible(dir)?;
     let one = |test: fn(&str) -> bool| {
         names.iter().find(|(n, is_dir)| !is_dir && test(n)).map(|(n, _)| dir.join(n))
     };

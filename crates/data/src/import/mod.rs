@@ -2,6 +2,8 @@
 //! and where the bytes lie), sorted, without reading the samples themselves. Packing reads them later, in its
 //! own order and from any thread or rank, with one positioned read each.
 
+#[cfg(test)]
+mod archive_tests;
 mod cifar;
 mod csv;
 mod folder;
@@ -144,12 +146,12 @@ fn guess(source: &Path) -> Result<Format> {
             () => unknown("is no folder, no .csv and no .tar; say what it is with --format"),
         };
     }
-    let names = names_in(source)?;
+    let names = visible(source)?;
     let any = |test: &dyn Fn(&str) -> bool| names.iter().any(|(name, _)| test(name));
     // Of an unfit folder its importer says more.
     let splits = split_folders(source).map(|s| s.folders).unwrap_or_default();
     let train = splits.iter().find(|(split, _)| *split == Some(TRAIN)).or(splits.first());
-    let inside = train.filter(|(split, _)| split.is_some()).map(|(_, dir)| names_in(dir)).transpose()?;
+    let inside = train.filter(|(split, _)| split.is_some()).map(|(_, dir)| visible(dir)).transpose()?;
     let inside = inside.unwrap_or_default();
     Ok(match () {
         () if any(&|n| n == "dataset.rkyv" || n.contains("idx3-ubyte")) => Format::Set,
@@ -182,6 +184,13 @@ fn names_in(dir: &Path) -> Result<Vec<(String, bool)>> {
         names.push((name, is_dir));
     }
     names.sort_unstable();
+    Ok(names)
+}
+
+/// Those of [`names_in`] that are no litter.
+fn visible(dir: &Path) -> Result<Vec<(String, bool)>> {
+    let mut names = names_in(dir)?;
+    names.retain(|(name, _)| !is_litter(name));
     Ok(names)
 }
 
@@ -234,7 +243,7 @@ const CALLED: [(&str, &[&str]); 2] =
 ///
 /// Fails when two folders are meant for training.
 fn split_folders(dir: &Path) -> Result<Splits> {
-    let names: Vec<_> = names_in(dir)?.into_iter().filter(|(name, _)| !is_litter(name)).collect();
+    let names = visible(dir)?;
     let folders = || names.iter().filter(|(_, is_dir)| *is_dir).map(|(name, _)| name.as_str());
     let called = |names: &'static [&str]| -> Vec<&str> {
         let of = |wanted: &&str| folders().filter(|f| f.eq_ignore_ascii_case(wanted)).collect::<Vec<_>>();
@@ -252,7 +261,7 @@ fn split_folders(dir: &Path) -> Result<Splits> {
     if let [(_, only)] = found[..] {
         let holds = |(name, is_dir): &(String, bool)| *is_dir || extension(name) == "tar";
         let others = names.iter().any(|(name, is_dir)| name != only && (*is_dir || is_image(name)));
-        if others || !names_in(&dir.join(only))?.iter().any(holds) {
+        if others || !visible(&dir.join(only))?.iter().any(holds) {
             return Ok(whole());
         }
     }

@@ -61,13 +61,14 @@ fn tars(path: &Path) -> Result<Vec<(String, PathBuf)>> {
         let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or("tar");
         return Ok(vec![(stem.to_owned(), path.to_owned())]);
     }
-    let names = names_in(path)?.into_iter().filter(|(_, is_dir)| !is_dir);
+    let names = names_in(path)?.into_iter().filter(|(name, is_dir)| !is_dir && !is_litter(name));
     let tars = names.filter_map(|(n, _)| n.strip_suffix(".tar").map(|stem| (stem.to_owned(), path.join(&n))));
     Ok(tars.collect())
 }
 
 fn list(path: &Path) -> Result<Found> {
     let tars = tars(path)?;
+    let mut alone = None;
     let mut texts: Option<[bool; 2]> = None;
     let mut found = Found { listing: Listing::new(path, Vec::new()), highest: -1 };
     let mut left_out = LeftOut::default();
@@ -108,8 +109,19 @@ fn list(path: &Path) -> Result<Found> {
             }
         }
         for (key, group) in groups {
+            if group.image.is_none() && group.label.is_some() && alone.is_none() {
+                alone = Some((path.clone(), key.clone()));
+            }
             put(&mut found, &key, group, &stem, &path, &mut texts, &mut left_out)?;
         }
+    }
+    // A set whose labels are all of no image has them under other keys, and would be one without labels.
+    if let Some((path, key)) = alone.filter(|_| found.highest < 0 && !found.listing.is_empty()) {
+        let problem = format!(
+            "sample {key:?} has a label and no image, and no image has a label: the files of a sample share their \
+             name up to its first dot, with the folders before it"
+        );
+        return Err(Error::format(path, problem));
     }
     found.listing.warnings.extend(left_out.warnings());
     Ok(found)

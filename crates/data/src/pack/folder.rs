@@ -69,10 +69,7 @@ impl Folder {
                 return Err(Error::usage(shown(&self.dir), problem));
             }
             Found::Foreign(name) if !force => {
-                let problem = format!(
-                    "holds {name:?}, which is no part of a set; name an empty folder, or write beside it with --force"
-                );
-                return Err(Error::usage(shown(&self.dir), problem));
+                return Err(foreign(&self.dir, &name));
             }
             Found::Nothing | Found::Same | Found::Foreign(_) => {
                 self.remove(&|name| is_part(name) && name.ends_with(TEMPORARY))?;
@@ -124,12 +121,11 @@ impl Folder {
             let what = "holds the beginning of another set, or the source has changed since";
             return Ok(if same { Found::Same } else { Found::Other(what.into()) });
         }
-        let names = self.names()?;
+        let names = names(&self.dir)?;
         if let Some(name) = names.iter().find(|name| is_part(name) && !name.ends_with(TEMPORARY)) {
             return Ok(Found::Other(format!("holds {name}, which is not this packing's")));
         }
-        // What a file system, a desktop or a version control keeps there is hidden.
-        let foreign = |name: &&String| !is_part(name) && !name.starts_with('.') && *name != LOST_AND_FOUND;
+        let foreign = |name: &&String| !is_part(name) && !is_systems(name);
         Ok(names.iter().find(foreign).map_or(Found::Nothing, |name| Found::Foreign(name.clone())))
     }
 
@@ -162,18 +158,8 @@ impl Folder {
         Err(Error::format(&self.dir, problem))
     }
 
-    fn names(&self) -> Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(Error::io("read", &self.dir))? {
-            let entry = entry.map_err(Error::io("read", &self.dir))?;
-            // A name that is no text is none of ours.
-            names.extend(entry.file_name().into_string());
-        }
-        Ok(names)
-    }
-
     fn remove(&self, which: &dyn Fn(&str) -> bool) -> Result<()> {
-        let mut names = self.names()?;
+        let mut names = names(&self.dir)?;
         // The manifest first: what is half removed must not look like a set.
         names.sort_unstable_by_key(|name| !name.starts_with("dataset"));
         for name in names.iter().filter(|name| which(name)) {
@@ -219,6 +205,49 @@ impl Folder {
     pub(super) fn end(&self) -> Result<()> {
         self.remove(&|name| name.starts_with(".pack"))
     }
+}
+
+/// The names in a folder that are text, sorted: one that is none is none of ours.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io("read", dir))? {
+        names.extend(entry.map_err(Error::io("read", dir))?.file_name().into_string());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Fails when the folder of several splits holds something that is none: what is packed would lie among files of somebody
+/// else's. Sets may lie there that other packings have put beside.
+pub(super) fn check_above(out: &Path) -> Result<()> {
+    if !out.is_dir() {
+        return Ok(());
+    }
+    for name in names(out)?.into_iter().filter(|name| !is_systems(name)) {
+        if is_part(&name) {
+            let problem = format!("holds {name}, so is a set itself; splits go into folders of another one");
+            return Err(Error::usage(shown(out), problem));
+        }
+        let dir = out.join(&name);
+        // A packing may have been ended before its folder looked like a set.
+        let ours = |name: &String| is_part(name) || is_systems(name);
+        if !dir.is_dir() || !(crate::shards::looks_like(&dir) || names(&dir)?.iter().all(ours)) {
+            return Err(foreign(out, &name));
+        }
+    }
+    Ok(())
+}
+
+/// Names of what a file system, a desktop or a version control keeps in a folder.
+fn is_systems(name: &str) -> bool {
+    name == LOST_AND_FOUND || name.starts_with('.') && !name.starts_with(".pack")
+}
+
+fn foreign(dir: &Path, name: &str) -> Error {
+    let problem = format!(
+        "holds {name:?}, which is no part of a set; name an empty folder, or write beside it with --force"
+    );
+    Error::usage(shown(dir), problem)
 }
 
 /// Whether a file belongs to a set, or to its packing.

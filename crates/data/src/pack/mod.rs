@@ -120,6 +120,9 @@ pub fn pack<E: From<Error>>(
     let leads = rank.rank == 0;
     let mut locks = Vec::new();
     if leads {
+        if jobs.iter().any(|job| job.folder.dir() != request.out) && !request.force {
+            folder::check_above(&request.out)?;
+        }
         for job in &jobs {
             let split = job.split.map_or(String::new(), |s| format!("{s}: "));
             job.listing.warnings.iter().for_each(|w| say(&format!("{split}{w}")));

@@ -300,6 +300,36 @@ fn a_folder_of_other_things_is_left_alone() {
     assert!(sound(out.path()));
 }
 
+/// Two splits went into any folder at all, since only those of the splits were looked into.
+#[test]
+fn a_folder_of_other_things_gets_no_splits() {
+    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    files(source.path(), &[("train/a/1.jpg", JPEG), ("val/a/2.jpg", JPEG)]);
+    files(out.path(), &[(".git/x", b"x"), ("lost+found/", b""), ("papers/thesis.tex", b"x")]);
+    let ask = request(source.path(), out.path());
+    let fails = |expected: &str| {
+        let error = alone(&ask).unwrap_err();
+        assert!(error.kind() == Kind::Usage && error.to_string().contains(expected), "{error}");
+        assert!(!out.path().join("train").exists());
+    };
+    fails("\"papers\", which is no part of a set; name an empty folder");
+    fs::remove_dir_all(out.path().join("papers")).unwrap();
+    files(out.path(), &[("dataset.rkyv", b"x")]);
+    fails("is a set itself");
+    fs::remove_file(out.path().join("dataset.rkyv")).unwrap();
+    // A split that another packing has put there is no obstacle, and neither is this one's beginning.
+    let third = tempfile::tempdir().unwrap();
+    files(third.path(), &[("a/3.jpg", JPEG)]);
+    alone(&request(third.path(), &out.path().join("test"))).unwrap();
+    for _ in 0..2 {
+        alone(&ask).unwrap();
+    }
+    assert!(["train", "val", "test"].iter().all(|split| sound(&out.path().join(split))));
+    files(out.path(), &[("thesis.tex", b"x")]);
+    assert!(alone(&ask).is_err());
+    alone(&PackRequest { force: true, ..ask }).unwrap();
+}
+
 /// A table's several labels and targets are in the set as the table has them.
 #[test]
 fn several_labels_and_targets_are_fields_of_a_set() {
