@@ -65,7 +65,10 @@ pub(crate) fn check_whole(bad: u64, seen: u64, limit: f64, last: &str) -> Result
 fn judge(too_many: bool, bad: u64, seen: u64, limit: f64, last: &str) -> Result<()> {
     match too_many {
         false => Ok(()),
-        true => Err(Error::BadRecords { bad, seen, limit, last: last.to_owned() }),
+        true => {
+            let last = if last.is_empty() { "of an earlier start" } else { last }.to_owned();
+            Err(Error::BadRecords { bad, seen, limit, last })
+        }
     }
 }
 

@@ -55,9 +55,9 @@ pub enum Error {
     },
     /// More records than may be that cannot be used.
     #[error(
-        "{bad} of {seen} samples could not be used, and loader.bad_limit is {limit}; the last: {last}. `phalanx data verify` \
-         finds damaged records of a set and `phalanx data repair` leaves them out; a run's quarantine.jsonl names those that \
-         it met in training"
+        "{bad} of {seen} samples could not be used, and loader.bad_limit is {limit}; the last: {last}. A higher limit lets a run go \
+         on; `phalanx data verify` finds damaged records of a set, and `phalanx data repair` leaves them out of runs that begin \
+         after it; a run's quarantine.jsonl names those that it met in training"
     )]
     BadRecords {
         /// Samples whose records were bad, in the whole run.

@@ -35,7 +35,7 @@ fn column(name: &str) -> Option<Column> {
     match name.trim().to_ascii_lowercase().as_str() {
         "file" | "filename" | "path" | "image" => Some(Column::File),
         "label" | "class" => Some(Column::Label),
-        "labels" | "classes" | "tags" => Some(Column::Labels),
+        "labels" => Some(Column::Labels),
         "target" | "targets" => Some(Column::Target),
         "text" | "caption" => Some(Column::Text),
         _ => None,
@@ -250,6 +250,10 @@ impl Names {
                 return Err(bad(&highest.to_string(), format!("labels are below {MOST_CLASSES}")));
             }
             *classes = given.unwrap_or_else(|| (0..=highest).map(|c| c.to_string()).collect());
+            if highest >= classes.len() {
+                let problem = format!("there are {} classes (0..{0})", classes.len());
+                return Err(bad(&highest.to_string(), problem));
+            }
             return Ok(numbers.into_iter().map(|n| n as i64).collect());
         }
         *classes = given.unwrap_or_else(|| {

@@ -262,6 +262,11 @@ impl Listing {
             hash.update(&self.entries[i as usize].label.to_le_bytes());
             for part in self.parts(i) {
                 hash.update(&part.length.to_le_bytes());
+                // What an importer read itself is in no file whose time would tell of a change.
+                if let Store::Memory(bytes) = &self.stores[part.store as usize] {
+                    let from = part.offset as usize;
+                    hash.update(bytes.get(from..from + part.length as usize).unwrap_or_default());
+                }
             }
         }
     }

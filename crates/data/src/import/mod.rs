@@ -21,6 +21,7 @@ mod webdataset;
 
 use std::path::{Path, PathBuf};
 
+use listing::LeftOut;
 pub use listing::{Import, Listing};
 pub(crate) use listing::{Layout, Listed, Part, Store};
 pub(crate) use read::Reader;
@@ -260,8 +261,10 @@ fn split_folders(dir: &Path) -> Result<Splits> {
         .collect();
     if let [(_, only)] = found[..] {
         let holds = |(name, is_dir): &(String, bool)| *is_dir || extension(name) == "tar";
-        let others = names.iter().any(|(name, is_dir)| name != only && (*is_dir || is_image(name)));
-        if others || !visible(&dir.join(only))?.iter().any(holds) {
+        let others = |(name, is_dir): &(String, bool)| {
+            name != only && (*is_dir || is_image(name) || extension(name) == "tar")
+        };
+        if names.iter().any(others) || !visible(&dir.join(only))?.iter().any(holds) {
             return Ok(whole());
         }
     }
@@ -269,8 +272,13 @@ fn split_folders(dir: &Path) -> Result<Splits> {
         return Ok(whole());
     }
     let rest = folders().filter(|f| !found.iter().any(|(_, known)| known == f));
-    let warnings =
+    let mut warnings: Vec<_> =
         rest.map(|f| format!("left out the folder {f:?}, which `data pack` takes by itself")).collect();
+    let mut beside = LeftOut::default();
+    for (name, _) in names.iter().filter(|(n, is_dir)| !is_dir && (is_image(n) || extension(n) == "tar")) {
+        beside.add("files beside the splits", name);
+    }
+    warnings.extend(beside.warnings());
     let folders = found.iter().map(|(split, folder)| (Some(*split), dir.join(folder))).collect();
     Ok(Splits { folders, warnings })
 }

@@ -59,7 +59,7 @@ pub fn too_many_bad(bad: u64, seen: u64, limit: f64, whole: bool) -> bool {
 }
 
 /// Whether an error says that a record is bad; else something else is wrong, and would be with other records.
-pub(super) fn is_of_record(e: &Error) -> bool {
+pub(crate) fn is_of_record(e: &Error) -> bool {
     match e {
         Error::Format { .. } | Error::Field { .. } | Error::Label { .. } | Error::Panic { .. } => true,
         Error::Io { cause, .. } => is_of_bytes(cause),

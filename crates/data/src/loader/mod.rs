@@ -14,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub(crate) use bad::is_of_record;
 pub use bad::{BadRecords, BadSample, substitutes, too_many_bad};
 pub use crew::{Cores, Threads};
 use crew::{Crew, Interval};

@@ -100,7 +100,11 @@ pub fn repair(dir: &Path, threads: usize, progress: &(dyn Fn(u64) + Sync)) -> Re
     // What a repair that was killed has left is no damage.
     let (left, damaged): (Vec<_>, Vec<_>) = report.files.iter().partition(|f| f.file.ends_with(TEMPORARY));
     if let Some(bad) = damaged.iter().find(|f| ![FOR_PEOPLE, QUARANTINE].contains(&f.file.as_str())) {
-        let problem = format!("{}; only packing again can repair damage", bad.problem);
+        let way = match bad.problem.starts_with("cannot be read") {
+            true => "once it can, repeat this",
+            false => "only packing again can repair damage",
+        };
+        let problem = format!("{}; {way}", bad.problem);
         return Err(Error::format(dir.join(&bad.file), problem));
     }
     left.iter().try_for_each(|f| remove_file(&dir.join(&f.file)))?;

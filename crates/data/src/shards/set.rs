@@ -11,6 +11,7 @@ use super::layout::{Cell, Layout};
 use super::manifest::{self, Loaded, check_length};
 use super::map::MappedIndex;
 use super::{ShardSummary, quarantine};
+use crate::loader::is_of_record;
 use crate::{Codec, Error, FieldSpec, Record, RecordField, Result, Schema, Source};
 
 /// A set of shards on disk. The index is mapped, records are read with one `pread` each and their CRC32C is checked.
@@ -199,12 +200,15 @@ impl ShardSet {
     /// Reads a record's bytes into `bytes`, which are as many.
     fn payload(&self, id: u64, shard: usize, entry: &Entry, bytes: &mut [u8]) -> Result<()> {
         let copies = self.copies.get().filter(|c| c.has(shard));
-        if copies.is_some_and(|c| read_record(&c.handles, &c.dir, id, shard, entry, bytes).is_ok()) {
+        let copied = copies.map(|c| (c, read_record(&c.handles, &c.dir, id, shard, entry, bytes)));
+        if let Some((_, Ok(()))) = copied {
             return Ok(());
         }
         read_record(&self.handles, &self.dir, id, shard, entry, bytes)?;
-        // The original is sound, so the copy is not.
-        if let Some(copies) = copies {
+        // The original is sound. What is wrong with the copy's bytes stays wrong; what else has happened may pass.
+        if let Some((copies, Err(e))) = copied
+            && is_of_record(&e)
+        {
             copies.give_up(shard);
         }
         Ok(())

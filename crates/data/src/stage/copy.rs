@@ -86,12 +86,20 @@ impl Area {
                 break;
             }
             let file = File::options().create(true).truncate(false).write(true).open(used);
-            if file.is_ok_and(|file| file.try_lock().is_ok()) {
+            // Locked until it is gone.
+            if let Some(_held) = file.ok().filter(|file| file.try_lock().is_ok()) {
                 // What cannot be removed is in nobody's way but the room's.
                 let _ = fs::remove_dir_all(dir);
             }
         }
         Ok(())
+    }
+
+    /// Says that a set's copies are wanted, until the result is dropped. Without it they are made all the same.
+    pub(super) fn hold(&self, root: &str) -> Option<File> {
+        let dir = self.of(root);
+        fs::create_dir_all(&dir).ok()?;
+        File::create(dir.join(shards::IN_USE)).ok().filter(|file| file.try_lock_shared().is_ok())
     }
 
     fn of(&self, root: &str) -> PathBuf {

@@ -6,6 +6,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -132,6 +133,8 @@ pub struct Stager {
     since: Instant,
     state: State,
     staged: Staged,
+    /// Until it is finished and whoever reads the copies holds them.
+    held: Vec<File>,
 }
 
 /// A set's shards that will be read.
@@ -183,6 +186,7 @@ impl Stager {
             since: Instant::now(),
             state: State::Waiting,
             staged: Staged::default(),
+            held: Vec::new(),
         }))
     }
 
@@ -251,6 +255,7 @@ impl Stager {
         match best {
             Some((lock, area, plan)) => {
                 let sets = self.sets.iter().map(|s| (s.root.clone(), s.dir.clone())).collect();
+                self.held = self.sets.iter().filter_map(|s| area.hold(&s.root)).collect();
                 State::Copying { lock, copying: Box::new(Copying::new(area, sets, plan)) }
             }
             None => {

@@ -127,8 +127,11 @@ impl<'a> Session<'a> {
                 let every = self.config().eval.every_epochs;
                 let due = every > 0 && self.progress.epoch.is_multiple_of(every);
                 self.progress.evaluation_due = due || self.progress.step == self.total;
+                let judged = self.judge_epoch();
+                self.kept(judged)?;
                 if self.progress.evaluation_due && !stopped {
-                    stopped = !self.evaluate()?;
+                    let evaluated = self.evaluate();
+                    stopped = !self.kept(evaluated)?;
                 }
             }
             let due = stopped || self.checkpoint_due(epoch_ended);
@@ -338,8 +341,26 @@ impl<'a> Session<'a> {
         let p = &mut self.progress;
         (p.epoch, p.step_in_epoch) = (p.epoch + 1, 0);
         (p.epoch_loss_bits, p.epoch_weight_bits) = (0, 0);
+        Ok(())
+    }
+
+    /// Fails on all ranks alike when too many of the epochs' samples were bad.
+    fn judge_epoch(&self) -> Result<()> {
         let (p, limit) = (&self.progress, self.config().loader.bad_limit);
         bad::check_whole(p.bad_records, p.samples_seen, limit, &self.last_bad)
+    }
+
+    /// What has come of an epoch or an evaluation. Where all ranks end because of bad records the epoch is kept: with a higher
+    /// limit the run goes on from there.
+    fn kept<T>(&mut self, result: Result<T>) -> Result<T> {
+        if let Err(Error::BadRecords { .. }) = &result {
+            self.audit(true)?;
+            self.checkpoint()?;
+            if let Some(writer) = &mut self.writer {
+                writer.wait()?;
+            }
+        }
+        result
     }
 
     /// Evaluates; false when a stop came in between, and the evaluation is still due.

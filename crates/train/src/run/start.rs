@@ -75,7 +75,7 @@ pub(super) fn open<'a>(
         None => None,
         Some(path) => {
             let saved = checkpoint::from_rank_0(&*comm, read)?;
-            check_saved(config, &data, &saved.1, path)?;
+            warnings.extend(check_saved(config, &data, &saved.1, path)?);
             from_rank_0(&*comm, Deadline::after(allowed), || {
                 saved.1.init.as_ref().map_or(Ok(()), Begun::check_unchanged)
             })?;
@@ -237,8 +237,8 @@ pub(super) fn open<'a>(
     })))
 }
 
-/// A checkpoint must be of this very run, on the same data.
-fn check_saved(config: &Config, data: &toml::Table, saved: &Progress, path: &Path) -> Result<()> {
+/// A checkpoint must be of this very run, on the same data. Gives what the user should know.
+fn check_saved(config: &Config, data: &toml::Table, saved: &Progress, path: &Path) -> Result<Option<String>> {
     let fail = |problem: String| Err(Error::Checkpoint { path: path.into(), problem });
     let now = config.identity()?;
     // Before checkpoints told what was in the sets, the sets' places had to do.
@@ -247,7 +247,25 @@ fn check_saved(config: &Config, data: &toml::Table, saved: &Progress, path: &Pat
     if let Some((key, was, now)) = other {
         return fail(format!("it is of another run: {key} was {was} there and is {now} now"));
     }
-    let Some((key, was, now)) = first_difference(&saved.data, data).filter(|_| told) else { return Ok(()) };
+    // Nothing is learnt of what is evaluated on, unless the learning rate follows it.
+    let follows = config.schedule.plateau(None)?.is_some();
+    let relevant = |data: &toml::Table| {
+        let mut data = data.clone();
+        if let Some(toml::Value::Table(eval)) = data.get_mut("eval").filter(|_| !follows)
+            && eval.contains_key("root")
+        {
+            eval.remove("quarantined");
+            eval.remove("samples");
+        }
+        data
+    };
+    let [then, here] = [&saved.data, data].map(relevant);
+    let Some((key, was, now)) = first_difference(&then, &here).filter(|_| told) else {
+        let changed = told && saved.data != *data;
+        return Ok(changed.then(|| {
+            "other records of the evaluation set are left out than before: its errors are of other samples".to_owned()
+        }));
+    };
     let why = match key.ends_with(".quarantined") {
         true => {
             " (`phalanx data repair` has changed what is left out of the set; a run goes on with what it began with)"
