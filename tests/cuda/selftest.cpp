@@ -2,7 +2,7 @@
 // usage: selftest NAME; without a name it lists all.
 #include "selftest.h"
 
-Handle Fixture::compile(const char* source, const char* kernel) const {
+Handle Fixture::compile(const char* source, const char* kernel, Handle* loaded) const {
     Handle program = nullptr;
     REQUIRE(nvrtcCreateProgram(&program, source, "selftest.cu", 0, nullptr, nullptr) == 0);
     const char* options[] = {"--gpu-architecture=sm_90a", "--std=c++17", "-default-device", "--fmad=true", "-lineinfo"};
@@ -20,6 +20,7 @@ Handle Fixture::compile(const char* source, const char* kernel) const {
     REQUIRE(nvrtcGetCUBIN(program, cubin.data()) == 0 && nvrtcDestroyProgram(&program) == 0);
     Handle module = nullptr, function = nullptr;
     REQUIRE(cuModuleLoadData(&module, cubin.data()) == 0 && cuModuleGetFunction(&function, module, kernel) == 0);
+    if (loaded) *loaded = module;
     return function;
 }
 

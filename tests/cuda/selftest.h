@@ -35,6 +35,10 @@ int cuEventRecord(Handle, Handle);
 int cuEventElapsedTime_v2(float*, Handle, Handle);
 int cuModuleLoadData(Handle*, const void*);
 int cuModuleGetFunction(Handle*, Handle, const char*);
+int cuModuleUnload(Handle);
+int cuModuleGetFunctionCount(unsigned*, Handle);
+int cuModuleEnumerateFunctions(Handle*, unsigned, Handle);
+int cuFuncLoad(Handle);
 int cuLaunchKernel(Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle, void**,
                    void**);
 int cuStreamBeginCapture_v2(Handle, int);
@@ -66,7 +70,8 @@ struct Fixture {
         REQUIRE(cuInit(0) == 0 && cuDevicePrimaryCtxRetain(&context, device) == 0 && cuCtxSetCurrent(context) == 0);
         REQUIRE(cuStreamCreateWithPriority(&stream, 1, 0) == 0 && cuStreamCreateWithPriority(&other, 1, 0) == 0);
     }
-    Handle compile(const char* source, const char* kernel) const;
+    /// With the module, where somebody asks for it.
+    Handle compile(const char* source, const char* kernel, Handle* loaded = nullptr) const;
     Device buffer(size_t bytes) const {
         Device at = 0;
         REQUIRE(cuMemAlloc_v2(&at, bytes) == 0 && at % 512 == 0);

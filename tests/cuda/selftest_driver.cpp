@@ -297,6 +297,42 @@ bool copies_what_was_filled(const Fixture& f, bool wait) {
 void lazy_streams_honour_events(const Fixture& f) { REQUIRE(copies_what_was_filled(f, true)); }
 void lazy_streams_show_a_missing_wait(const Fixture& f) { REQUIRE(!copies_what_was_filled(f, false)); }
 
+const char* FILL = "extern \"C\" __global__ void f(int* x, int y) { *x = y; }";
+
+/// A kernel whose module is gone before it runs.
+void lazy_launch_of_an_unloaded_module_is_found(const Fixture& f) {
+    Handle module = nullptr;
+    const Handle kernel = f.compile(FILL, "f", &module);
+    Device x = f.buffer(4);
+    int y = 5;
+    void* parameters[] = {&x, &y};
+    REQUIRE(cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, f.stream, parameters, nullptr) == 0);
+    REQUIRE(cuModuleUnload(module) == 0 && cuStreamSynchronize(f.stream) == 719);
+}
+
+/// What a first launch does to another stream's work, unless the kernel was loaded before.
+void lazy_first_launch_waits_unless_loaded(const Fixture& f) {
+    for (bool before : {false, true}) {
+        Handle module = nullptr;
+        const Handle kernel = f.compile(FILL, "f", &module);
+        unsigned count = 0;
+        Handle listed = nullptr;
+        REQUIRE(cuModuleGetFunctionCount(&count, module) == 0 && count == 1);
+        REQUIRE(cuModuleEnumerateFunctions(&listed, 1, module) == 0 && listed == kernel);
+        if (before) REQUIRE(cuFuncLoad(listed) == 0);
+        int* seen = nullptr;
+        REQUIRE(cuMemHostAlloc((void**)&seen, 4, 1) == 0);
+        *seen = 0;
+        Device x = f.upload(std::vector<int>{7}), y = f.buffer(4);
+        REQUIRE(cuStreamSynchronize(f.stream) == 0 && cuMemcpyDtoHAsync_v2(seen, x, 4, f.other) == 0);
+        int value = 5;
+        void* parameters[] = {&y, &value};
+        REQUIRE(cuLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, f.stream, parameters, nullptr) == 0);
+        REQUIRE(*seen == (before ? 0 : 7));
+        REQUIRE(cuStreamSynchronize(f.other) == 0 && *seen == 7);
+    }
+}
+
 }  // namespace
 
 const std::vector<Entry> driver_tests = {
@@ -325,4 +361,6 @@ const std::vector<Entry> driver_tests = {
     TEST(too_many_threads_are_found),
     TEST(lazy_streams_honour_events),
     TEST(lazy_streams_show_a_missing_wait),
+    TEST(lazy_launch_of_an_unloaded_module_is_found),
+    TEST(lazy_first_launch_waits_unless_loaded),
 };
