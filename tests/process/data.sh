@@ -61,6 +61,14 @@ while at < len(b):
 w, h = struct.unpack(">II", b[16:24])
 assert kinds[0] == b"IHDR" and kinds[-1] == b"IEND" and len(zlib.decompress(data)) == h * (1 + 3 * w), (w, h)
 PYTHON
+refused "a sheet of another kind" 2 '--sheet writes a PNG file' phalanx data inspect "$set" --sheet "$PHALANX_TMP/sheet.jpg"
+phalanx data inspect "$set" --pictures 5
+check "pictures without a sheet" sh -c '[ "$1" -eq 2 ] && grep -q -- "--sheet" "$2"' - "$rc" "$err"
+refused "megabytes of tars that are none" 2 '--shard-mb is of tars' phalanx data export "$set" "$PHALANX_TMP/x" --format folder --shard-mb 5
+mkdir "$PHALANX_TMP/home"
+echo x >"$PHALANX_TMP/home/thesis.tex"
+refused "a folder of other things" 2 'holds "thesis.tex", which is no part of a set' synth "$PHALANX_TMP/home"
+check "is left as it is" [ "$(ls "$PHALANX_TMP/home")" = thesis.tex ]
 phalanx data inspect "$set"
 check "inspect in words" sh -c '[ "$1" -eq 0 ] && grep -q "classes *4, of 150 to 150 records" "$2"' - "$rc" "$out"
 phalanx data stats "$set" --json
@@ -140,6 +148,12 @@ phalanx data pack "$set" "$PHALANX_TMP/packed" --shard-mb 1
 phalanx data pack "$set" "$PHALANX_TMP/at-once" --shard-mb 1 --ranks 2
 check "a packing that was killed gives the same bytes" same_set "$PHALANX_TMP/packed" "$PHALANX_TMP/at-once"
 
+# Ctrl-C: what comes next is said, and the process ends as others do.
+timeout --preserve-status -s INT 0.4 "$PHALANX" data synth "$PHALANX_TMP/ctrl-c" --classes 4 --images 200000 --val 40 --size 64x48 --codec raw \
+    --shard-mb 1 >"$out" 2>"$err"
+rc=$?
+check "Ctrl-C: $(cat "$err")" sh -c '[ "$1" -eq 130 ] && grep -q "the same command goes on" "$2"' - "$rc" "$err"
+
 # A disk that is really full.
 disk=$PHALANX_TMP/disk
 mkdir "$disk"
@@ -149,6 +163,8 @@ if [ "$(id -u)" -eq 0 ] && mount -t tmpfs -o size=1500k phalanx-test "$disk" 2>/
     phalanx data verify "$disk/set"
     check "what it left is called incomplete" sh -c '[ "$1" -eq 3 ] && grep -q "incomplete" "$2" && ! grep -q " sound" "$2"' - "$rc" "$out"
     refused "and cannot be trained on" 3 'incomplete|dataset.rkyv' train "$PHALANX_TMP/none" --set "data.train=$disk/set"
+    refused "a sheet on a full disk" 1 'cannot .*: No space left on device' phalanx data inspect "$set" --sheet "$disk/sheet.png"
+    check "which leaves no part of it" sh -c '[ -z "$(find "$1" -name "sheet*")" ]' - "$disk"
     mount -o remount,size=100m "$disk"
     synth "$disk/set"
     check "the same bytes once there is room" same_set "$set" "$disk/set"

@@ -12,7 +12,7 @@ pub(crate) enum FormatName {
     Imagenet,
     /// A folder for each class, perhaps below train and val
     Folder,
-    /// Tars with key.jpg, key.cls, key.txt, key.json
+    /// Tars with key.jpg, key.cls (or a number label in key.json), key.txt, key.json, key.NAME.npy
     Webdataset,
     /// IDX files, an embedded set's name, or a set of shards
     Set,

@@ -140,6 +140,11 @@ fn pixels_become_png_files_and_arrays_npy_files() {
     assert_eq!(names, ["00000000.jpg", "00000000.target.npy", "00000000.txt"]);
     let npy = &found[1].1;
     assert_eq!((npy.len(), &npy[128..], &found[2].1[..]), (132, &0.5f32.to_le_bytes()[..], &b"one\ntwo"[..]));
+    // What is exported comes back.
+    let found = import(&ImportRequest { source: out.clone(), ..Default::default() }).unwrap();
+    let names: Vec<_> = found.splits[0].1.fields.iter().map(|f| (&*f.spec.name, &f.spec.shape[..])).collect();
+    assert_eq!(names[1..], [("text", &[7][..]), ("target", &[])]);
+    assert!(found.splits[0].1.warnings.is_empty());
     let head = std::str::from_utf8(&npy[10..128]).unwrap();
     assert!(
         head.starts_with("{'descr': '<f4', 'fortran_order': False, 'shape': (), }") && head.ends_with('\n'),

@@ -96,3 +96,105 @@ fn labels_that_belong_to_no_image_are_told() {
     let found = import(&of(dir.path())).unwrap();
     assert!(found.splits[0].1.warnings.join("").contains("left out 1 samples without an image"));
 }
+
+/// A file as NumPy writes it.
+fn npy(kind: &str, shape: &str, elements: &[u8]) -> Vec<u8> {
+    let text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}\n");
+    [b"\x93NUMPY\x01\0", &(text.len() as u16).to_le_bytes()[..], text.as_bytes(), elements].concat()
+}
+
+#[test]
+fn arrays_with_a_name_are_fields() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = |x: f32| npy("<f4", "(2,)", &[x, -x].map(f32::to_le_bytes).concat());
+    let labels = |all: &[i64]| {
+        let bytes: Vec<u8> = all.iter().flat_map(|l| l.to_le_bytes()).collect();
+        npy("<i8", &format!("({},)", all.len()), &bytes)
+    };
+    let (one, two) = ((target(1.0), labels(&[3, 5])), (target(2.0), labels(&[])));
+    let members: [(&str, &[u8]); 8] = [
+        ("1.target.npy", &one.0),
+        ("1.jpg", JPEG),
+        ("1.labels.npy", &one.1),
+        ("1.npy", b"x"),
+        ("2.labels.npy", &two.1),
+        ("2.txt", b"t"),
+        ("2.jpg", JPEG),
+        ("2.target.npy", &two.0),
+    ];
+    files(dir.path(), &[("x.tar", &tar(&[&members[..], &[("1.txt", b"u")]].concat()))]);
+    let found = import(&of(dir.path())).unwrap();
+    let listing = &found.splits[0].1;
+    let specs: Vec<_> =
+        listing.fields.iter().map(|f| (&*f.spec.name, &f.spec.shape[..], f.spec.variable)).collect();
+    assert_eq!(specs[1..], [("text", &[1][..], true), ("labels", &[2], true), ("target", &[2], false)]);
+    let (record, empty) = (read(listing, 0), read(listing, 1));
+    assert_eq!(bytemuck::pod_collect_to_vec::<u8, i64>(&record.fields[2].bytes), [3, 5]);
+    assert_eq!(bytemuck::pod_collect_to_vec::<u8, f32>(&record.fields[3].bytes), [1.0, -1.0]);
+    assert_eq!((&empty.fields[2].shape[..], empty.fields[2].bytes.len()), (&[0][..], 0));
+    assert!(listing.warnings.join("").contains("end in \"npy\""), "{:?}", listing.warnings);
+    // Rows of one length in each split, and not the same one.
+    let row = |n: usize| npy("|u1", &format!("({n},)"), &vec![7; n]);
+    let split = |n: usize| tar(&[("1.jpg", JPEG), ("1.extra.npy", &row(n))]);
+    let dir = tempfile::tempdir().unwrap();
+    files(dir.path(), &[("train/x.tar", &split(2)), ("val/x.tar", &split(3))]);
+    let found = import(&of(dir.path())).unwrap();
+    assert!(found.splits.iter().all(|(_, listing)| listing.fields[1].spec.variable));
+    let error = |a: &[u8], b: &[u8]| {
+        let dir = tempfile::tempdir().unwrap();
+        let members = [("1.jpg", JPEG), ("1.t.npy", a), ("2.jpg", JPEG), ("2.t.npy", b)];
+        files(dir.path(), &[("x.tar", &tar(&members))]);
+        import(&of(dir.path()))
+    };
+    let (flat, table) = (row(4), npy("|u1", "(2, 2)", &[0; 4]));
+    assert!(
+        error(&flat, &table)
+            .unwrap_err()
+            .to_string()
+            .contains("sample \"2\": its .t.npy file has the shape [2, 2]")
+    );
+    assert!(
+        error(&flat, &target(0.0))
+            .unwrap_err()
+            .to_string()
+            .contains("holds F32, and that of the first sample U8")
+    );
+    let unknown = npy("<i4", "(1,)", &[0; 4]);
+    assert!(error(&flat, &unknown).unwrap_err().to_string().contains("differ in having a .t.npy file"));
+    let found = error(&unknown, &unknown).unwrap();
+    assert!(found.splits[0].1.warnings.join("").contains("the first one holds <i4"));
+}
+
+#[test]
+fn a_description_may_hold_the_label() {
+    let labels = |members: &[(&str, &[u8])]| {
+        let dir = tempfile::tempdir().unwrap();
+        files(dir.path(), &[("x.tar", &tar(members))]);
+        import(&of(dir.path())).map(|found| {
+            let listing = &found.splits[0].1;
+            let labels: Vec<_> = told(listing).iter().map(|t| t.1).collect();
+            (labels, listing.warnings.join(""), listing.classes.len())
+        })
+    };
+    let both: [(&str, &[u8]); 5] = [
+        ("1.json", b"{\"label\": 2, \"x\": 1}"),
+        ("1.jpg", JPEG),
+        // What a file of its own says counts.
+        ("2.json", b"{\"label\": 0}"),
+        ("2.cls", b"1"),
+        ("2.jpg", JPEG),
+    ];
+    assert_eq!(labels(&both).unwrap(), (vec![Some(2), Some(1)], String::new(), 3));
+    for none in [&b"{\"x\": 1}"[..], b"no json", b"[1]", b"{\"label\": null}"] {
+        assert_eq!(labels(&[("1.json", none), ("1.jpg", JPEG)]).unwrap(), (vec![None], String::new(), 0));
+    }
+    for wrong in [&b"{\"label\": \"cat\"}"[..], b"{\"label\": -1}", b"{\"label\": 1.5}"] {
+        let (found, warnings, _) = labels(&[("1.json", wrong), ("1.jpg", JPEG)]).unwrap();
+        assert!(
+            found == [None] && warnings.contains("labels in .json files, which are no numbers"),
+            "{warnings}"
+        );
+    }
+    let error = labels(&[&both[..2], &[("3.json", b"{}"), ("3.jpg", JPEG)]].concat()).unwrap_err();
+    assert!(error.to_string().contains("\"x/3\": it has no label and others have"), "{error}");
+}

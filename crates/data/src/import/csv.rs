@@ -1,6 +1,7 @@
 //! A table and the files that it names: a header with the columns `file` and, as far as there are, `label` (a number from 0, or
 //! a class's name) or `labels` (any number of them, with `;` between), `target` (a number, or as many in each row) and `text`.
-//! Quotes as in RFC 4180. Names of classes are sorted: as numbers where all are, else as text.
+//! Quotes as in RFC 4180. Whole numbers from 0 are labels as they are; other names of classes are sorted: as numbers where all
+//! are (-1 before 2 before 10; 0.5 and 0.50 are one class), else as text.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader};
@@ -133,6 +134,9 @@ impl Table {
                 bad(format!("{file:?}: {problem}; files are named from {}, or from --root", root.display()))
             })?;
             let label = if labelled { names.number(cell(Column::Label).unwrap_or_default()) } else { 0 };
+            // Also those of files that are gone: the classes are the table's.
+            let several_of = cell(Column::Labels)
+                .map(|cell| split(cell).map(|name| names.number(name)).collect::<Vec<u32>>());
             let mut parts = Vec::with_capacity(listing.fields.len());
             let written = match std::fs::metadata(root.join(&key)) {
                 Ok(meta) if meta.is_file() && !key.is_empty() => {
@@ -152,14 +156,14 @@ impl Table {
                 bytes(&mut memory);
                 parts.push(Part { offset, length: memory.len() as u64 - offset, store: beside });
             };
-            if let Some(labels) = cell(Column::Labels) {
-                let labels: Vec<u32> = split(labels).map(|name| names.number(name)).collect();
+            if let Some(labels) = several_of {
                 // As many bytes as the numbers will take that come in their place.
                 keep(&|m| m.extend(labels.iter().flat_map(|&l| i64::from(l).to_le_bytes())));
             }
             if let Some(cell) = cell(Column::Target) {
                 let number = |text: &str| {
-                    text.parse::<f32>().map_err(|_| bad(format!("the target {text:?} is no number")))
+                    let x = text.parse().ok().filter(|x: &f32| x.is_finite());
+                    x.ok_or_else(|| bad(format!("the target {text:?} is no number")))
                 };
                 let numbers = split(cell).map(number).collect::<Result<Vec<f32>>>()?;
                 let wanted = *targets.get_or_insert(numbers.len());
@@ -243,6 +247,7 @@ impl Names {
         classes: &mut Vec<String>,
     ) -> Result<Vec<i64>> {
         let bad = |name: &str, problem: String| Error::format(path, format!("label {name:?}: {problem}"));
+        let outside = |name: &str, n: usize| bad(name, format!("is none of the {n} classes"));
         let numbers: Option<Vec<usize>> = self.list.iter().map(|n| class_number(n)).collect();
         if let Some(numbers) = numbers {
             let highest = numbers.iter().copied().max().unwrap_or(0);
@@ -251,27 +256,47 @@ impl Names {
             }
             *classes = given.unwrap_or_else(|| (0..=highest).map(|c| c.to_string()).collect());
             if highest >= classes.len() {
-                let problem = format!("there are {} classes (0..{0})", classes.len());
-                return Err(bad(&highest.to_string(), problem));
+                return Err(outside(&highest.to_string(), classes.len()));
             }
             return Ok(numbers.into_iter().map(|n| n as i64).collect());
         }
-        *classes = given.unwrap_or_else(|| {
-            let values: Option<Vec<f64>> = self.list.iter().map(|n| n.trim().parse().ok()).collect();
-            let values = values.unwrap_or_else(|| vec![0.0; self.list.len()]);
-            let mut sorted: Vec<_> = values.into_iter().zip(&self.list).collect();
-            sorted.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(b.1)));
-            sorted.into_iter().map(|(_, name)| name.clone()).collect()
-        });
         if let Some(empty) = self.list.iter().find(|n| n.trim().is_empty()) {
             return Err(bad(empty, "a row has none".into()));
         }
-        let place: HashMap<&str, usize> = classes.iter().enumerate().map(|(i, c)| (c.as_str(), i)).collect();
+        let value = |name: &String| name.trim().parse().ok().filter(|x: &f64| x.is_finite());
+        *classes = match (given, self.list.iter().map(value).collect::<Option<Vec<f64>>>()) {
+            (Some(given), _) => given,
+            (None, Some(values)) => {
+                let (names, labels) = self.by_value(&values);
+                *classes = names;
+                return Ok(labels);
+            }
+            (None, None) => {
+                let mut sorted = self.list.clone();
+                sorted.sort_unstable();
+                sorted
+            }
+        };
+        let place = super::places(path, classes)?;
         let label = |n: &String| place.get(n.as_str()).map(|&p| p as i64);
-        self.list
-            .iter()
-            .map(|n| label(n).ok_or_else(|| bad(n, format!("is none of the {} classes", classes.len()))))
-            .collect()
+        self.list.iter().map(|n| label(n).ok_or_else(|| outside(n, classes.len()))).collect()
+    }
+
+    /// The classes in the order of these values of theirs, and the label of each name. Names of one value, such as -1 and -1.0,
+    /// are one class, which is called by the shortest of them.
+    fn by_value(&self, values: &[f64]) -> (Vec<String>, Vec<i64>) {
+        let mut order: Vec<(f64, usize, &String, usize)> =
+            values.iter().zip(&self.list).enumerate().map(|(i, (&x, n))| (x, n.len(), n, i)).collect();
+        order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then_with(|| (a.1, a.2).cmp(&(b.1, b.2))));
+        let (mut classes, mut labels, mut last) = (Vec::new(), vec![0; values.len()], None);
+        for (x, _, name, i) in order {
+            if last != Some(x) {
+                classes.push(name.clone());
+                last = Some(x);
+            }
+            labels[i] = classes.len() as i64 - 1;
+        }
+        (classes, labels)
     }
 }
 

@@ -8,7 +8,8 @@ use std::path::Path;
 use super::imagenet::synset_line;
 use super::listing::{Import, LeftOut, Listed, Listing, Part, Store, written_at};
 use super::{
-    Format, ImportRequest, Splits, class_names, extension, is_image, is_litter, names_in, split_folders,
+    Format, ImportRequest, Splits, class_names, extension, is_image, is_litter, names_in, places,
+    split_folders,
 };
 use crate::{Error, Result};
 
@@ -71,8 +72,9 @@ fn list(dir: &Path, known: Option<Classes>) -> Result<(Listing, Classes)> {
     listing.classes.clone_from(&classes.names);
     let mut walk = Walk { listing, store, left_out, ancestors: Vec::new() };
     let mut empty = Vec::new();
+    let places = places(dir, &classes.folders)?;
     for folder in &folders {
-        let Some(label) = classes.folders.iter().position(|c| c == folder) else {
+        let Some(&label) = places.get(folder.as_str()) else {
             let problem = format!("the folder {folder:?} is none of the {} classes", classes.folders.len());
             return Err(Error::format(dir, problem));
         };

@@ -107,24 +107,32 @@ impl Beside {
 
     /// The words of each id, from the given file, one beside the tars, or the kit.
     fn words(&self, given: Option<&Path>) -> Result<HashMap<String, String>> {
-        let lines = match given {
-            Some(path) => Some(lines_of(path)?.ok_or_else(|| Error::format(path, "is not there"))?),
-            None => match self.lines(WORDS[0])? {
-                Some(lines) => Some(lines),
-                None => self.lines(WORDS[1])?,
-            },
-        };
-        let Some(lines) = lines else {
+        let mut found = None;
+        if let Some(path) = given {
+            let lines = lines_of(path)?.ok_or_else(|| Error::format(path, "is not there"))?;
+            found = Some((path.to_owned(), lines));
+        } else {
+            for name in WORDS {
+                if found.is_none() {
+                    found = self.lines(name)?.map(|lines| (self.dir.join(name), lines));
+                }
+            }
+        }
+        let Some((path, lines)) = found else {
             return Ok(self.meta()?.into_iter().map(|s| (s.wnid, s.words)).collect());
         };
         let mut words = HashMap::new();
         for (i, line) in lines.iter().enumerate() {
             let Some((wnid, text)) = synset_line(line) else {
-                let path = given.map_or_else(|| self.dir.join(WORDS[0]), Path::to_owned);
-                let problem = format!("line {} does not begin with a WordNet id such as n01440764", i + 1);
+                let problem = format!(
+                    "line {} is {line:?}, which does not begin with a WordNet id such as n01440764",
+                    i + 1
+                );
                 return Err(Error::format(path, problem));
             };
-            words.insert(wnid.to_owned(), text.to_owned());
+            if words.insert(wnid.to_owned(), text.to_owned()).is_some() {
+                return Err(Error::format(path, format!("line {}: {wnid} is there twice", i + 1)));
+            }
         }
         Ok(words)
     }
@@ -177,7 +185,7 @@ pub(super) fn import(request: &ImportRequest) -> Result<Import> {
         if wnids.is_empty() {
             wnids = labels.wnids(&words);
         }
-        splits.push((Some(VAL), val_listing(path, &labels, &wnids)?));
+        splits.push((Some(VAL), val_listing(path, &labels, &wnids, train.is_some())?));
     }
     let classes = display_names(&wnids, &words);
     for (_, listing) in &mut splits {
@@ -339,7 +347,7 @@ fn stem(name: &str) -> &str {
     base.split('.').next().unwrap_or(base)
 }
 
-fn val_listing(path: &Path, truth: &Truth, wnids: &[String]) -> Result<Listing> {
+fn val_listing(path: &Path, truth: &Truth, wnids: &[String], of_train: bool) -> Result<Listing> {
     let (file, length) = open(path)?;
     let mut walker = Walker::new(&file, path, length)?;
     let mut members = Vec::new();
@@ -372,9 +380,13 @@ fn val_listing(path: &Path, truth: &Truth, wnids: &[String]) -> Result<Listing> 
         };
         let Some(label) = label else {
             let problem = match class {
-                Some(class) => {
-                    format!("{} has the class {class:?}, which the training tar has not", member.name)
-                }
+                Some(Class::Wnid(wnid)) => format!(
+                    "{} has the class {wnid}, which is none of the {} classes{}",
+                    member.name,
+                    wnids.len(),
+                    if of_train { " of the training tar" } else { "" }
+                ),
+                Some(Class::Label(label)) => format!("{} has the label {label}, which is none", member.name),
                 None => format!("has no label for {}", member.name),
             };
             return Err(Error::format(&truth.path, problem));

@@ -10,6 +10,7 @@ mod folder;
 mod imagenet;
 mod listing;
 mod mat;
+mod npy;
 mod read;
 mod set;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod tar;
 pub(crate) mod tests;
 mod webdataset;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use listing::LeftOut;
@@ -38,13 +40,13 @@ pub enum Format {
     Imagenet,
     /// A folder for each class, perhaps below `train` and `val`.
     Folder,
-    /// Tars with the files of each sample side by side: `key.jpg`, `key.cls`, `key.txt`, `key.json`.
+    /// Tars with the files of each sample side by side: `key.jpg`, `key.cls`, `key.txt`, `key.json`, `key.NAME.npy`.
     Webdataset,
     /// A set that training could open: IDX files, an embedded set, a set of shards.
     Set,
     /// The binary version of CIFAR-10 or CIFAR-100.
     Cifar,
-    /// A table with the columns `file` and `label` or `labels`, and the files.
+    /// A table with the columns `file` and `label` or `labels`, `target` and `text`, and the files.
     Csv,
     /// None: images are computed; see [`crate::Synth`].
     Synth,
@@ -208,6 +210,20 @@ fn lines_of(path: &Path) -> Result<Option<Vec<String>>> {
         }
         Err(e) => Err(Error::io("read", path)(e)),
     }
+}
+
+/// The place of each name in a list of classes, by which labels are told; fails on one that is there twice.
+fn places<'a>(path: &Path, names: &'a [String]) -> Result<HashMap<&'a str, usize>> {
+    let mut places = HashMap::with_capacity(names.len());
+    for (i, name) in names.iter().enumerate() {
+        if let Some(first) = places.insert(name.as_str(), i) {
+            let problem = format!(
+                "the class {name:?} is there twice, as number {first} and {i} of the list of classes; which one a label means is not known"
+            );
+            return Err(Error::format(path, problem));
+        }
+    }
+    Ok(places)
 }
 
 /// A split's name, and where it lies; without a name it is all of the source.

@@ -43,6 +43,8 @@ fn tables_have_quotes_texts_targets_and_missing_files() {
     };
     assert_eq!(labels("10", "-1", "2"), (vec![2, 0, 1], "-1 2 10".to_owned()));
     assert_eq!(labels("0.5", "10.5", "9"), (vec![0, 2, 1], "0.5 9 10.5".to_owned()));
+    assert_eq!(labels("0.50", "-1", "0.5"), (vec![1, 0, 1], "-1 0.5".to_owned()));
+    assert_eq!(labels("nan", "-1", "inf"), (vec![2, 0, 1], "-1 inf nan".to_owned()));
     assert_eq!(labels("3.0", "0", "1.0"), (vec![3, 0, 1], "0 1 2 3".to_owned()));
     assert_eq!(labels("10", "b", "9"), (vec![0, 2, 1], "10 9 b".to_owned()));
     // Several classes, and several targets.
@@ -56,6 +58,9 @@ fn tables_have_quotes_texts_targets_and_missing_files() {
     assert_eq!([numbers(0), numbers(1), numbers(2)], [vec![1, 2], vec![], vec![0]]);
     assert_eq!(read(listing, 0).fields[1].shape, [2]);
     assert_eq!(bytemuck::pod_collect_to_vec::<u8, f32>(&read(listing, 2).fields[2].bytes), [-1.0, 3.0]);
+    // Classes of files that are gone are classes.
+    let found = with("file,labels\nimg/gone.jpg,ant\nimg/1.jpg,bee\n").unwrap();
+    assert_eq!(found.meta["label_names"], "ant\nbee");
     // Labels are no must.
     let listing = &with("image\nimg/a.jpg\n").unwrap().splits[0].1;
     assert_eq!((told(listing), listing.classes.len()), (vec![("img/a.jpg", None)], 0));
@@ -78,6 +83,7 @@ fn tables_have_quotes_texts_targets_and_missing_files() {
         ("file,label\nimg/a.jpg,1\nimg/a.jpg,2\n", "two samples \"img/a.jpg\""),
         ("file,label\nimg/a.jpg,x\n\"img/b, c.png\",\n", "a row has none"),
         ("file,target\nimg/a.jpg,x\n", "line 2: the target \"x\" is no number"),
+        ("file,target\nimg/a.jpg,nan\n", "line 2: the target \"nan\" is no number"),
         ("file,target\nimg/a.jpg,1;2\nimg/1.jpg,1\n", "line 3: has 1 targets, and the first row has 2"),
         ("file,target\nimg/a.jpg,\n", "line 2: has 0 targets"),
         ("file,label,labels\nimg/a.jpg,1,1\n", "a sample has one class or several"),
@@ -90,4 +96,27 @@ fn tables_have_quotes_texts_targets_and_missing_files() {
     }
     files(dir.path(), &[("set.csv", b"file\nimg/\xff.jpg\n")]);
     assert!(refused(&of(&dir.path().join("set.csv"))).contains("line 2: is not UTF-8"));
+}
+
+/// The first or the last of two equal names was taken, and a number beyond the list was no error.
+#[test]
+fn a_list_of_classes_must_say_which_class_is_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    files(dir.path(), &[("1.jpg", JPEG), ("names", b"cat\ndog\ncat\n")]);
+    let names = Some(dir.path().join("names"));
+    let with = |table: &str| {
+        files(dir.path(), &[("set.csv", table.as_bytes())]);
+        import(&ImportRequest { class_names: names.clone(), ..of(&dir.path().join("set.csv")) })
+    };
+    let error = |table: &str| with(table).unwrap_err().to_string();
+    assert!(error("file,label\n1.jpg,dog\n").contains("the class \"cat\" is there twice, as number 0 and 2"));
+    for column in ["label", "labels"] {
+        let text = error(&format!("file,{column}\n1.jpg,3\n"));
+        assert!(text.contains("label \"3\": is none of the 3 classes"), "{text}");
+    }
+    // Numbers mean what they mean: ImageNet has two classes that are called crane.
+    assert_eq!(with("file,label\n1.jpg,2\n").unwrap().splits[0].1.classes, ["cat", "dog", "cat"]);
+    let folder = tempfile::tempdir().unwrap();
+    files(folder.path(), &[("cat/1.jpg", JPEG), ("dog/1.jpg", JPEG), ("classes.txt", b"cat\ndog\ncat\n")]);
+    assert!(refused(&of(folder.path())).contains("the class \"cat\" is there twice"));
 }

@@ -255,10 +255,25 @@ fn what_is_wrong_with_imagenets_files_is_told() {
     assert!(truth("ILSVRC2012_val_00000001.JPEG 0\n").contains("no label for ILSVRC2012_val_00000002.JPEG"));
     assert!(truth("ILSVRC2012_val_00000001.JPEG 0\nn00000001\n").contains("some do not"));
     assert!(truth("a 7\nb 1\n").contains("no label for"));
+    let text = truth("n00000001\nn00000001\nn00000009\nn00000001\n");
+    assert!(
+        text.ends_with("has the class n00000009, which is none of the 3 classes of the training tar"),
+        "{text}"
+    );
     let dir = imagenet();
     assert!(refused(&of(dir.path())).contains("--ground-truth"));
     files(dir.path(), &[("synset_words.txt", b"crane\n")]);
-    assert!(refused(&of(dir.path())).contains("line 1 does not begin with a WordNet id"));
+    let text = refused(&of(dir.path()));
+    assert!(
+        text.contains("words.txt: line 1 is \"crane\", which does not begin with a WordNet id"),
+        "{text}"
+    );
+    // The file that is meant is named.
+    fs::remove_file(dir.path().join("synset_words.txt")).unwrap();
+    files(dir.path(), &[("LOC_synset_mapping.txt", b"crane\n")]);
+    assert!(refused(&of(dir.path())).contains("LOC_synset_mapping.txt: line 1 is"));
+    files(dir.path(), &[("LOC_synset_mapping.txt", b"n00000001 a\nn00000001 b\n")]);
+    assert!(refused(&of(dir.path())).contains("line 2: n00000001 is there twice"));
     let dir = imagenet();
     files(dir.path(), &[("ILSVRC2012_img_train.tar", &tar(&[("a.jpg", JPEG)]))]);
     assert!(refused(&of(dir.path())).contains("holds no class tars"));
