@@ -12,13 +12,13 @@ pub(crate) enum FormatName {
     Imagenet,
     /// A folder for each class, perhaps below train and val
     Folder,
-    /// Tars with key.jpg, key.cls (or a number label in key.json), key.txt, key.json, key.NAME.npy
+    /// Tars with key.jpg, key.cls (or the label in key.json), key.txt, key.json, key.NAME.npy
     Webdataset,
     /// IDX files, an embedded set's name, or a set of shards
     Set,
     /// CIFAR-10 or CIFAR-100, the binary version
     Cifar,
-    /// A table with the columns file and label, or labels as in a;b (target, text), and the files
+    /// A table with the columns file and label, or labels (target, text), and the files
     Csv,
 }
 
@@ -100,7 +100,7 @@ pub(crate) struct WritingArgs {
     /// Threads of each rank
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
-    /// Remove a set, or the beginning of another one, that is in OUT, and write beside other files
+    /// Remove a set, or the beginning of another one, in OUT, and write beside other files
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
