@@ -12,13 +12,13 @@ pub(crate) enum FormatName {
     Imagenet,
     /// A folder for each class, perhaps below train and val
     Folder,
-    /// Tars with key.jpg, key.cls (or the label in key.json), key.txt, key.json, key.NAME.npy
+    /// Tars with key.jpg, key.cls (or a label in key.json), key.txt, key.NAME.npy
     Webdataset,
     /// IDX files, an embedded set's name, or a set of shards
     Set,
     /// CIFAR-10 or CIFAR-100, the binary version
     Cifar,
-    /// A table with the columns file and label, or labels (target, text), and the files
+    /// A table with the columns file and label, or labels (target, text)
     Csv,
 }
 
