@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::listing::{Import, Layout, LeftOut, Listed, Listing, Part, Store};
 use super::npy::{self, Npy};
 use super::tar::{Member, Walker, open};
-use super::{Format, ImportRequest, Splits, class_names, is_litter, names_in, split_folders};
+use super::{Format, ImportRequest, Splits, class_names, is_litter, split_folders, visible};
 use crate::{Error, FieldSpec, Result};
 
 /// The longest label in digits.
@@ -157,7 +157,7 @@ fn tars(path: &Path) -> Result<Vec<(String, PathBuf)>> {
         let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or("tar");
         return Ok(vec![(stem.to_owned(), path.to_owned())]);
     }
-    let names = names_in(path)?.into_iter().filter(|(name, is_dir)| !is_dir && !is_litter(name));
+    let names = visible(path)?.into_iter().filter(|(_, is_dir)| !is_dir);
     let tars = names.filter_map(|(n, _)| n.strip_suffix(".tar").map(|stem| (stem.to_owned(), path.join(&n))));
     Ok(tars.collect())
 }

@@ -120,6 +120,14 @@ fn other_format(bytes: &[u8]) -> Option<&'static str> {
     found.or(riff.then_some("WebP"))
 }
 
+/// Gives a buffer back that one very large image has made: every loader thread has some, and keeps them for the next image.
+pub(crate) fn let_go<T>(buffer: &mut Vec<T>) {
+    const KEPT: usize = 64 << 20;
+    if buffer.capacity() * size_of::<T>() > KEPT {
+        *buffer = Vec::new();
+    }
+}
+
 /// Checks the size that a header claims.
 fn check_size(height: usize, width: usize) -> std::result::Result<(), String> {
     if height == 0 || width == 0 {

@@ -21,12 +21,16 @@ pub(super) struct Copies {
 /// last begun to be read.
 pub(crate) const IN_USE: &str = ".in-use";
 
+/// Says that the copies in a directory are wanted, until the result is dropped. Without it they may go when somebody needs the
+/// room, and the originals are read.
+pub(crate) fn hold(dir: &Path) -> Option<File> {
+    File::create(dir.join(IN_USE)).ok().filter(|file| file.try_lock_shared().is_ok())
+}
+
 impl Copies {
     pub(super) fn new(dir: &Path, shards: usize, copied: &[u32]) -> Self {
         let there = (0..shards).map(|n| AtomicBool::new(copied.contains(&(n as u32)))).collect();
-        // Without it the copies may go when somebody needs the room, and the originals are read.
-        let in_use = File::create(dir.join(IN_USE)).ok().filter(|file| file.try_lock_shared().is_ok());
-        Copies { dir: dir.to_owned(), there, handles: Handles::new(shards), _in_use: in_use }
+        Copies { dir: dir.to_owned(), there, handles: Handles::new(shards), _in_use: hold(dir) }
     }
 
     /// Whether there is a copy of a shard's file.

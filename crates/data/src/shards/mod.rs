@@ -21,7 +21,7 @@ mod writer;
 
 use std::collections::BTreeMap;
 
-pub(crate) use copies::IN_USE;
+pub(crate) use copies::{IN_USE, hold};
 pub(crate) use format::{MANIFEST, PACKING};
 pub(crate) use format::{data_path, index_path};
 pub(crate) use manifest::looks_like;

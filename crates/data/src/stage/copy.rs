@@ -95,11 +95,11 @@ impl Area {
         Ok(())
     }
 
-    /// Says that a set's copies are wanted, until the result is dropped. Without it they are made all the same.
+    /// Holds a set's copies from before they are made ([`shards::hold`]).
     pub(super) fn hold(&self, root: &str) -> Option<File> {
         let dir = self.of(root);
         fs::create_dir_all(&dir).ok()?;
-        File::create(dir.join(shards::IN_USE)).ok().filter(|file| file.try_lock_shared().is_ok())
+        shards::hold(&dir)
     }
 
     fn of(&self, root: &str) -> PathBuf {

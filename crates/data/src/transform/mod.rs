@@ -28,7 +28,7 @@ pub use mix::{Mix, Mixing};
 use phalanx_host::rng::Stream;
 pub use pipeline::{Output, Pipeline, Pixels, Signal, check_fields, delivered};
 
-use crate::{Error, FieldSpec, Normalise, Result};
+use crate::{Error, FieldSpec, Normalise, Result, picture};
 
 /// A parameter's value.
 #[derive(Debug, Clone, PartialEq)]
@@ -211,14 +211,9 @@ struct Image<T> {
 }
 
 impl<T> Image<T> {
-    /// Gives back what one very large image has taken: every loader thread has some.
+    /// Gives back what one very large image has taken.
     fn let_go(&mut self) {
-        const KEPT: usize = 64 << 20;
-        for of in [&mut self.pixels, &mut self.scratch] {
-            if of.capacity() * size_of::<T>() > KEPT {
-                *of = Vec::new();
-            }
-        }
+        [&mut self.pixels, &mut self.scratch].into_iter().for_each(picture::let_go);
     }
 }
 

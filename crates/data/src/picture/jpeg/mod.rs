@@ -22,9 +22,6 @@ pub(super) type Damage = &'static str;
 /// Its data end before its end.
 pub(super) const CUT_OFF: Damage = "it is cut off";
 
-/// The most bytes of a part of a decoder that are kept for the next file: those of some 60 million pixels.
-const KEPT: usize = 64 << 20;
-
 /// Decodes one file after the other.
 #[derive(Debug)]
 pub(super) struct Decoder {
@@ -132,11 +129,10 @@ impl Decoder {
         }
     }
 
-    /// Gives back what one very large file has taken: every loader thread has a decoder.
+    /// Gives back what one very large file has taken.
     fn let_go(&mut self) {
-        let large = |of: &Vec<u8>| of.capacity() > KEPT;
         let all = self.planes.iter_mut().map(|p| &mut p.samples).chain(&mut self.rows);
-        all.chain([&mut self.data, &mut self.pixels]).filter(|of| large(of)).for_each(|of| *of = Vec::new());
+        all.chain([&mut self.data, &mut self.pixels]).for_each(super::let_go);
     }
 
     /// Decodes the part `window` (top, left, height, width) of the image that the opened file becomes when it is made
