@@ -108,6 +108,15 @@ struct Product {
     void* workspace;
     size_t workspace_used;
 
+    /// One for each kernel that the library could have for it.
+    std::string name(int epilogue) const {
+        std::string all = "a product of cuBLASLt";
+        for (const Matrix* m : {&a, &b, &d})
+            for (size_t n : {(size_t)m->type, m->rows, m->columns, m->row_step, m->batch})
+                all += " " + std::to_string(n);
+        return all + " " + std::to_string(epilogue);
+    }
+
     bool addresses_hold() const {
         const size_t biases = bias ? ((d.batch - 1) * bias_stride + d.rows) * bytes_of(d.type) : 0;
         return phalanx_standin_check(from_a, a.bytes(), "cublasLtMatmul: A") &&
@@ -371,5 +380,6 @@ API Status cublasLtMatmul(Handle* handle, Description* what, const float* alpha,
     if (!product.addresses_hold() ||
         !phalanx_standin_check(workspace, workspace_bytes, "cublasLtMatmul: the workspace"))
         return invalid_value;
+    if (phalanx_standin_load(product.name(what->epilogue).c_str())) return execution_failed;
     return standin::enqueue(stream, [product] { return product.run(); }) == 0 ? success : execution_failed;
 }

@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 
+#include <atomic>
 #include <functional>
 #include <string>
 
@@ -19,6 +20,13 @@ extern "C" int phalanx_standin_check(const void* at, size_t bytes, const char* w
 /// graph. `run` answers with 0 or a CUresult; `release` is called once, when nobody can run the work any more. The
 /// answer is 0 or a CUresult.
 extern "C" int phalanx_standin_enqueue(void* stream, int (*run)(void*), void* argument, void (*release)(void*));
+
+/// To be called before a library's work: its kernels of the name `code` come to the device at their first use. 0, or after a
+/// report 1 where collectives are on their way, which a device may wait for then, without an end if another rank does not come.
+extern "C" int phalanx_standin_load(const char* code);
+
+/// The number of collectives that are queued in the current context and not done; null without one.
+extern "C" std::atomic<int>* phalanx_standin_collectives();
 
 /// The version that a library says it is: of PHALANX_STANDIN_<library>_VERSION, else its own.
 inline long standin_version(const char* library, long own) {

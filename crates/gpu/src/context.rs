@@ -184,6 +184,18 @@ impl Context {
         &self.core().communication
     }
 
+    /// What is queued on the communication stream from here on comes after what the compute stream has so far.
+    pub fn communicate_after_compute(&self) -> Result<()> {
+        let ready = self.event()?;
+        ready.record(self.compute())?;
+        self.communication().wait(&ready)
+    }
+
+    /// How often somebody has waited for work of this device, whether it was done or not.
+    pub fn host_waits(&self) -> u64 {
+        self.primary().waited()
+    }
+
     /// Waits for the compute stream. Asynchronous errors come out here; an illegal address makes every later call
     /// fail, too.
     pub fn synchronize(&self) -> Result<()> {

@@ -1,4 +1,5 @@
 use std::ffi::{c_char, c_int, c_uint};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{DRIVER, call_error};
@@ -209,9 +210,20 @@ pub(crate) struct Primary {
     pub(crate) driver: &'static Driver,
     device: c_int,
     context: Handle,
+    /// How often the host has waited for the device.
+    waits: AtomicU64,
 }
 
 impl Primary {
+    /// Takes note of a wait of the host's.
+    pub(crate) fn waits(&self) {
+        self.waits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn waited(&self) -> u64 {
+        self.waits.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn open(ordinal: usize) -> Result<(Arc<Self>, DeviceInfo)> {
         let driver = Driver::get()?;
         let count = driver.count()?;
@@ -229,7 +241,7 @@ impl Primary {
         // SAFETY: writes one handle; released in `drop`.
         let status = unsafe { (driver.cuDevicePrimaryCtxRetain)(&mut context, device) };
         driver.check(status, "cuDevicePrimaryCtxRetain")?;
-        Ok((Arc::new(Primary { driver, device, context }), info))
+        Ok((Arc::new(Primary { driver, device, context, waits: AtomicU64::new(0) }), info))
     }
 
     /// Makes the context the calling thread's and gives the driver's functions. Some tens of nanoseconds.

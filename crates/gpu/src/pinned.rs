@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::context::Core;
 use crate::device::Primary;
 use crate::ffi::driver;
-use crate::{Context, DevicePtr, Result};
+use crate::{Context, DevicePtr, Result, Stream};
 
 /// The smallest block of host memory in bytes; sizes are multiples of it.
 const SMALLEST: usize = 4096;
@@ -51,14 +51,21 @@ impl Free {
         self.most_in_use = self.most_in_use.max(self.in_use);
     }
 
-    /// Keeps a block that had an owner, and gives those that are to go for it: of other sizes first.
-    fn keep(&mut self, size: usize, address: usize, most: usize) -> Vec<usize> {
+    /// Keeps a block that had an owner, and gives those that are to go for it where some `may_go`: of other sizes first.
+    fn keep(
+        &mut self,
+        size: usize,
+        address: usize,
+        most: usize,
+        may_go: impl FnOnce() -> bool,
+    ) -> Vec<usize> {
         self.in_use = self.in_use.saturating_sub(size);
         let most = most.max(self.most_in_use);
         self.by_size.entry(size).or_default().push(address);
         self.bytes += size;
         let mut gone = Vec::new();
-        while self.bytes > most {
+        let too_many = self.bytes > most && may_go();
+        while too_many && self.bytes > most {
             let other = self.by_size.iter().filter(|(_, blocks)| !blocks.is_empty()).map(|(s, _)| *s);
             let Some(next) = other.max_by_key(|s| (*s != size, *s)) else { break };
             gone.extend(self.take(next));
@@ -94,8 +101,10 @@ impl HostCache {
         Ok(address as usize)
     }
 
-    fn give(&self, size: usize, address: usize) {
-        let gone = self.free().keep(size, address, MOST_IDLE);
+    /// To let go of memory waits for all that runs on the device, without a deadline: so not while sums with other ranks are under
+    /// way, which `sums` carries.
+    fn give(&self, size: usize, address: usize, sums: &Stream) {
+        let gone = self.free().keep(size, address, MOST_IDLE, || matches!(sums.query(), Ok(true)));
         if !gone.is_empty() {
             self.let_go(gone);
         }
@@ -183,7 +192,7 @@ impl fmt::Debug for Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        self.core.host.give(class(self.len), self.address);
+        self.core.host.give(class(self.len), self.address, self.core.communication());
     }
 }
 
@@ -214,7 +223,7 @@ mod tests {
                     out.push((size, at.unwrap_or_else(|| { made += 1; made })));
                 } else if let Some((size, at)) = out.pop() {
                     idle.insert(at, size);
-                    free.keep(size, at, 50).iter().for_each(|gone| assert!(idle.remove(gone).is_some()));
+                    free.keep(size, at, 50, || true).iter().for_each(|gone| assert!(idle.remove(gone).is_some()));
                 }
                 prop_assert_eq!(free.bytes, idle.values().sum::<usize>());
                 prop_assert_eq!(free.in_use, out.iter().map(|(size, _)| size).sum::<usize>());
@@ -226,10 +235,12 @@ mod tests {
     #[test]
     fn idle_blocks_are_bounded_and_those_of_other_sizes_go_first() {
         let mut free = Free::default();
-        assert!(free.keep(40, 1, 100).is_empty() && free.keep(40, 2, 100).is_empty());
-        assert_eq!(free.keep(50, 3, 100), [2]);
+        assert!(free.keep(40, 1, 100, || true).is_empty() && free.keep(40, 2, 100, || true).is_empty());
+        // Not while somebody would wait for it; the next time then.
+        assert!(free.keep(50, 3, 100, || false).is_empty() && free.take(50) == Some(3));
+        assert_eq!(free.keep(50, 3, 100, || true), [2]);
         assert_eq!((free.bytes, free.take(50), free.take(40), free.take(40)), (90, Some(3), Some(1), None));
-        assert_eq!(free.keep(200, 4, 100), [4]);
+        assert_eq!(free.keep(200, 4, 100, || true), [4]);
         assert_eq!(free.bytes, 0);
     }
 
@@ -239,10 +250,10 @@ mod tests {
         let step = [1, 2, 3, 4];
         step.iter().for_each(|_| free.lend(50));
         for at in step {
-            assert!(free.keep(50, at, 100).is_empty());
+            assert!(free.keep(50, at, 100, || true).is_empty());
         }
         assert_eq!((free.bytes, free.in_use), (200, 0));
         // No more than that.
-        assert_eq!(free.keep(20, 5, 100), [4]);
+        assert_eq!(free.keep(20, 5, 100, || true), [4]);
     }
 }

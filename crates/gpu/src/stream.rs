@@ -44,6 +44,7 @@ impl Stream {
 
     /// Waits for all queued work. Asynchronous errors come out here.
     pub fn synchronize(&self) -> Result<()> {
+        self.primary.waits();
         let d = self.primary.enter()?;
         // SAFETY: a live handle.
         d.check(unsafe { (d.cuStreamSynchronize)(self.raw) }, "cuStreamSynchronize")
@@ -51,6 +52,7 @@ impl Stream {
 
     /// The same, but gives up with [`Error::TimedOut`] after `limit`; the work goes on.
     pub fn synchronize_within(&self, limit: Duration) -> Result<()> {
+        self.primary.waits();
         poll(limit, || self.query())
     }
 
@@ -113,6 +115,7 @@ impl Event {
 
     /// Waits for the marked work.
     pub fn synchronize(&self) -> Result<()> {
+        self.0.primary.waits();
         let d = self.0.primary.enter()?;
         // SAFETY: a live handle.
         d.check(unsafe { (d.cuEventSynchronize)(self.0.raw) }, "cuEventSynchronize")
@@ -120,6 +123,7 @@ impl Event {
 
     /// The same, but gives up with [`Error::TimedOut`] after `limit`; the work goes on.
     pub fn synchronize_within(&self, limit: Duration) -> Result<()> {
+        self.0.primary.waits();
         poll(limit, || self.query())
     }
 

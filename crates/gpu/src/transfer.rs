@@ -1,4 +1,4 @@
-//! Copies between host and device, on the compute stream through pinned blocks.
+//! Copies between host and device through pinned blocks, on the compute stream unless they say otherwise.
 
 use std::collections::VecDeque;
 
@@ -66,9 +66,17 @@ impl Download {
     pub fn wait(self) -> Result<Vec<u8>> {
         match self.0 {
             Way::Here(bytes) => Ok(bytes),
+            flying => Download(flying).read(<[u8]>::to_vec),
+        }
+    }
+
+    /// The same where they are, for `read` to look at.
+    pub fn read<T>(self, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        match self.0 {
+            Way::Here(bytes) => Ok(read(&bytes)),
             Way::Flying(flying) => {
                 flying.done.synchronize()?;
-                Ok(flying.bytes.to_vec())
+                Ok(read(&flying.bytes))
             }
         }
     }
@@ -149,21 +157,35 @@ impl Context {
             }
             return Ok(Download(Way::Here(all)));
         }
+        Ok(Download(Way::Flying(self.fly(self.compute(), parts, total)?)))
+    }
+
+    /// The same on the communication stream and whatever their size: what is queued on the compute stream after this does not
+    /// wait for the copies, so the ranges must stay as they are until they are done.
+    pub fn begin_download_beside(&self, parts: &[(DevicePtr, usize)]) -> Result<Download> {
+        self.refuse_while_capturing("the host reads what was computed")?;
+        self.communicate_after_compute()?;
+        let total = parts.iter().map(|p| p.1).sum();
+        Ok(Download(Way::Flying(self.fly(self.communication(), parts, total)?)))
+    }
+
+    /// Queues copies of ranges of `total` bytes into one pinned block.
+    fn fly(&self, stream: &Stream, parts: &[(DevicePtr, usize)], total: usize) -> Result<Flying> {
         let mut flying = Flying { bytes: self.pinned(total)?, done: self.event()? };
         let mut at = 0;
         let mut queue = || {
             for (src, bytes) in parts {
-                self.copy_out(self.compute(), &mut flying.bytes, at, *src, *bytes)?;
+                self.copy_out(stream, &mut flying.bytes, at, *src, *bytes)?;
                 at += bytes;
             }
-            flying.done.record(self.compute())
+            flying.done.record(stream)
         };
         if let Err(e) = queue() {
             // There is no mark to wait for.
-            let _ = self.compute().synchronize();
+            let _ = stream.synchronize();
             return Err(e);
         }
-        Ok(Download(Way::Flying(flying)))
+        Ok(flying)
     }
 
     /// Queues a copy of a whole pinned block to the device on any stream. The block must stay as it is until the

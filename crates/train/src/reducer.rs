@@ -8,7 +8,7 @@
 //!
 //! On a GPU the slots are in its memory and are added there. What must travel goes by way of a twin arena in memory of the
 //! host: down when a bucket is full, and up again when its sum is there; or over NCCL and not through the host at all
-//! (`sums.rs`).
+//! (`sums.rs`). Either way backward is queued as a whole: the host waits for copies and for what shards came to behind it.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -17,9 +17,9 @@ use std::sync::Arc;
 use phalanx_comm::{
     Bucket, Collective, Communicator, Deadline, Event, Overlap, Pending, Schedule, Tree, Wire,
 };
-use phalanx_gpu::{Context, DevicePtr};
+use phalanx_gpu::{Context, DevicePtr, Download};
 use phalanx_host::simd::{Kernel, Real, Simd};
-use phalanx_host::{Arena, ArenaMut, Cpu, DType};
+use phalanx_host::{Arena, ArenaMut, ArenaRef, Cpu, DType};
 use phalanx_nn::{Params, flat};
 use phalanx_tensor::{Device, LeafId, LeafMemory, LeafSink, Tensor};
 
@@ -114,29 +114,37 @@ impl Slots {
         Ok(())
     }
 
-    /// The sums of this rank's `nodes` subtrees in memory that can travel.
+    /// The sums of this rank's `nodes` subtrees, which are in memory that can travel.
     fn bucket(&self, id: u32, nodes: usize, elements: &Range<usize>) -> Result<Bucket> {
-        let arena = self.staging.as_ref().unwrap_or(&self.arena);
-        let parts = (0..nodes).map(|i| Ok(arena.write(self.bytes(i, elements))?));
-        let mut parts = parts.collect::<Result<Vec<_>>>()?;
-        if let (Some(gpu), Some(_)) = (self.gpu(), &self.staging) {
-            let held = (0..nodes).map(|i| Ok(self.arena.read(self.bytes(i, elements))?));
-            let held = held.collect::<Result<Vec<_>>>()?;
-            let places: Vec<_> =
-                held.iter().filter_map(|h| Some((DevicePtr(h.device_address()?), h.len()))).collect();
-            let bytes = gpu.download_all(&places)?;
-            for (part, bytes) in
-                parts.iter_mut().zip(bytes.chunks_exact(held.first().map_or(1, |h| h.len().max(1))))
-            {
-                part.bytes_mut().copy_from_slice(bytes);
+        Ok(Bucket::new(id, self.dtype, self.parts(&self.arena, nodes, elements)?)?)
+    }
+
+    /// Queues copies of the same from a GPU to the host.
+    fn leave(&self, gpu: &Context, nodes: usize, elements: &Range<usize>) -> Result<Leaving> {
+        let held = (0..nodes).map(|i| Ok(self.arena.read(self.bytes(i, elements))?));
+        let held = held.collect::<Result<Vec<_>>>()?;
+        let places: Vec<_> =
+            held.iter().filter_map(|h| Some((DevicePtr(h.device_address()?), h.len()))).collect();
+        Ok(Leaving { copies: gpu.begin_download_beside(&places)?, held, elements: elements.clone() })
+    }
+
+    /// What has left the GPU, after a wait for it, in memory that can travel.
+    fn arrive(&self, id: u32, staging: &Arena, leaving: Leaving) -> Result<Bucket> {
+        let Leaving { copies, held, elements } = leaving;
+        let mut parts = self.parts(staging, held.len(), &elements)?;
+        copies.read(|mut bytes| {
+            for part in &mut parts {
+                let (own, others) = bytes.split_at(part.len());
+                part.bytes_mut().copy_from_slice(own);
+                bytes = others;
             }
-        }
+        })?;
         Ok(Bucket::new(id, self.dtype, parts)?)
     }
 
-    /// The sums of this rank's `nodes` subtrees where they are.
-    fn parts(&self, nodes: usize, elements: &Range<usize>) -> Result<Vec<ArenaMut>> {
-        (0..nodes).map(|i| self.write(i, elements)).collect()
+    /// The places of this rank's `nodes` subtrees in an arena.
+    fn parts(&self, arena: &Arena, nodes: usize, elements: &Range<usize>) -> Result<Vec<ArenaMut>> {
+        (0..nodes).map(|i| Ok(arena.write(self.bytes(i, elements))?)).collect()
     }
 
     /// Puts the total of `elements`, which has come to the host's memory, where the others are.
@@ -179,10 +187,20 @@ fn add<T: Real>(cpu: &Cpu, dst: &mut [T], src: &[T]) {
     });
 }
 
+/// A bucket on its way from a GPU to the host.
+struct Leaving {
+    // Before the ranges: it waits for the copies.
+    copies: Download,
+    held: Vec<ArenaRef>,
+    elements: Range<usize>,
+}
+
 /// How a sum comes.
 enum Way {
     /// It is there.
     Here,
+    /// Over the ranks' communicator, as soon as the host has this rank's part.
+    Leaving(Leaving),
     /// Over the ranks' communicator.
     Host(Pending),
     /// Between GPUs.
@@ -299,27 +317,43 @@ impl Reducer {
         }
     }
 
-    /// Whether no sum of gradients passes the host, so that it may wait for a shard's statistics when the backward pass is queued.
-    /// Elsewhere they come before it, as collectives begin in one order on all ranks.
-    pub fn leaves_host_alone(&self) -> bool {
-        self.gradients.home.is_some() && self.gradients.staging.is_none()
+    /// Whether all shards are to be queued before anything of them is waited for, as on a GPU. Elsewhere a shard's statistics come
+    /// before its backward pass: collectives begin in one order on all ranks.
+    pub fn queues(&self) -> bool {
+        self.gradients.home.is_some()
     }
 
-    /// Takes the shard's statistics, before its backward pass unless [`Reducer::leaves_host_alone`]. Those of the last shard begin
-    /// their way over the ranks at once, so that they are there when the gradients are.
-    pub fn statistics(&mut self, cpu: &Cpu, statistics: &[f64]) -> Result<()> {
-        let step = &self.schedule.steps[self.at];
+    /// Takes the statistics of shard number `at`, in order and before its backward pass unless [`Reducer::queues`]. Those of the
+    /// last shard begin their way over the ranks at once, so that they are there when the gradients are.
+    pub fn statistics(&mut self, cpu: &Cpu, at: usize, statistics: &[f64]) -> Result<()> {
+        let step = &self.schedule.steps[at];
         let all = 0..self.statistics_len;
         if !all.is_empty() {
             let mut slot = self.statistics.write(step.slot, &all)?;
             slot.as_mut_slice::<f64>()?.copy_from_slice(statistics);
         }
         self.statistics.merge(cpu, step, &all, Wire::F32)?;
-        if self.last_shard() && self.comm.world() > 1 {
+        if at + 1 == self.schedule.steps.len() && self.comm.world() > 1 {
             let id = self.buckets.len() as u32;
             let bucket = self.statistics.bucket(id, self.schedule.nodes.len(), &all)?;
             let what = Collective::AllReduce { tree: self.tree, wire: Wire::F32 };
             self.total = Some(self.comm.start(bucket, what, Event::Ready, Overlap::Caller)?);
+        }
+        Ok(())
+    }
+
+    /// Begins the sums of what is on its way from a GPU to the host, bucket by bucket after a wait for each; after the last shard's
+    /// statistics. The sums of one cross while the next is computed.
+    pub fn depart(&mut self) -> Result<()> {
+        let Some(staging) = self.gradients.staging.clone() else { return Ok(()) };
+        for b in 0..self.pending.len() {
+            let way = match std::mem::replace(&mut self.pending[b], Way::Here) {
+                Way::Leaving(leaving) => {
+                    Way::Host(self.begin(b, self.gradients.arrive(b as u32, &staging, leaving)?)?)
+                }
+                other => other,
+            };
+            self.pending[b] = way;
         }
         Ok(())
     }
@@ -363,7 +397,7 @@ impl Reducer {
                 self.gradients.land(&elements)?;
             }
             (Way::Device(flight), Some(sums)) => self.landed = Some(sums.land(flight)?),
-            (Way::Here | Way::Device(_), _) => {}
+            (Way::Here | Way::Leaving(_) | Way::Device(_), _) => {}
         }
         Ok(Some(elements))
     }
@@ -376,6 +410,15 @@ impl Reducer {
     fn index(&self, leaf: LeafId) -> Option<usize> {
         let i = usize::try_from(leaf.0.checked_sub(self.first)?).ok()?;
         (i < self.places.len()).then_some(i)
+    }
+
+    /// The place of a leaf's gradient in the shard in work.
+    fn memory(&mut self, leaf: LeafId) -> phalanx_tensor::Result<Option<LeafMemory>> {
+        let Some(i) = self.index(leaf) else { return Ok(None) };
+        let slot = self.schedule.steps[self.at].slot;
+        let range = self.gradients.arena.write(self.gradients.bytes(slot, &self.places[i]))?;
+        let accumulate = std::mem::replace(&mut self.written[i], true);
+        Ok(Some(LeafMemory { range, accumulate }))
     }
 
     fn last_shard(&self) -> bool {
@@ -403,30 +446,32 @@ impl Reducer {
     }
 
     fn launch(&mut self) -> Result<()> {
-        let what = Collective::AllReduce { tree: self.tree, wire: self.wire };
         while self.launched < self.buckets.len() && self.filled[self.launched] {
-            let b = self.launched;
-            if self.gradients.home.is_some() && self.comm.world() == 1 {
-                self.pending.push_back(Way::Here);
-                self.launched += 1;
-                continue;
-            }
+            let (b, nodes) = (self.launched, self.schedule.nodes.len());
             let mut elements = self.buckets[b].elements.clone();
             elements.end -= usize::from(std::mem::take(&mut self.misfit));
-            if let Some(sums) = &self.gradients.sums {
-                let parts = self.gradients.parts(self.schedule.nodes.len(), &elements)?;
-                let flight = sums.start(parts, self.tree, self.wire, self.comm.deadline())?;
-                self.pending.push_back(Way::Device(flight));
-                self.launched += 1;
-                continue;
-            }
-            let bucket = self.gradients.bucket(b as u32, self.schedule.nodes.len(), &elements)?;
-            // The last bucket fills when backward ends: the caller waits next, so it does the work.
-            let overlap = if b + 1 == self.buckets.len() { Overlap::Caller } else { Overlap::Background };
-            self.pending.push_back(Way::Host(self.comm.start(bucket, what, Event::Ready, overlap)?));
+            let g = &self.gradients;
+            let way = match (&g.home, &g.sums, &g.staging, g.gpu()) {
+                (Some(_), ..) if self.comm.world() == 1 => Way::Here,
+                (_, Some(sums), ..) => {
+                    let parts = g.parts(&g.arena, nodes, &elements)?;
+                    Way::Device(sums.start(parts, self.tree, self.wire, self.comm.deadline())?)
+                }
+                (_, _, Some(_), Some(gpu)) => Way::Leaving(g.leave(gpu, nodes, &elements)?),
+                _ => Way::Host(self.begin(b, g.bucket(b as u32, nodes, &elements)?)?),
+            };
+            self.pending.push_back(way);
             self.launched += 1;
         }
         Ok(())
+    }
+
+    /// Begins the sum of bucket `b` over the ranks' communicator.
+    fn begin(&self, b: usize, bucket: Bucket) -> Result<Pending> {
+        let what = Collective::AllReduce { tree: self.tree, wire: self.wire };
+        // The last bucket fills when backward ends: the caller waits next, so it does the work.
+        let overlap = if b + 1 == self.buckets.len() { Overlap::Caller } else { Overlap::Background };
+        Ok(self.comm.start(bucket, what, Event::Ready, overlap)?)
     }
 }
 
@@ -446,12 +491,7 @@ impl LeafSink for ShardSink<'_> {
     }
 
     fn memory(&mut self, leaf: LeafId) -> phalanx_tensor::Result<Option<LeafMemory>> {
-        let r = &mut *self.reducer;
-        let Some(i) = r.index(leaf) else { return Ok(None) };
-        let slot = r.schedule.steps[r.at].slot;
-        let range = r.gradients.arena.write(r.gradients.bytes(slot, &r.places[i]))?;
-        let accumulate = std::mem::replace(&mut r.written[i], true);
-        Ok(Some(LeafMemory { range, accumulate }))
+        self.reducer.memory(leaf)
     }
 
     fn ready(&mut self, leaf: LeafId, _: Option<Tensor>) -> phalanx_tensor::Result<()> {
@@ -461,6 +501,23 @@ impl LeafSink for ShardSink<'_> {
             self.error.get_or_insert(e);
             return Err(phalanx_tensor::Error::Backward { why });
         }
+        Ok(())
+    }
+}
+
+/// The reducer as the sink of a backward pass whose gradients nobody wants; [`Reducer::begin_shard`] comes before and after.
+pub(crate) struct Rehearsal<'a>(pub(crate) &'a mut Reducer);
+
+impl LeafSink for Rehearsal<'_> {
+    fn wants(&self, leaf: LeafId) -> bool {
+        self.0.index(leaf).is_some()
+    }
+
+    fn memory(&mut self, leaf: LeafId) -> phalanx_tensor::Result<Option<LeafMemory>> {
+        self.0.memory(leaf)
+    }
+
+    fn ready(&mut self, _: LeafId, _: Option<Tensor>) -> phalanx_tensor::Result<()> {
         Ok(())
     }
 }

@@ -142,7 +142,7 @@ impl DeviceSums {
         if self.exact {
             self.sum_by_tree(&places, count, tree, wire, deadline)?;
         } else {
-            self.after_compute()?;
+            self.gpu.communicate_after_compute()?;
             if let Some((&first, others)) = places.split_first() {
                 for &other in others {
                     flat::sum_on(&self.gpu, stream, first, [first, other], count)?;
@@ -169,7 +169,7 @@ impl DeviceSums {
         let fold = self.fold(tree)?;
         let plan = Pieces::new(&fold, me, ranks, count);
         let scratch = self.scratch(plan.scratch_bytes())?;
-        self.after_compute()?;
+        self.gpu.communicate_after_compute()?;
         self.nccl.group(|nccl| {
             for peer in (0..ranks).filter(|&r| r != me) {
                 for &part in mine {
@@ -223,13 +223,6 @@ impl DeviceSums {
                 Ok(flat::round_f16_on(gpu, stream, at, count, 1.0 / up, up)?)
             }
         }
-    }
-
-    /// What is queued on the communication stream from here on comes after what the compute stream has so far.
-    fn after_compute(&self) -> Result<()> {
-        let ready = self.gpu.event()?;
-        ready.record(self.gpu.compute())?;
-        Ok(self.gpu.communication().wait(&ready)?)
     }
 
     /// What the compute stream does from here on comes after the sum, whose ranges are free again.

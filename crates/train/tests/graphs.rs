@@ -7,7 +7,7 @@
 mod common;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{hashes, request, run};
@@ -159,7 +159,7 @@ fn what_cannot_be_a_graph_is_done_piece_by_piece_and_said_once() {
     assert_eq!(reason(&short.unwrap()), "no two steps were alike");
 }
 
-/// An engine of two virtual shards on the GPU, whose steps must be graphs.
+/// An engine of two virtual shards a rank on the GPU, whose steps must be graphs.
 fn engine(comm: Arc<dyn Communicator>, model: &str, clip: Option<f64>, device: &Device) -> Result<Engine> {
     engine_of(comm, model, clip, device, CudaGraph::On, |task| Box::new(task))
 }
@@ -187,7 +187,7 @@ fn engine_of(
     );
     let options = EngineOptions {
         seed: 1,
-        shards: 2,
+        shards: 2 * comm.world(),
         bucket_bytes: 1 << 12,
         wire: Wire::F32,
         deadline: Duration::from_secs(60),
@@ -223,6 +223,59 @@ impl Task for ReadsThree {
             batch.field("label")?.to_vec::<i64>()?;
         }
         self.0.loss(phase, batch, cx)
+    }
+}
+
+/// Wants each loss to come without a wait since the one before of the same step.
+struct Watches(Classification, Mutex<(u64, u64)>);
+
+impl Task for Watches {
+    fn name(&self) -> &'static str {
+        "watches"
+    }
+
+    fn phases(&self) -> &[Phase] {
+        self.0.phases()
+    }
+
+    fn loss(&self, phase: PhaseId, batch: &Batch, cx: &ShardCx) -> Result<Loss> {
+        let mut seen = self.1.lock().unwrap();
+        let waits = cx.device.gpu().unwrap().host_waits();
+        // The first steps choose algorithms.
+        if cx.step > 1 && seen.0 == cx.step && seen.1 != waits {
+            let problem = format!("the host waited {} times between two shards", waits - seen.1);
+            return Err(Error::Task { task: self.name(), problem });
+        }
+        *seen = (cx.step, waits);
+        drop(seen);
+        self.0.loss(phase, batch, cx)
+    }
+}
+
+/// Piece by piece, too, and where sums go by way of the host.
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn all_shards_are_queued_before_the_host_waits() {
+    const DEVICES: &str = "PHALANX_STANDIN_DEVICES";
+    if std::env::var_os(DEVICES).is_none() {
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        again.args(["all_shards_are_queued_before_the_host_waits", "--exact", "--ignored"]);
+        let out = again.env(DEVICES, "2").output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+        return;
+    }
+    // A real machine may have one alone, whose waits would be counted together.
+    let worlds: &[u32] = if Context::open(1).is_ok() { &[1, 2] } else { &[1] };
+    for &ranks in worlds {
+        let losses = run_threads(ranks, Duration::from_secs(60), Isa::detect(), |comm| {
+            let device = Device::Cuda(Context::open(comm.rank() as usize).unwrap());
+            let watches = |task| Box::new(Watches(task, Mutex::default())) as Box<dyn Task>;
+            let mut engine = engine_of(comm, "lenet5", None, &device, CudaGraph::Off, watches)?;
+            let mut step = |i| engine.step(i, batches(&device, i as u32, None), 1.0, false);
+            (0..5).map(|i| Ok(step(i)?.phases[0].loss_sum.to_bits())).collect::<Result<Vec<_>>>()
+        });
+        let losses = losses.unwrap();
+        assert!(losses.iter().all(|l| l == &losses[0]));
     }
 }
 

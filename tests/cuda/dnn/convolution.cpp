@@ -191,6 +191,17 @@ private:
 
 }  // namespace
 
+std::string Convolution::name() const {
+    std::string all = std::to_string((int)direction) + (biased ? " biased" : "");
+    for (const Tensor* t : {&x, &w, &y}) {
+        all += " " + std::to_string((int)t->type) + ":";
+        for (int64_t size : t->sizes) all += " " + std::to_string(size);
+    }
+    for (const auto* list : {&stride, &dilation, &before, &after})
+        for (int64_t n : *list) all += " " + std::to_string(n);
+    return all;
+}
+
 std::string Convolution::wrong() const {
     const size_t axes = stride.size();
     if (axes < 1 || axes > 3) return std::to_string(axes) + " spatial axes";

@@ -44,5 +44,7 @@ struct Convolution {
     std::string wrong() const;
     /// Computes y, x or w from the other two.
     void run(void* x_at, void* w_at, void* y_at, const void* bias_at, Numerics how) const;
+    /// What a library could have a kernel for.
+    std::string name() const;
     const Tensor& result() const { return direction == Direction::forward ? y : direction == Direction::data ? x : w; }
 };

@@ -556,6 +556,8 @@ API Status cudnnBackendExecute(Handle* handle, Descriptor* plan, Descriptor* pac
                phalanx_standin_check(workspace, engine.workspace, "cuDNN: the workspace");
     };
     if (!addresses_hold()) return bad_param;
+    const std::string code = "cuDNN's convolution " + std::to_string(engine.index) + " " + convolution->name();
+    if (phalanx_standin_load(code.c_str())) return execution_failed;
     const int failed = standin::enqueue(handle->stream, [=, &engine] {
         constexpr int ILLEGAL_ADDRESS = 700;
         if (!addresses_hold()) return ILLEGAL_ADDRESS;

@@ -50,6 +50,8 @@ struct Context {
     int device = 0;
     /// The first error of work on the device; like a real context's it stays.
     std::atomic<int> failure{success};
+    /// Collectives that were queued and are not done.
+    std::atomic<int> collectives{0};
 };
 
 Context* primary_context(int device);

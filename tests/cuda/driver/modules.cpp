@@ -11,6 +11,8 @@
 #include <atomic>
 #include <map>
 #include <mutex>
+#include <set>
+#include <string>
 
 #include "../kernel_abi.h"
 #include "driver.h"
@@ -385,6 +387,29 @@ API Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function* ha
     return success;
 }
 
+namespace {
+
+bool may_load(Context& context, const char* code) {
+    if (context.collectives == 0) return true;
+    report("%s is used for the first time while collectives are on their way", code);
+    return false;
+}
+
+}  // namespace
+
+API int phalanx_standin_load(const char* code) {
+    static std::mutex known_mutex;
+    static std::set<std::pair<Context*, std::string>> known;
+    WITH_CONTEXT(context);
+    const std::lock_guard<std::mutex> guard(known_mutex);
+    return known.emplace(context, code).second && !may_load(*context, code) ? 1 : 0;
+}
+
+API std::atomic<int>* phalanx_standin_collectives() {
+    Context* context = nullptr;
+    return current_context(context) ? nullptr : &context->collectives;
+}
+
 API Result cuLaunchKernel(Function* handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                           unsigned block_y, unsigned block_z, unsigned dynamic_shared, Stream* stream,
                           void** parameters, void** extra) {
@@ -404,8 +429,10 @@ API Result cuLaunchKernel(Function* handle, unsigned grid_x, unsigned grid_y, un
                   dynamic_shared};
     if (Result wrong = check_shape(*f, launch.grid, launch.block, dynamic_shared)) return wrong;
     // Code comes to the device when nothing runs there.
-    if (!f->loaded)
+    if (!f->loaded) {
+        if (!may_load(*context, f->kernel->name)) return launch_failed;
         if (Result failed = finish_all(context)) return failed;
+    }
     f->loaded = true;
     const auto copied = std::make_shared<Parameters>(*f->kernel, parameters);
     return enqueue(stream, [launch, copied, module] {

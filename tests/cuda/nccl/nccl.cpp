@@ -79,11 +79,19 @@ bool addresses_hold(const std::vector<Part>& parts) {
 
 /// Appends a group's calls on one communicator to its stream, as one piece of work.
 Result launch(Group::Bundle bundle) {
+    /// On its way until it was done once, or is thrown away.
     struct Work {
         Group::Bundle bundle;
         bool posted = false, first = true;
+        std::atomic<int>* under_way = nullptr;
+        void settle() {
+            if (under_way) --*under_way;
+            under_way = nullptr;
+        }
+        ~Work() { settle(); }
     };
     auto work = std::make_shared<Work>();
+    if ((work->under_way = phalanx_standin_collectives())) ++*work->under_way;
     work->bundle = std::move(bundle);
     const int failed = standin::enqueue(work->bundle.stream, [work] {
         constexpr int NOT_READY = 600, ILLEGAL_ADDRESS = 700;
@@ -102,6 +110,7 @@ Result launch(Group::Bundle bundle) {
         }
         if (!c.finish(parts)) return NOT_READY;
         work->posted = work->first = false;
+        work->settle();
         c.end_work();
         return 0;
     });

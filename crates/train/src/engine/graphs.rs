@@ -61,8 +61,15 @@ pub(super) struct Graphs {
     used: bool,
 }
 
-/// What the batches of a step look like: by shard the name, type and shape of each field.
-pub(super) type Form = Vec<Vec<(Arc<str>, DType, Shape)>>;
+/// What a shard's batch looks like: the name, type and shape of each field.
+pub(super) type ShardForm = Vec<(Arc<str>, DType, Shape)>;
+/// What the batches of a step look like, by shard.
+pub(super) type Form = Vec<ShardForm>;
+
+/// What a batch looks like.
+pub(super) fn form_of(batch: &Batch) -> ShardForm {
+    batch.fields.iter().map(|(name, t)| (name.clone(), t.dtype(), t.shape())).collect()
+}
 
 /// Graphs that are kept: a data set's last batch is another one than the rest, and few sets have more.
 const MOST_GRAPHS: usize = 4;
@@ -208,8 +215,7 @@ impl Graphs {
         if self.gpu.as_ref().is_some_and(Context::is_profiling) {
             return Course::Plain;
         }
-        let field = |(name, t): (&Arc<str>, &phalanx_tensor::Tensor)| (name.clone(), t.dtype(), t.shape());
-        let form: Form = batches.iter().map(|b| b.fields.iter().map(field).collect()).collect();
+        let form: Form = batches.iter().map(form_of).collect();
         match self.forms.get(&form) {
             Some(Known::Graph(graph)) => Course::Launch(*graph),
             Some(Known::Seen) if self.recorded.len() < MOST_GRAPHS => Course::Record(form),

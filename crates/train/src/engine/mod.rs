@@ -7,7 +7,7 @@ mod graphs;
 mod plain;
 mod recorded;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +18,8 @@ use phalanx_host::{Cpu, DType};
 use phalanx_nn::{Ema, EmaConfig, Forward, Norms, Optimizer, Params};
 use phalanx_tensor::{Device, Tensor};
 
-use self::graphs::Graphs;
 pub use self::graphs::{CudaGraph, GraphUse};
+use self::graphs::{Graphs, ShardForm};
 use self::recorded::Flight;
 use crate::config::Precision;
 use crate::faults::{Fault, Faults};
@@ -124,6 +124,8 @@ pub struct Engine {
     begun: VecDeque<Begun>,
     /// What backward begins with: one, or the loss scale.
     seed: Option<(f64, Tensor)>,
+    /// Phases and forms of their shards' batches that were done once without sums.
+    rehearsed: HashSet<(usize, ShardForm)>,
 }
 
 /// A step that was begun.
@@ -193,6 +195,7 @@ impl Engine {
             graphs,
             begun: VecDeque::new(),
             seed: None,
+            rehearsed: HashSet::new(),
             timeline: Timeline::new(comm.clone()),
             comm,
             device: machine.device.clone(),

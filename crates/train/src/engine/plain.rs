@@ -1,4 +1,5 @@
-//! A step piece by piece: the host waits for each shard's loss before it goes on to the next shard.
+//! A step piece by piece. On a CPU a shard's statistics are known before its backward pass; on a GPU the host queues all shards
+//! and the copies of what they came to, and waits behind that.
 
 use std::ops::Range;
 
@@ -8,9 +9,10 @@ use phalanx_host::rng::Key;
 use phalanx_nn::{Contribution, Forward, NormRecord, clip_factor};
 use phalanx_tensor::{DType, Device, Tensor};
 
+use super::graphs::form_of;
 use super::{ACTING, BAD, Engine, LOSS, OWN, PhaseReport, STOP, StepReport, WEIGHT};
 use crate::faults::Fault;
-use crate::reducer::{Reducer, ShardSink};
+use crate::reducer::{Reducer, Rehearsal, ShardSink};
 use crate::task::{Batch, Loss, Phase, PhaseId, ShardCx, StepCx, Task};
 use crate::{Error, Result};
 
@@ -20,6 +22,13 @@ pub(super) struct Passed {
     pub(super) seen: Vec<NormRecord>,
     /// Random streams that it has drawn.
     pub(super) drawn: u64,
+}
+
+/// What a shard came to.
+struct Outcome {
+    statistics: Vec<f64>,
+    /// What is not among them yet: its loss and what norms saw, on their way from a GPU.
+    missing: Option<Contribution>,
 }
 
 impl Engine {
@@ -44,10 +53,20 @@ impl Engine {
                     self.reducers[phase].misfit();
                 }
             }
-            let mut losses = Vec::with_capacity(mine.len());
+            let mut outcomes = Vec::with_capacity(mine.len());
             for (at, shard) in mine.clone().enumerate() {
-                losses.push(self.shard(phase, step, at, shard, &batches[at], stop)?);
+                outcomes.push(self.shard(phase, step, at, shard, &batches[at], stop)?);
             }
+            let queued = self.reducers[phase].queues();
+            let mut losses = Vec::with_capacity(mine.len());
+            for (at, mut outcome) in outcomes.into_iter().enumerate() {
+                if queued {
+                    self.complete(&mut outcome)?;
+                    self.reducers[phase].statistics(&self.cpu, at, &outcome.statistics)?;
+                }
+                losses.push(outcome.statistics[LOSS]);
+            }
+            self.reducers[phase].depart()?;
             self.timeline.enter(Activity::Reduce);
             // From here on: a rank's own work is no wait.
             let deadline = Deadline::after(self.options.deadline);
@@ -152,7 +171,7 @@ impl Engine {
         }
     }
 
-    /// Forward, backward and statistics of one shard. Returns its loss.
+    /// Forward, backward and statistics of one shard; where all is queued, the reducer does not have the statistics yet.
     fn shard(
         &mut self,
         phase: usize,
@@ -161,7 +180,7 @@ impl Engine {
         shard: u32,
         batch: &Batch,
         stop: bool,
-    ) -> Result<f64> {
+    ) -> Result<Outcome> {
         // Counted once, whatever the phases.
         let bad = if phase == 0 { batch.bad as f64 } else { 0.0 };
         let key = self.key(step, phase, shard);
@@ -173,35 +192,67 @@ impl Engine {
         drop(acting);
         let batch = own.as_ref().unwrap_or(batch);
         let names = self.task.statistics().len();
-        let mut statistics = vec![0.0; OWN + names + self.norms.statistics_len()];
-        statistics[STOP] = f64::from(u8::from(stop && at == 0));
-        statistics[BAD] = bad;
+        let mut outcome =
+            Outcome { statistics: vec![0.0; OWN + names + self.norms.statistics_len()], missing: None };
+        outcome.statistics[STOP] = f64::from(u8::from(stop && at == 0));
+        outcome.statistics[BAD] = bad;
+        let queues = self.reducers[phase].queues();
+        self.rehearse(phase, step, at, shard, key, batch)?;
         self.reducers[phase].begin_shard(at);
-        if batch.is_empty() {
-            self.reducers[phase].statistics(&self.cpu, &statistics)?;
-        } else {
+        if !batch.is_empty() {
             let Passed { mut loss, seen, .. } = self.pass(phase, step, shard, key, batch)?;
             if self.faulty(step, Fault::Nan) {
                 loss.sum = loss.sum.scale(f64::NAN)?;
             }
-            statistics[WEIGHT] = loss.weight;
-            statistics[OWN..OWN + names].copy_from_slice(&loss.statistics);
-            let contribution = Contribution::begin(&seen, &[&loss.sum])?;
+            outcome.statistics[WEIGHT] = loss.weight;
+            outcome.statistics[OWN..OWN + names].copy_from_slice(&loss.statistics);
+            outcome.missing = Some(Contribution::begin(&seen, &[&loss.sum])?);
             drop(seen);
-            let late = self.reducers[phase].leaves_host_alone();
-            if late {
-                self.back(phase, &loss.sum)?;
+            if !queues {
+                self.complete(&mut outcome)?;
+                self.reducers[phase].statistics(&self.cpu, at, &outcome.statistics)?;
             }
-            let read = contribution.add_to(&self.norms, &mut statistics[OWN + names..])?;
-            // One number, as `check_loss` has seen.
-            statistics[LOSS] = read[0][0];
-            self.reducers[phase].statistics(&self.cpu, &statistics)?;
-            if !late {
-                self.back(phase, &loss.sum)?;
-            }
+            self.back(phase, &loss.sum)?;
+        } else if !queues {
+            self.reducers[phase].statistics(&self.cpu, at, &outcome.statistics)?;
         }
         self.reducers[phase].end_shard(&self.cpu)?;
-        Ok(statistics[LOSS])
+        Ok(outcome)
+    }
+
+    /// Waits for what is missing of an outcome.
+    fn complete(&self, outcome: &mut Outcome) -> Result<()> {
+        let Some(missing) = outcome.missing.take() else { return Ok(()) };
+        let own = OWN + self.task.statistics().len();
+        let read = missing.add_to(&self.norms, &mut outcome.statistics[own..])?;
+        // One number, as `check_loss` has seen.
+        outcome.statistics[LOSS] = read[0][0];
+        Ok(())
+    }
+
+    /// Before sums over NCCL are on their way: does a shard of a form that is new and forgets what came of it. cuBLASLt and cuDNN
+    /// load kernels and choose among them at their first use, for which the driver may wait for all that is queued, sums
+    /// included, and no deadline could end that.
+    fn rehearse(
+        &mut self,
+        phase: usize,
+        step: u64,
+        at: usize,
+        shard: u32,
+        key: Key,
+        batch: &Batch,
+    ) -> Result<()> {
+        if !self.sums_by_nccl || batch.is_empty() || !self.rehearsed.insert((phase, form_of(batch))) {
+            return Ok(());
+        }
+        let Passed { loss, .. } = self.pass(phase, step, shard, key, batch)?;
+        if loss.sum.requires_grad() {
+            let seed = Tensor::scalar(1.0, loss.sum.gradient_dtype(), &self.device)?;
+            self.reducers[phase].begin_shard(at);
+            let mut sink = Rehearsal(&mut self.reducers[phase]);
+            loss.sum.backward_from(seed.reshape(&loss.sum.shape())?, &mut sink)?;
+        }
+        Ok(())
     }
 
     /// The loss of a shard's batch, and what norms have seen.

@@ -254,8 +254,7 @@ impl Engine {
     fn fold(&mut self, all: &[Vec<f64>]) -> Result<Vec<f64>> {
         let reducer = &mut self.reducers[PHASE];
         for (at, statistics) in all.iter().enumerate() {
-            reducer.begin_shard(at);
-            reducer.statistics(&self.cpu, statistics)?;
+            reducer.statistics(&self.cpu, at, statistics)?;
         }
         reducer.total(Deadline::after(self.options.deadline))
     }
