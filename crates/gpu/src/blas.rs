@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::context::Core;
 use crate::error::call_error;
@@ -10,7 +10,7 @@ use crate::ffi::blas_lt::{self as ffi, BlasLt, Heuristic};
 use crate::ffi::driver::Driver;
 use crate::library::{self, Wanted};
 use crate::memory::Block;
-use crate::{DevicePtr, Error, Gemm, Math, Result, Type, versions};
+use crate::{Context, DevicePtr, Error, Gemm, Math, Result, Type, versions};
 
 impl Type {
     /// CUDA's number (`cudaDataType`).
@@ -39,6 +39,8 @@ pub struct Blas {
     handle: Handle,
     workspace: Block,
     plans: Mutex<HashMap<Gemm, Vec<Plan>>>,
+    /// Whether a product with a ReLU behind it passes on what is not a number, for pointers of these alignments.
+    passing: Mutex<HashMap<(Gemm, [u32; 4]), bool>>,
 }
 
 /// Descriptors and algorithm of a product for pointers of one alignment.
@@ -100,7 +102,14 @@ impl Blas {
         let table = BlasLt::get()?;
         core.primary.enter()?;
         let workspace = core.memory.take_lasting(WORKSPACE)?;
-        let mut blas = Blas { table, core: core.clone(), handle: 0, workspace, plans: Mutex::default() };
+        let mut blas = Blas {
+            table,
+            core: core.clone(),
+            handle: 0,
+            workspace,
+            plans: Mutex::default(),
+            passing: Mutex::default(),
+        };
         // SAFETY: writes one handle, destroyed on drop.
         table.check(unsafe { (table.cublasLtCreate)(&mut blas.handle) }, "cublasLtCreate")?;
         Ok(blas)
@@ -119,6 +128,10 @@ impl Blas {
         let name = || format!("product {}x{}x{} of {}", g.m, g.n, g.k, g.batch);
         let of = || (*g, alpha.to_bits(), [a.0, b.0, c.0], bias.map(|b| b.0));
         self.core.queue(name, of, || self.multiply(g, alpha, a, b, c, bias))
+    }
+
+    fn passing(&self) -> MutexGuard<'_, HashMap<(Gemm, [u32; 4]), bool>> {
+        self.passing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn multiply(
@@ -150,8 +163,7 @@ impl Blas {
             }
             return self.core.fill_zero(c.0, bytes);
         }
-        // A bias counts, too: an epilogue may read it in vectors.
-        let aligned = [a, b, c, bias.unwrap_or(c)].map(|p| (p.0 | ALIGNED).trailing_zeros());
+        let aligned = aligned([a, b, c], bias);
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let found = plans.get(g).and_then(|of| of.iter().position(|p| p.aligned == aligned));
         let of = match found {
@@ -300,6 +312,59 @@ impl Blas {
         let first = found.iter().take(usize::try_from(count).unwrap_or(0)).find(|h| h.state == 0);
         let none = || Error::NoAlgorithm { library: "cuBLASLt", what: format!("{g:?}") };
         first.map(|h| h.algorithm).ok_or_else(none)
+    }
+}
+
+/// The alignments of a product's pointers, as logarithms. A bias counts, too: an epilogue may read it in vectors.
+fn aligned([a, b, c]: [DevicePtr; 3], bias: Option<DevicePtr>) -> [u32; 4] {
+    [a, b, c, bias.unwrap_or(c)].map(|p| (p.0 | ALIGNED).trailing_zeros())
+}
+
+impl Context {
+    /// The single product `g`, with a ReLU behind it where the library's passes on what is not a number: whether it did. Where not,
+    /// the ReLU is still to be done.
+    ///
+    /// Nothing says what the library's epilogue makes of such a value, and it may be another thing for each of its algorithms. One
+    /// that makes 0 of it would hide that a run diverges. So at its first use the product is done once with a factor that is not a
+    /// number; while a graph is recorded, which cannot wait for that, the library does the product alone.
+    pub fn gemm_relu(
+        &self,
+        g: &Gemm,
+        a: DevicePtr,
+        b: DevicePtr,
+        c: DevicePtr,
+        bias: Option<DevicePtr>,
+    ) -> Result<bool> {
+        let (blas, with) = (self.blas()?, Gemm { relu: true, ..*g });
+        let key = (with, aligned([a, b, c], bias));
+        let known = blas.passing().get(&key).copied();
+        let fused = match known {
+            Some(passes) => passes,
+            None if g.accumulate || g.m * g.n * g.k == 0 || self.is_capturing() => false,
+            None => {
+                let passes = match blas.multiply(&with, f32::NAN, a, b, c, bias) {
+                    Ok(()) => {
+                        let mut last = [0; 4];
+                        let last = &mut last[..g.c.size()];
+                        let at = ((g.m - 1) * g.ldc + g.n - 1) * g.c.size();
+                        self.download(c.offset(at), last)?;
+                        g.c.is_nan(last)
+                    }
+                    Err(Error::NoAlgorithm { .. }) => false,
+                    Err(e) => return Err(e),
+                };
+                blas.passing().insert(key, passes);
+                if !passes {
+                    let of = format!("in {:?}", g.c).to_lowercase();
+                    self.note_fallback(format!(
+                        "a ReLU behind products {of}: the library's hides what is not a number"
+                    ));
+                }
+                passes
+            }
+        };
+        blas.gemm(&Gemm { relu: fused, ..*g }, 1.0, a, b, c, bias)?;
+        Ok(fused)
     }
 }
 

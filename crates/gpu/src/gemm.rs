@@ -17,6 +17,17 @@ impl Type {
             Type::Bf16 | Type::F16 => 2,
         }
     }
+
+    /// Whether an element's bytes are not a number.
+    pub(crate) fn is_nan(self, bytes: &[u8]) -> bool {
+        let bits = bytes.iter().rev().fold(0u32, |bits, &b| bits << 8 | u32::from(b));
+        match self {
+            Type::F32 => f32::from_bits(bits).is_nan(),
+            Type::Bf16 => f32::from_bits(bits << 16).is_nan(),
+            // Beyond infinity, whose mantissa is 0.
+            Type::F16 => bits & 0x7fff > 0x7c00,
+        }
+    }
 }
 
 /// How f32 operands are multiplied.

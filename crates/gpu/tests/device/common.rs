@@ -87,8 +87,8 @@ pub(crate) fn encode(of: Type, values: &[f32]) -> Vec<u8> {
 fn half(v: f32) -> u16 {
     let bits = v.to_bits();
     let sign = (bits >> 16 & 0x8000) as u16;
-    if v == 0.0 {
-        return sign;
+    if v == 0.0 || v.is_nan() {
+        return if v.is_nan() { 0x7e00 } else { sign };
     }
     sign | ((((bits >> 23 & 255) as i32 - 127 + 15) as u16) << 10) | (bits >> 13 & 0x3ff) as u16
 }
@@ -101,8 +101,11 @@ pub(crate) fn decode(of: Type, bytes: &[u8]) -> Vec<f32> {
         Type::F16 => pairs()
             .map(|h| {
                 let (e, m) = (i32::from(h >> 10 & 31), f32::from(h & 0x3ff));
-                let v =
-                    if e == 0 { m / 1024.0 * 2f32.powi(-14) } else { (1.0 + m / 1024.0) * 2f32.powi(e - 15) };
+                let v = match e {
+                    0 => m / 1024.0 * 2f32.powi(-14),
+                    31 if m > 0.0 => f32::NAN,
+                    _ => (1.0 + m / 1024.0) * 2f32.powi(e - 15),
+                };
                 if h >> 15 == 1 { -v } else { v }
             })
             .collect(),

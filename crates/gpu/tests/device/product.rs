@@ -1,6 +1,6 @@
 use phalanx_gpu::{Error, Gemm, Math, Type};
 
-use crate::common::{buffer, context, decode, encode, numbers};
+use crate::common::{buffer, context, decode, encode, numbers, stand_ins, with_settings};
 
 const PLAIN: Gemm = Gemm {
     m: 5,
@@ -102,6 +102,44 @@ fn products_with_bias_and_relu() {
         &Gemm { m: 8, n: 8, k: 8, lda: 8, ldb: 8, ldc: 8, bias: Some(Type::Bf16), relu: true, ..half },
         1.0,
     );
+}
+
+/// Negative numbers are cut off and what is not a number stays, whoever does it: the library only where it does.
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn a_relu_behind_a_product_hides_nothing() {
+    const SETTING: &str = "PHALANX_STANDIN_BLASLT_RELU";
+    for makes in ["number", "zero"] {
+        if with_settings("product::a_relu_behind_a_product_hides_nothing", &[(SETTING, makes)]) {
+            for of in [Type::F32, Type::Bf16, Type::F16] {
+                relu_hides_nothing(of, stand_ins().then(|| std::env::var(SETTING).unwrap() != "zero"));
+            }
+            return;
+        }
+    }
+}
+
+fn relu_hides_nothing(of: Type, does: Option<bool>) {
+    let context = context();
+    let g = Gemm { m: 8, n: 16, k: 24, lda: 24, ldb: 16, ldc: 16, a: of, b: of, c: of, ..PLAIN };
+    let g = Gemm { bias: Some(of), ..g };
+    let mut a = numbers(g.m * g.k, 1);
+    a[2 * g.k + 3] = f32::NAN;
+    let [a, b, bias] =
+        [&a, &numbers(g.k * g.n, 2), &numbers(g.n, 4)].map(|v| buffer(&context, &encode(of, v)));
+    let c = buffer(&context, &vec![0; g.m * g.n * of.size()]);
+    let read = || decode(of, &context.download_all(&[(c.ptr(), c.len())]).unwrap());
+    context.blas().unwrap().gemm(&g, 1.0, a.ptr(), b.ptr(), c.ptr(), Some(bias.ptr())).unwrap();
+    let alone = read();
+    for _ in 0..2 {
+        let fused = context.gemm_relu(&g, a.ptr(), b.ptr(), c.ptr(), Some(bias.ptr())).unwrap();
+        assert!(does.is_none_or(|does| fused == does), "{of:?}: {fused}");
+        assert_eq!(context.fallbacks().iter().any(|f| f.starts_with("a ReLU behind products in")), !fused);
+        let cut = |&x: &f32| if fused && x < 0.0 { 0.0 } else { x };
+        let same = |(got, of): (f32, &f32)| got == cut(of) || got.is_nan() && of.is_nan();
+        assert!(alone.iter().any(|x| *x < 0.0) && alone.iter().filter(|x| x.is_nan()).count() == g.n);
+        assert!(read().into_iter().zip(&alone).all(same), "{of:?}: {:?} of {alone:?}", read());
+    }
 }
 
 #[test]

@@ -4,11 +4,12 @@ use super::{Layer, vector, weights};
 use crate::params::{ParamId, Stored};
 use crate::{Builder, Forward, Init, Result};
 
-/// `y = x Wᵀ + b` with W [out, in].
+/// `y = x Wᵀ + b` with W [out, in], and perhaps a ReLU of it.
 #[derive(Debug)]
 pub struct Linear {
     weight: ParamId,
     bias: Option<ParamId>,
+    relu: bool,
 }
 
 impl Linear {
@@ -22,7 +23,7 @@ impl Linear {
         let weight = b.param("weight", [out, n], Stored::Plain, true, init, [n, out]);
         let bias = bias.then(|| b.param("bias", [out], Stored::Plain, false, bias_init(init), [n, out]));
         b.describe("linear", [out].into(), from, (n * out) as u64);
-        Ok((Linear { weight, bias }, [out].into()))
+        Ok((Linear { weight, bias, relu: false }, [out].into()))
     }
 }
 
@@ -33,7 +34,14 @@ pub(super) fn bias_init(weight: Init) -> Init {
 
 impl Layer for Linear {
     fn forward(&self, cx: &Forward, x: &Tensor) -> Result<Tensor> {
-        let bias = self.bias.map(|b| cx.param(b));
-        Ok(x.linear(&cx.param(self.weight), bias.as_ref())?)
+        let (weight, bias) = (cx.param(self.weight), self.bias.map(|b| cx.param(b)));
+        Ok(match self.relu {
+            true => x.linear_relu(&weight, bias.as_ref())?,
+            false => x.linear(&weight, bias.as_ref())?,
+        })
+    }
+
+    fn take_relu(&mut self) -> bool {
+        !std::mem::replace(&mut self.relu, true)
     }
 }

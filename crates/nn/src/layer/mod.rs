@@ -40,6 +40,11 @@ use crate::{Error, Forward, Result};
 pub trait Layer: Debug + Send + Sync {
     /// Computes the outputs of a batch; the first axis of `x` counts samples.
     fn forward(&self, cx: &Forward, x: &Tensor) -> Result<Tensor>;
+
+    /// Takes over a ReLU that is to come next, which costs a pass less in one with the layer. False where it cannot.
+    fn take_relu(&mut self) -> bool {
+        false
+    }
 }
 
 /// Layers one after another.
@@ -67,6 +72,10 @@ impl Sequential {
 }
 
 impl Layer for Sequential {
+    fn take_relu(&mut self) -> bool {
+        self.layers.last_mut().is_some_and(|(_, layer)| layer.take_relu())
+    }
+
     fn forward(&self, cx: &Forward, x: &Tensor) -> Result<Tensor> {
         self.layers
             .iter()

@@ -184,6 +184,23 @@ mod tests {
     }
 
     #[test]
+    fn a_linear_layer_takes_one_relu_that_follows() {
+        let text = "layers = [{ type = \"flatten\" }, { type = \"linear\", out = 4 }, { type = \"relu\" }, \
+                    { type = \"relu\" }, { type = \"linear\" }, { type = \"tanh\" }]";
+        let made = format!(
+            "{:?}",
+            build(&toml::from_str(text).unwrap(), [2, 2, 1], 3, &mut Builder::new()).unwrap()
+        );
+        let count = |what: &str| made.matches(what).count();
+        assert_eq!(
+            [count("relu: true"), count("relu: false"), count("relu("), count("tanh(")],
+            [1, 1, 1, 1],
+            "{made}"
+        );
+        assert!(made.contains("layers.4") && made.contains("layers.5"), "{made}");
+    }
+
+    #[test]
     fn convolution_rows_take_every_option() {
         let b = built(
             "layers = [{ type = \"conv\", out = 6, kernel = [3, 2], padding = \"same\", groups = 2 },

@@ -156,7 +156,9 @@ impl<'a> Stack<'a> {
     }
 
     pub(crate) fn relu(&mut self) {
-        self.push((Activation::relu(), self.shape));
+        if !self.layers.take_relu() {
+            self.push((Activation::relu(), self.shape));
+        }
     }
 
     pub(crate) fn dropout(&mut self, name: &str, p: f64) -> Result<()> {
@@ -435,6 +437,7 @@ impl<'a> Stack<'a> {
                 let made = Embedding::build(b, input, [count, size], padding)?;
                 self.push(made);
             }
+            Row::Relu {} => self.relu(),
             _ => {
                 let place = self.builder.place("activation");
                 self.push((row.activation(&place)?, input));

@@ -48,6 +48,28 @@ pub(super) fn map<E: Math, R: UnaryRule>(cpu: &Cpu, rule: R, x: &[E], out: &mut 
     map_by(cpu, x, out, &|x, y| E::dispatch(cpu.isa, Map { x, y, rule }));
 }
 
+struct MapInPlace<'a, E, R> {
+    values: &'a mut [E],
+    rule: R,
+}
+
+impl<E: Math, R: UnaryRule> Kernel<E> for MapInPlace<'_, E, R> {
+    type Out = ();
+    #[inline(always)]
+    fn run<V: Simd<E>>(self) {
+        for values in self.values.chunks_mut(V::LANES) {
+            let (at, n) = (values.as_mut_ptr(), values.len());
+            // SAFETY: n elements, at most LANES.
+            unsafe { self.rule.value::<E, V>(V::load_first(at, n)).store_first(at, n) };
+        }
+    }
+}
+
+/// `values = f(values)`.
+pub(super) fn map_in_place<E: Math, R: UnaryRule>(cpu: &Cpu, rule: R, values: &mut [E]) {
+    cpu.workers.chunks(values, PIECE, |_, values| E::dispatch(cpu.isa, MapInPlace { values, rule }));
+}
+
 struct MapGradient<'a, E, R> {
     saved: &'a [E],
     g: &'a [E],

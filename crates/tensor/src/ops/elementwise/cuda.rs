@@ -51,15 +51,24 @@ fn constants([a, b, c]: [f64; 3]) -> [f32; 3] {
 }
 
 /// `out = f(x)`, dense.
-fn map(gpu: &Context, (name, p): Name, x: &View, out: &mut ViewMut) -> Result<()> {
-    let (n, (f, rare)) = (x.shape().numel(), number(UNARY, name)?);
-    let args = Args::new().i32(f).pod(constants(p)).ptr(x.ptr()?).ptr(out.ptr()?);
+fn map(gpu: &Context, name: Name, x: &View, out: &mut ViewMut) -> Result<()> {
+    map_at(gpu, name, x.dtype, x.shape().numel(), [x.ptr()?, out.ptr()?])
+}
+
+/// `values = f(values)`, dense: an item of work reads before it writes.
+pub(super) fn map_in_place(gpu: &Context, name: Name, values: &mut ViewMut) -> Result<()> {
+    map_at(gpu, name, values.dtype, values.shape.numel(), [values.ptr()?; 2])
+}
+
+fn map_at(gpu: &Context, (name, p): Name, dtype: DType, n: usize, [x, out]: [DevicePtr; 2]) -> Result<()> {
+    let (f, rare) = number(UNARY, name)?;
+    let args = Args::new().i32(f).pod(constants(p)).ptr(x).ptr(out);
     if rare {
-        suffix(name, x.dtype)?;
-        return launch(gpu, &SOURCE, "map_rare", n, args.i32(code(x.dtype)).i64(n as i64));
+        suffix(name, dtype)?;
+        return launch(gpu, &SOURCE, "map_rare", n, args.i32(code(dtype)).i64(n as i64));
     }
-    let kernel = format!("map_{}", suffix(name, x.dtype)?);
-    let (packs, items) = packs(x.dtype, n, &[x.ptr()?, out.ptr()?]);
+    let kernel = format!("map_{}", suffix(name, dtype)?);
+    let (packs, items) = packs(dtype, n, &[x, out]);
     launch(gpu, &SOURCE, &kernel, items, args.i64(n as i64).i64(packs as i64))
 }
 

@@ -133,6 +133,19 @@ pub(crate) fn relu_gradient(cx: &Exec, y: &Tensor, g: &Tensor) -> Result<Tensor>
     times_slope(cx, &unary::Relu {}, y, g)
 }
 
+/// A ReLU on the CPU of what is to become one.
+pub(crate) fn relu_in_place(cpu: &Cpu, values: &mut ViewMut) -> Result<()> {
+    ops::real!("relu", values.dtype, T => {
+        cpu::map_in_place::<T, _>(cpu, unary::Relu {}, values.slice()?);
+        Ok(())
+    })
+}
+
+/// The same on a GPU.
+pub(crate) fn relu_in_place_cuda(gpu: &phalanx_gpu::Context, values: &mut ViewMut) -> Result<()> {
+    cuda::map_in_place(gpu, UnaryRule::cuda(unary::Relu {}), values)
+}
+
 impl Op for Unary {
     fn name(&self) -> &'static str {
         self.name

@@ -5,8 +5,9 @@ use phalanx_gpu::{Args, Context, DevicePtr, Gemm, Source};
 use super::batch::{Axis, Product};
 use super::linear::Linear;
 use super::{Matmul, stretch, stretched, turn};
-use crate::op::{CudaOp, Exec, Saved};
+use crate::op::{CudaOp, Exec, Op, Saved};
 use crate::ops::cuda::{self, Operand, Scratch, launch, library_type, source, suffix, typed};
+use crate::ops::elementwise::relu_in_place_cuda;
 use crate::ops::reduce::cuda::column_sums;
 use crate::sink::GradSink;
 use crate::{DType, Layout, Result, Shape, Tensor, View, ViewMut, ops};
@@ -72,6 +73,15 @@ pub(crate) fn add_row(gpu: &Context, op: &'static str, y: &mut ViewMut, bias: &V
     launch(gpu, &SOURCE, &kernel, n / pack, args)
 }
 
+/// What comes behind a product.
+#[derive(Clone, Copy)]
+enum Then {
+    Nothing,
+    /// It is added to what is there.
+    Add,
+    Relu,
+}
+
 /// `out (+)= a · b + bias` for a batch of `[m, k]` and `[k, n]`, both of type `dtype`, as is the bias; `out` is dense.
 #[allow(clippy::too_many_arguments, reason = "they are the operands and sizes of a product")]
 fn product(
@@ -82,14 +92,14 @@ fn product(
     [a, b]: [Side; 2],
     bias: Option<DevicePtr>,
     out: &mut ViewMut,
-    add: bool,
+    then: Then,
 ) -> Result<()> {
     let operands = library_type(op, dtype)?;
     if out.dtype != dtype && out.dtype != DType::F32 {
         // The library writes the operands' type or f32.
         let mut wide = Scratch::new(gpu, DType::F32, out.shape)?;
-        product(gpu, op, dtype, [batch, m, n, k], [a, b], bias, &mut wide.view_mut(), false)?;
-        return deliver(gpu, &wide.view(), out, add);
+        product(gpu, op, dtype, [batch, m, n, k], [a, b], bias, &mut wide.view_mut(), then)?;
+        return deliver(gpu, &wide.view(), out, matches!(then, Then::Add));
     }
     let step = |s: Side| if batch == 1 { 0 } else { s.step };
     let gemm = Gemm {
@@ -108,11 +118,17 @@ fn product(
         stride_a: step(a),
         stride_b: step(b),
         stride_c: m * n,
-        accumulate: add,
+        accumulate: matches!(then, Then::Add),
         bias: bias.map(|_| operands),
         relu: false,
         math: gpu.math(),
     };
+    if matches!(then, Then::Relu) {
+        if !gpu.gemm_relu(&gemm, a.ptr, b.ptr, out.ptr()?, bias)? {
+            relu_in_place_cuda(gpu, out)?;
+        }
+        return Ok(());
+    }
     Ok(gpu.blas()?.gemm(&gemm, 1.0, a.ptr, b.ptr, out.ptr()?, bias)?)
 }
 
@@ -153,21 +169,34 @@ pub(crate) fn multiply(
     out: &mut ViewMut,
     add: bool,
 ) -> Result<()> {
+    multiply_then(gpu, op, dtype, [a, b], bias, out, if add { Then::Add } else { Then::Nothing })
+}
+
+fn multiply_then(
+    gpu: &Context,
+    op: &'static str,
+    dtype: DType,
+    [a, b]: [&View; 2],
+    bias: Option<&View>,
+    out: &mut ViewMut,
+    then: Then,
+) -> Result<()> {
     let [m, k, n] = [a.shape()[0], a.shape()[1], b.shape()[1]];
     if m * n == 0 {
         return Ok(());
     }
     if k == 0 {
-        if !add {
+        if !matches!(then, Then::Add) {
             gpu.fill_zero(out.ptr()?, m * n * out.dtype.size())?;
         }
-        return bias.map_or(Ok(()), |bias| add_row(gpu, op, out, bias));
+        bias.map_or(Ok(()), |bias| add_row(gpu, op, out, bias))?;
+        return if matches!(then, Then::Relu) { relu_in_place_cuda(gpu, out) } else { Ok(()) };
     }
     let (a, b) = (Matrix::new(gpu, a, dtype)?, Matrix::new(gpu, b, dtype)?);
     // The library adds a bias of the operands' type.
     let bias = bias.map(|bias| typed(gpu, bias, dtype)).transpose()?;
     let bias = bias.as_ref().map(Operand::ptr).transpose()?;
-    product(gpu, op, dtype, [1, m, n, k], [a.side()?, b.side()?], bias, out, add)
+    product(gpu, op, dtype, [1, m, n, k], [a.side()?, b.side()?], bias, out, then)
 }
 
 /// Axes of a batch as one, when both operands go through them in even steps: its size, and the steps.
@@ -187,7 +216,7 @@ fn one_axis(axes: &[Axis]) -> Option<Axis> {
 
 /// `batch::products` on a GPU, for operands of one type.
 fn products(gpu: &Context, a: &View, b: &View, summed: u32, out: &mut ViewMut, add: bool) -> Result<()> {
-    let op = "matmul";
+    let (op, then) = ("matmul", if add { Then::Add } else { Then::Nothing });
     let p = Product::new(a, b, summed);
     let chain: usize = p.sums.iter().map(|x| x.size).product();
     if out.shape.numel() == 0 {
@@ -208,7 +237,7 @@ fn products(gpu: &Context, a: &View, b: &View, summed: u32, out: &mut ViewMut, a
     {
         let a = Side { ptr: a.ptr()?, pitch: at.0, turned: at.1, step: axis.a };
         let b = Side { ptr: b.ptr()?, pitch: bt.0, turned: bt.1, step: axis.b };
-        return product(gpu, op, dtype, [axis.size, m, n, k], [a, b], None, out, add);
+        return product(gpu, op, dtype, [axis.size, m, n, k], [a, b], None, out, then);
     }
     // Both put so that sums are part of the matrices' inner size: one call, and the sum is f32 all the way.
     let put = |view: &View, of: fn(&Axis) -> usize, [down, across]: [usize; 2], left: bool| {
@@ -228,7 +257,7 @@ fn products(gpu: &Context, a: &View, b: &View, summed: u32, out: &mut ViewMut, a
     let (k, count) = (k * chain, p.kept.iter().map(|x| x.size).product());
     let a = Side { ptr: a.ptr(), pitch: k, turned: false, step: m * k };
     let b = Side { ptr: b.ptr(), pitch: n, turned: false, step: k * n };
-    product(gpu, op, dtype, [count, m, n, k], [a, b], None, out, add)
+    product(gpu, op, dtype, [count, m, n, k], [a, b], None, out, then)
 }
 
 impl CudaOp for Matmul {
@@ -280,7 +309,8 @@ impl CudaOp for Linear {
         _: &mut [ViewMut],
     ) -> Result<()> {
         let (dtype, w) = (ins[0].dtype, turn(&ins[1]));
-        multiply(gpu, "linear", dtype, &ins[0], &w, ins.get(2), &mut outs[0], false)
+        let then = if self.relu { Then::Relu } else { Then::Nothing };
+        multiply_then(gpu, self.name(), dtype, [&ins[0], &w], ins.get(2), &mut outs[0], then)
     }
 
     fn backward_cuda(
@@ -291,7 +321,8 @@ impl CudaOp for Linear {
         sink: &mut GradSink,
     ) -> Result<()> {
         let Some(g) = &grads[0] else { return Ok(()) };
-        let (op, gpu) = ("linear", cx.gpu()?);
+        let g = self.behind_relu(cx, &mut saved, g)?;
+        let (op, gpu) = (self.name(), cx.gpu()?);
         let (x, w) = (saved.input(0)?, saved.input(1)?);
         let dtype = x.dtype();
         let g = g.to(dtype)?;

@@ -90,7 +90,24 @@ pub(super) fn all() -> Vec<Row> {
         let bare = bare.refuses(&[&[2, 5], &[3, 4]]);
         // With a bias a batch of none is empty all the same.
         let batch: &[usize] = if lead.is_empty() { &[] } else { &[0] };
-        rows.extend([with.batch(batch).second(), bare.batch(batch).second()]);
+        let relu = |y: Array| n::map(&y, |v| v.max(0.0));
+        let cut = row(
+            "linear_relu",
+            vec![input(&x), input(&[o, i]), input(&[o])],
+            |x| x[0].linear_relu(&x[1], Some(&x[2])),
+            move |x| relu(n::linear(&x[0], &x[1], Some(&x[2]))),
+        );
+        let cut = cut.refuses(&[&[2, 5], &[3, 4], &[3]]);
+        let bare_cut = row(
+            "linear_relu",
+            vec![input(&x), input(&[o, i])],
+            |x| x[0].linear_relu(&x[1], None),
+            move |x| relu(n::linear(&x[0], &x[1], None)),
+        );
+        let bare_cut = bare_cut.refuses(&[&[2, 5], &[3, 4]]);
+        for row in [with, bare, cut, bare_cut] {
+            rows.push(row.batch(batch).second());
+        }
     }
     rows
 }
