@@ -232,10 +232,8 @@ struct Pair : Rank {
 };
 
 void with_pairs(const std::function<void(Pair&)>& run) {
-    UniqueId second;
-    REQUIRE(ncclGetUniqueId(&second) == 0);
-    UniqueId first;
-    REQUIRE(ncclGetUniqueId(&first) == 0);
+    UniqueId first, second;
+    REQUIRE(ncclGetUniqueId(&first) == 0 && ncclGetUniqueId(&second) == 0);
     std::vector<std::thread> threads;
     for (int rank = 0; rank < 2; rank++)
         threads.emplace_back([=, &run] {
