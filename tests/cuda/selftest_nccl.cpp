@@ -204,6 +204,198 @@ void nccl_planned_fault_comes(const Fixture&) {
     });
 }
 
+/// Two ranks with two communicators, `a` and `b`.
+struct Pair : Rank {
+    Handle a = communicator, b = nullptr;
+    UniqueId second;
+    Device x = upload(std::vector<float>(4, 1.0f)), y = upload(std::vector<float>(4, 1.0f));
+    Pair(int rank, const UniqueId& first, const UniqueId& second) : Rank(rank, 2, first), second(second) {}
+    void join_second() { REQUIRE(ncclCommInitRank(&b, 2, second, rank) == 0); }
+    /// On a stream of its own, so one does not keep the other from running.
+    int on_a() const { return ncclAllReduce((void*)x, (void*)x, 4, FLOAT32, SUM, a, stream); }
+    int on_b() const { return ncclAllReduce((void*)y, (void*)y, 4, FLOAT32, SUM, b, other); }
+    void finish_a() const { REQUIRE(cuStreamSynchronize(stream) == 0 && state(a) == 0); }
+    void finish_b() const { REQUIRE(cuStreamSynchronize(other) == 0 && state(b) == 0); }
+    static int state(Handle of) {
+        int result = 0;
+        REQUIRE(ncclCommGetAsyncError(of, &result) == 0);
+        return result;
+    }
+    /// One of them gets the error at least; the other's calls may be left alone.
+    void fail_and_abort() const {
+        for (int i = 0; i < 5000 && state(a) == 0 && state(b) == 0; i++) usleep(1000);
+        REQUIRE(state(a) == 5 || state(b) == 5);
+        REQUIRE(ncclCommAbort(a) == 0 && ncclCommAbort(b) == 0);
+        REQUIRE(cuStreamSynchronize(stream) == 0 && cuStreamSynchronize(other) == 0);
+    }
+    void destroy() const { REQUIRE(ncclCommDestroy(a) == 0 && ncclCommDestroy(b) == 0); }
+};
+
+void with_pairs(const std::function<void(Pair&)>& run) {
+    UniqueId first, second;
+    REQUIRE(ncclGetUniqueId(&first) == 0 && ncclGetUniqueId(&second) == 0);
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < 2; rank++)
+        threads.emplace_back([=, &run] {
+            Pair me(rank, first, second);
+            run(me);
+        });
+    for (auto& thread : threads) thread.join();
+}
+
+void nccl_two_communicators_in_one_order(const Fixture&) {
+    with_pairs([](Pair& p) {
+        p.join_second();
+        for (int i = 0; i < 3; i++) REQUIRE(p.on_a() == 0 && p.on_b() == 0 && p.on_b() == 0);
+        REQUIRE(p.on_b() == 0 && p.on_a() == 0);
+        p.finish_a(), p.finish_b();
+        REQUIRE(p.download<float>(p.x, 4)[3] == 16.0f && p.download<float>(p.y, 4)[3] == 128.0f);
+        p.destroy();
+    });
+}
+
+void nccl_opposite_orders_are_found(const Fixture&) {
+    with_pairs([](Pair& p) {
+        p.join_second();
+        REQUIRE(p.on_b() == 0 && p.on_a() == 0);
+        // The error may come while calls are made.
+        if (p.rank == 0)
+            p.on_a(), p.on_b();
+        else
+            p.on_b(), p.on_a();
+        p.fail_and_abort();
+    });
+}
+
+/// As in a program with one stream: neither communicator has all its data then, ever.
+void nccl_opposite_orders_on_one_stream_are_found(const Fixture&) {
+    with_pairs([](Pair& p) {
+        p.join_second();
+        p.other = p.stream;
+        if (p.rank == 0)
+            p.on_a(), p.on_b();
+        else
+            p.on_b(), p.on_a();
+        p.fail_and_abort();
+    });
+}
+
+/// What a group holds counts as called at once, for what comes later too.
+void nccl_orders_in_a_group_are_free(const Fixture&) {
+    with_pairs([](Pair& p) {
+        p.join_second();
+        for (int i = 0; i < 2; i++) {
+            REQUIRE(ncclGroupStart() == 0);
+            if (p.rank == 0)
+                REQUIRE(p.on_a() == 0 && p.on_a() == 0 && p.on_b() == 0);
+            else
+                REQUIRE(p.on_b() == 0 && p.on_a() == 0 && p.on_a() == 0);
+            REQUIRE(ncclGroupEnd() == 0 && p.on_a() == 0 && p.on_b() == 0);
+        }
+        p.finish_a(), p.finish_b();
+        p.destroy();
+    });
+}
+
+void nccl_order_of_groups_is_found(const Fixture&) {
+    with_pairs([](Pair& p) {
+        p.join_second();
+        if (p.rank == 0) p.on_a();
+        REQUIRE(ncclGroupStart() == 0);
+        p.on_b(), p.on_b();
+        REQUIRE(ncclGroupEnd() == 0);
+        if (p.rank == 1) p.on_a();
+        p.fail_and_abort();
+    });
+}
+
+/// Sends go where they like: only their ends wait.
+void nccl_sends_have_no_order(const Fixture&) {
+    with_pairs([](Pair& p) {
+        p.join_second();
+        const auto send = [&p] {
+            const int status = p.rank == 0 ? ncclSend((void*)p.y, 4, FLOAT32, 1, p.b, p.other)
+                                           : ncclRecv((void*)p.y, 4, FLOAT32, 0, p.b, p.other);
+            REQUIRE(status == 0);
+        };
+        if (p.rank == 0) send();
+        REQUIRE(p.on_a() == 0);
+        if (p.rank == 1) send();
+        p.finish_a(), p.finish_b();
+        p.destroy();
+    });
+}
+
+/// A rank compares only communicators that it has at the time of a call.
+void nccl_order_with_a_later_or_ended_communicator(const Fixture&) {
+    with_pairs([](Pair& p) {
+        if (p.rank == 0) {
+            REQUIRE(p.on_a() == 0);
+            p.join_second();
+        } else {
+            p.join_second();
+            REQUIRE(p.on_b() == 0 && p.on_a() == 0);
+        }
+        p.finish_a();
+        // Here rank 0 has ended it, and rank 1 calls once more before the next on the other one.
+        if (p.rank == 0) {
+            REQUIRE(ncclCommAbort(p.b) == 0 && p.on_a() == 0);
+        } else {
+            REQUIRE(p.on_b() == 0 && p.on_a() == 0);
+        }
+        p.finish_a();
+        if (p.rank == 1) REQUIRE(ncclCommAbort(p.b) == 0 && cuStreamSynchronize(p.other) == 0);
+        REQUIRE(ncclCommDestroy(p.a) == 0);
+    });
+}
+
+/// When a graph runs, its calls have no order that is looked at, and none with calls of the time of the capture.
+void nccl_captured_calls_have_no_order(const Fixture&) {
+    with_pairs([](Pair& p) {
+        p.join_second();
+        Handle graph = nullptr, executable = nullptr;
+        if (p.rank == 0) REQUIRE(p.on_a() == 0);
+        REQUIRE(cuStreamBeginCapture_v2(p.other, 2) == 0 && p.on_b() == 0);
+        REQUIRE(cuStreamEndCapture(p.other, &graph) == 0 && cuGraphInstantiateWithFlags(&executable, graph, 0) == 0);
+        if (p.rank == 1) REQUIRE(p.on_a() == 0);
+        for (int i = 0; i < 2; i++) REQUIRE(cuGraphLaunch(executable, p.other) == 0);
+        p.finish_a(), p.finish_b();
+        REQUIRE(p.download<float>(p.y, 4)[0] == 4.0f);
+        p.destroy();
+    });
+}
+
+/// The second process is rank 1 of two communicators, in the opposite order.
+void nccl_opposite_orders_of_processes_are_found(const Fixture&) {
+    UniqueId ids[2];
+    REQUIRE(ncclGetUniqueId(&ids[0]) == 0 && ncclGetUniqueId(&ids[1]) == 0);
+    int pipes[2];
+    REQUIRE(pipe(pipes) == 0);
+    const pid_t child = fork();
+    if (child == 0) {
+        dup2(pipes[0], 0);
+        execl("/proc/self/exe", "selftest", "nccl_second_process_of_two_communicators", nullptr);
+        _exit(1);
+    }
+    REQUIRE(write(pipes[1], ids, sizeof ids) == (ssize_t)sizeof ids);
+    Pair p(0, ids[0], ids[1]);
+    p.join_second();
+    p.on_a(), p.on_b();
+    p.fail_and_abort();
+    int status = 0;
+    REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+}
+
+void nccl_second_process_of_two_communicators(const Fixture&) {
+    UniqueId ids[2];
+    if (isatty(0) || read(0, ids, sizeof ids) != (ssize_t)sizeof ids) return;
+    Pair p(1, ids[0], ids[1]);
+    p.join_second();
+    p.on_b(), p.on_a();
+    p.fail_and_abort();
+    _exit(0);
+}
+
 }  // namespace
 
 const std::vector<Entry> nccl_tests = {
@@ -216,4 +408,14 @@ const std::vector<Entry> nccl_tests = {
     TEST(nccl_two_ranks_on_a_device_are_found),
     TEST(nccl_missing_peer_can_be_aborted),
     TEST(nccl_planned_fault_comes),
+    TEST(nccl_two_communicators_in_one_order),
+    TEST(nccl_opposite_orders_are_found),
+    TEST(nccl_opposite_orders_on_one_stream_are_found),
+    TEST(nccl_orders_in_a_group_are_free),
+    TEST(nccl_order_of_groups_is_found),
+    TEST(nccl_sends_have_no_order),
+    TEST(nccl_order_with_a_later_or_ended_communicator),
+    TEST(nccl_captured_calls_have_no_order),
+    TEST(nccl_opposite_orders_of_processes_are_found),
+    TEST(nccl_second_process_of_two_communicators),
 };

@@ -6,9 +6,12 @@
 #include <string.h>
 
 #include "../standin.h"
+#include "order.h"
 
 Communicator::Communicator(const std::string& hub, int ranks, int rank, int device)
-    : ranks(ranks), rank(rank), device(device), reader([this, hub] { run(hub); }) {}
+    : name(hub), ranks(ranks), rank(rank), device(device), reader([this] { run(); }) {
+    order_begins(*this);
+}
 
 Communicator::~Communicator() {
     abort();
@@ -16,10 +19,10 @@ Communicator::~Communicator() {
     if (socket >= 0) close(socket);
 }
 
-void Communicator::run(const std::string& hub) {
+void Communicator::run() {
     const int made_socket = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     sockaddr_un address;
-    const socklen_t length = abstract_address(hub, address);
+    const socklen_t length = abstract_address(name, address);
     const bool connected = connect(made_socket, (sockaddr*)&address, length) == 0;
     {
         const std::lock_guard<std::mutex> guard(mutex);
@@ -71,6 +74,7 @@ void Communicator::fail(Result error) {
 }
 
 void Communicator::abort() {
+    order_ends(*this);
     const std::lock_guard<std::mutex> guard(mutex);
     if (aborted) return;
     aborted = true;
@@ -86,9 +90,13 @@ void Communicator::abort() {
 }
 
 bool Communicator::leave() {
-    const std::lock_guard<std::mutex> guard(mutex);
-    leaving = work == 0;
-    return leaving;
+    {
+        const std::lock_guard<std::mutex> guard(mutex);
+        leaving = work == 0;
+        if (!leaving) return false;
+    }
+    order_ends(*this);
+    return true;
 }
 
 uint64_t Communicator::next_collective() {
@@ -110,6 +118,16 @@ void Communicator::count_call() {
 void Communicator::change_work(int by) {
     const std::lock_guard<std::mutex> guard(mutex);
     work += by;
+}
+
+void Communicator::announce(const std::vector<Called>& order) {
+    if (state() != success) return;
+    Request request{};
+    request.kind = Kind::order;
+    request.collective = order[0].last.collective;
+    request.bytes = order.size() * sizeof(Called);
+    const std::lock_guard<std::mutex> guard(writing);
+    if (send_all(socket, &request, sizeof request)) send_all(socket, order.data(), request.bytes);
 }
 
 void Communicator::post(Part& part) {

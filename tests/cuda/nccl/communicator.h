@@ -44,15 +44,19 @@ public:
     void begin_work() { change_work(1); }
     void end_work() { change_work(-1); }
 
+    /// Tells the hub of a call, ahead of its data.
+    void announce(const std::vector<Called>& order);
     /// Sends a part's data.
     void post(Part& part);
     /// Whether all parts are answered, and then copies the answers. Once aborted everything is done.
     bool finish(const std::vector<Part>& parts);
 
+    /// The hub's, so it is the same on all ranks.
+    const std::string name;
     const int ranks, rank, device;
 
 private:
-    void run(const std::string& hub);
+    void run();
     void change_work(int by);
 
     std::mutex mutex;

@@ -3,6 +3,8 @@
 // not agree is reported and becomes an error of the communicator on every rank.
 #include "hub.h"
 
+#include <string.h>
+
 #include <map>
 #include <memory>
 #include <mutex>
@@ -41,6 +43,11 @@ private:
         bool left = false;
     };
 
+    struct Order {
+        int rank;
+        std::vector<Called> called;
+    };
+
     void serve(int socket) {
         int rank = -1;
         for (;;) {
@@ -72,6 +79,7 @@ private:
     }
 
     void tell_all(Result status) {
+        failed |= status != success;
         for (size_t r = 0; r < ranks.size(); r++) answer((int)r, NO_CALL, status, nullptr, 0);
     }
 
@@ -110,6 +118,7 @@ private:
         const Request& r = arrival.request;
         switch (r.kind) {
             case Kind::leave: ranks[(size_t)rank].left = true; break;
+            case Kind::order: compare_order(rank, arrival); break;
             case Kind::send:
             case Kind::receive: pass_on(rank, std::move(arrival)); break;
             default: {
@@ -122,6 +131,8 @@ private:
                     if (!a) return;
                 finish(all);
                 collectives.erase(number);
+                // A rank's calls are announced before they come, so nobody asks for it any more.
+                orders.erase(number);
             }
         }
     }
@@ -133,6 +144,39 @@ private:
                     ? ", operation " + std::to_string(r.operation)
                     : "") +
                (r.place > 0 ? ", number " + std::to_string(r.place) + " of its group" : "");
+    }
+
+    /// Compares what ranks called before a collective, on the communicators that two of them know.
+    void compare_order(int rank, const Arrival& arrival) {
+        Order mine{rank, std::vector<Called>(arrival.data.size() / sizeof(Called))};
+        memcpy(mine.called.data(), arrival.data.data(), mine.called.size() * sizeof(Called));
+        auto& all = orders[arrival.request.collective];
+        for (const Order& theirs : all)
+            // The first error counts: what comes after may come of it.
+            if (!failed && !ordered(theirs, mine)) return tell_all(invalid_usage);
+        all.push_back(std::move(mine));
+    }
+
+    static bool ordered(const Order& a, const Order& b) {
+        for (size_t i = 1; i < a.called.size(); i++)
+            for (size_t j = 1; j < b.called.size(); j++) {
+                const Called &x = a.called[i], &y = b.called[j];
+                if (strcmp(x.communicator, y.communicator) != 0 || x.count == y.count) continue;
+                const bool later = x.count > y.count;
+                const Order &early = later ? b : a, &late = later ? a : b;
+                const Called& between = later ? x : y;
+                standin::report("communicators in different orders: rank " + std::to_string(early.rank) + " calls " +
+                                spelled(early.called[0]) + " before " + spelled(between) + ", rank " +
+                                std::to_string(late.rank) + " after it; in one group their order is free");
+                return false;
+            }
+        return true;
+    }
+
+    static std::string spelled(const Called& c) {
+        // The end of the name is random, and enough of it.
+        const std::string name = c.communicator;
+        return spelled(c.last) + " on communicator " + name.substr(name.size() < 8 ? 0 : name.size() - 8);
     }
 
     bool agree(const std::vector<std::unique_ptr<Arrival>>& all) {
@@ -195,8 +239,10 @@ private:
     const int listener;
     std::mutex mutex;
     int size = 0, joined = 0;
+    bool failed = false;
     std::vector<Rank> ranks;
     std::map<uint64_t, std::vector<std::unique_ptr<Arrival>>> collectives;
+    std::map<uint64_t, std::vector<Order>> orders;
     std::map<std::pair<int, int>, std::vector<Arrival>> sent, wanted;
 };
 

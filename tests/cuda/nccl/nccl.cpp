@@ -11,10 +11,12 @@
 #include "../standin.h"
 #include "communicator.h"
 #include "hub.h"
+#include "order.h"
 #include "reduce.h"
 
 extern "C" int cuCtxGetDevice(int*);
 extern "C" int cuDeviceGetUuid_v2(char*, int);
+extern "C" int cuStreamIsCapturing(void*, int*);
 
 namespace {
 
@@ -77,6 +79,22 @@ bool addresses_hold(const std::vector<Part>& parts) {
     return true;
 }
 
+bool is_pair(const Part& part) { return part.request.kind == Kind::send || part.request.kind == Kind::receive; }
+
+/// Notes the order of calls that begin together. What is captured runs at a later time, if ever, and has none yet.
+void note_order(const std::vector<Group::Bundle>& bundles) {
+    std::vector<Calls> together;
+    for (const auto& bundle : bundles) {
+        int capturing = 0;
+        if (cuStreamIsCapturing(bundle.stream, &capturing) != 0 || capturing) continue;
+        Calls calls{bundle.communicator.get(), {}};
+        for (const Part& part : bundle.parts)
+            if (!is_pair(part)) calls.collectives.push_back(part.request);
+        together.push_back(std::move(calls));
+    }
+    order_note(together);
+}
+
 /// Appends a group's calls on one communicator to its stream, as one piece of work.
 Result launch(Group::Bundle bundle) {
     /// On its way until it was done once, or is thrown away.
@@ -102,8 +120,7 @@ Result launch(Group::Bundle bundle) {
             c.begin_work();
             for (Part& part : parts) {
                 // A graph's later launches are collectives of their own.
-                if (!work->first && part.request.kind != Kind::send && part.request.kind != Kind::receive)
-                    part.request.collective = c.next_collective();
+                if (!work->first && !is_pair(part)) part.request.collective = c.next_collective();
                 c.post(part);
             }
             work->posted = true;
@@ -134,13 +151,17 @@ Result submit(Handle* handle, Part part, void* stream) {
         return refuse(invalid_argument, "rank " + std::to_string(peer) + " of " + std::to_string(communicator->ranks));
     if (!addresses_hold({part})) return invalid_argument;
     communicator->count_call();
-    const bool pair = part.request.kind == Kind::send || part.request.kind == Kind::receive;
+    const bool pair = is_pair(part);
     if (!pair) part.request.collective = communicator->next_collective();
 
     Group::Bundle* bundle = nullptr;
     for (auto& b : group.bundles)
         if (b.communicator == communicator) bundle = &b;
-    if (group.depth == 0) return launch({communicator, stream, {part}, 1});
+    if (group.depth == 0) {
+        const Group::Bundle alone{communicator, stream, {part}, 1};
+        note_order({alone});
+        return launch(alone);
+    }
     if (!bundle) {
         group.bundles.push_back({communicator, stream, {}, 0});
         bundle = &group.bundles.back();
@@ -350,6 +371,7 @@ API Result ncclGroupEnd() {
     group = Group{};
     for (const auto& communicator : ended.joining)
         if (Result failed = communicator->wait_for_all()) return failed;
+    note_order(ended.bundles);
     for (const auto& bundle : ended.bundles)
         if (Result failed = launch(bundle)) return failed;
     return success;

@@ -21,7 +21,7 @@ enum Result : int {
     in_progress = 7,
 };
 
-enum class Kind : int32_t { join, all_reduce, reduce_scatter, all_gather, broadcast, send, receive, leave };
+enum class Kind : int32_t { join, all_reduce, reduce_scatter, all_gather, broadcast, send, receive, leave, order };
 
 inline const char* name_of(Kind kind) {
     switch (kind) {
@@ -33,6 +33,7 @@ inline const char* name_of(Kind kind) {
         case Kind::send: return "ncclSend";
         case Kind::receive: return "ncclRecv";
         case Kind::leave: return "ncclCommDestroy";
+        case Kind::order: break;
     }
     return "?";
 }
@@ -50,6 +51,20 @@ struct Request {
     /// The number among the communicator's collectives, which are matched by it, and the place in their group.
     uint64_t collective, place;
 };
+
+/// What an `order` is made of: the call itself on its communicator, then what was called before it on each other one of
+/// the rank's device.
+struct Called {
+    char communicator[sizeof(sockaddr_un::sun_path)];
+    uint64_t count;
+    Request last;
+};
+
+inline Called called_on(const std::string& communicator) {
+    Called called{};
+    communicator.copy(called.communicator, sizeof called.communicator - 1);
+    return called;
+}
 
 /// To a rank; `bytes` of payload follow.
 struct Answer {

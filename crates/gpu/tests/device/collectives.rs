@@ -108,6 +108,39 @@ fn a_peer_that_never_comes_is_ended_by_an_abort() {
     });
 }
 
+/// With NCCL itself the ranks hang, until a deadline of somebody's ends them; the stand-in says what is wrong.
+#[test]
+#[ignore = "needs the stand-ins"]
+fn two_nccl_communicators_in_different_orders_end_with_an_error() {
+    let name = "collectives::two_nccl_communicators_in_different_orders_end_with_an_error";
+    if !stand_ins() || !with_settings(name, &[FOUR]) {
+        return;
+    }
+    let ids = [Nccl::unique_id().unwrap(), Nccl::unique_id().unwrap()];
+    on_ranks(2, |c, rank| {
+        let [one, two] = ids.map(|id| join(&c, &id, rank, 2));
+        let (x, y) = (buffer(&c, &floats(&[1.0, rank as f32])), buffer(&c, &floats(&[2.0])));
+        c.synchronize().unwrap();
+        for _ in 0..3 {
+            one.all_reduce(x.ptr(), x.ptr(), 2).unwrap();
+            two.all_reduce(y.ptr(), y.ptr(), 1).unwrap();
+        }
+        assert_eq!((read(&c, x.ptr(), 2), read(&c, y.ptr(), 1)), (vec![8.0, 4.0], vec![16.0]));
+        let (first, second) = if rank == 0 { (&one, &two) } else { (&two, &one) };
+        first.all_reduce(x.ptr(), x.ptr(), 1).unwrap();
+        // The other rank's call may be there by now, and the error with it.
+        let late = second.all_reduce(y.ptr(), y.ptr(), 1);
+        let failed = || [&one, &two].into_iter().find_map(|n| n.settled().err()).or(late.clone().err());
+        until(|| failed().is_some());
+        assert!(matches!(failed(), Some(Error::Collective { code: 5, .. })), "{:?}", failed());
+        for nccl in [&one, &two] {
+            assert!(nccl.abort(Duration::from_secs(10)));
+            assert!(nccl.all_reduce(x.ptr(), x.ptr(), 1).is_err());
+        }
+        c.communication().synchronize_within(Duration::from_secs(10)).unwrap();
+    });
+}
+
 #[test]
 #[ignore = "needs the stand-ins"]
 fn full_memory_waits_for_a_peer_that_never_comes_no_longer_than_allowed() {
