@@ -61,7 +61,7 @@ pub(super) struct Graphs {
     used: bool,
 }
 
-/// What the batches of a step look like: by shard the name, type and shape of each field.
+/// What the batches of a step look like: by shard the name, type and shape of each tensor.
 pub(super) type Form = Vec<Vec<(Arc<str>, DType, Shape)>>;
 
 /// Graphs that are kept: a data set's last batch is another one than the rest, and few sets have more.
@@ -209,7 +209,7 @@ impl Graphs {
             return Course::Plain;
         }
         let field = |(name, t): (&Arc<str>, &phalanx_tensor::Tensor)| (name.clone(), t.dtype(), t.shape());
-        let form: Form = batches.iter().map(|b| b.fields.iter().map(field).collect()).collect();
+        let form: Form = batches.iter().map(|b| b.tensors().map(field).collect()).collect();
         match self.forms.get(&form) {
             Some(Known::Graph(graph)) => Course::Launch(*graph),
             Some(Known::Seen) if self.recorded.len() < MOST_GRAPHS => Course::Record(form),
