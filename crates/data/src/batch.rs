@@ -19,6 +19,33 @@ pub struct Field {
     pub lengths: Option<Vec<u32>>,
     /// For images of bytes: what is still to be done to each value before a model sees it.
     pub normalise: Option<Arc<Normalise>>,
+    /// For such images: which part of each is to be taken then, where that is not all of it.
+    pub crops: Option<Crops>,
+}
+
+/// A part of each image, all of one size, perhaps mirrored.
+#[derive(Debug)]
+pub struct Crops {
+    /// Height and width of the parts.
+    pub size: [usize; 2],
+    /// i64 `[N, 3]`: the first row and the first column of each part, and whether it is mirrored left to right (1) once it
+    /// has been cut. Where a part lies outside its image, bytes are 0.
+    pub places: Buffer,
+}
+
+impl Crops {
+    /// Bytes of one place.
+    const PLACE: usize = 3 * size_of::<i64>();
+
+    /// Parts of that size of so many images, with arbitrary places, for filling in.
+    pub fn new(pool: &Pool, size: [usize; 2], images: usize) -> Result<Self> {
+        Ok(Crops { size, places: pool.alloc(images.saturating_mul(Self::PLACE))? })
+    }
+
+    /// The places, each with its first row, first column and whether it is mirrored.
+    pub fn places_mut(&mut self) -> &mut [[i64; 3]] {
+        self.places.as_mut_slice::<i64>().as_chunks_mut().0
+    }
 }
 
 /// `(x · scale − mean[c]) / std[c]` for channel `c`, each operation rounded to f32.
@@ -69,7 +96,7 @@ impl Field {
             .try_fold(dtype.size(), |bytes, &d| bytes.checked_mul(d))
             .ok_or_else(|| Error::field(&name, format!("shape {shape:?} does not fit the address space")))?;
         let (shape, bytes) = (shape.to_vec(), pool.alloc(bytes)?);
-        Ok(Field { name, dtype, shape, bytes, lengths: None, normalise: None })
+        Ok(Field { name, dtype, shape, bytes, lengths: None, normalise: None, crops: None })
     }
 
     /// A field with these values. Fails when their number is not the shape's product.
@@ -96,6 +123,9 @@ impl Field {
         self.bytes.truncate(self.dtype.size() * self.shape.iter().product::<usize>());
         if let Some(lengths) = &mut self.lengths {
             lengths.truncate(rows);
+        }
+        if let Some(crops) = &mut self.crops {
+            crops.places.truncate(rows * Crops::PLACE);
         }
     }
 
@@ -144,6 +174,9 @@ impl Batch {
             }
             if f.lengths.as_ref().is_some_and(|l| l.len() != ids.len()) {
                 return Err(Error::field(&f.name, format!("needs {} lengths, one a sample", ids.len())));
+            }
+            if f.crops.as_ref().is_some_and(|c| c.places.len() != ids.len() * Crops::PLACE) {
+                return Err(Error::field(&f.name, format!("needs {} places, one a sample", ids.len())));
             }
             if fields[..i].iter().any(|other| other.name == f.name) {
                 return Err(Error::field(&f.name, "is there twice"));

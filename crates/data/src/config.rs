@@ -90,7 +90,8 @@ pub struct LoaderConfig {
     /// What is done in evaluation instead, where that should be something else.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_transforms: Option<Vec<Transform>>,
-    /// What images are delivered as: `bytes` leaves the normalisation to the device, where the rows allow it.
+    /// What images are delivered as: `bytes` leaves the normalisation to the device, where the rows allow it, and last
+    /// rows that crop, shift or mirror left and right.
     pub pixels: Pixels,
     /// What an image file may cost.
     pub limits: Limits,

@@ -36,7 +36,7 @@ mod threads;
 mod transform;
 mod views;
 
-pub use batch::{Batch, Field, Normalise};
+pub use batch::{Batch, Crops, Field, Normalise};
 pub use config::{DataConfig, LoaderConfig};
 pub use error::{Error, Kind, Result};
 pub use export::{ExportFormat, ExportReport, ExportRequest, ExportedSplit, export};

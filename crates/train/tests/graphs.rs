@@ -115,6 +115,29 @@ fn a_run_goes_on_with_and_without_graphs_and_past_epochs() {
     assert!(env.contains("\"cuda_graph\": true"), "{env}");
 }
 
+/// Where its part of each image lies is an input of a graph, as the images are.
+#[test]
+#[ignore = "needs a GPU, or the stand-ins"]
+fn images_that_are_cropped_on_the_device_are_the_same_with_and_without_graphs() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (pad, flip) = ("{ name = \"pad-and-crop\", padding = 2 }", "{ name = \"flip\" }");
+    let (cut, mean) = ("{ name = \"random-crop\", size = 7 }", "{ name = \"normalise\", mean = 0.5 }");
+    for (n, rows) in [[pad, flip, mean].join(", "), [cut, flip].join(", ")].iter().enumerate() {
+        let rows = format!("loader.transforms=[{rows}]");
+        let of = |graph: &str, pixels: &str| {
+            let out = tmp.path().join(format!("{n}-{graph}-{pixels}"));
+            let pixels = format!("loader.pixels={pixels:?}");
+            let summary =
+                run(&asked(&out, graph, &[&rows, &pixels, "distributed.virtual_shards=2"])).unwrap();
+            assert_eq!(summary.cuda_graph == Some(GraphUse::Recorded(true)), graph == "on");
+            (end(&summary), metrics(&out, "loss"))
+        };
+        let floats = of("off", "floats");
+        assert_eq!(of("on", "bytes"), floats, "{rows}");
+        assert_eq!(of("off", "bytes"), floats, "{rows}");
+    }
+}
+
 #[test]
 #[ignore = "needs a GPU, or the stand-ins"]
 fn streams_are_waited_for_where_they_must_be() {
@@ -127,7 +150,8 @@ fn streams_are_waited_for_where_they_must_be() {
         return;
     }
     let tmp = tempfile::tempdir().unwrap();
-    let settings = ["distributed.virtual_shards=2", "train.global_batch=32"];
+    // Images and where their parts lie are copies of their own.
+    let settings = ["distributed.virtual_shards=2", "train.global_batch=32", "loader.pixels=\"bytes\""];
     let of = |graph: &str| end(&run(&asked(&tmp.path().join(graph), graph, &settings)).unwrap());
     assert_eq!(of("on"), of("off"));
 }

@@ -183,6 +183,36 @@ fn bad_records_are_made_up_for_alike_on_all_ranks_and_every_sample_is_accounted_
     }
 }
 
+/// The device crops and mirrors images of bytes, of whole records and of those that take a bad one's place.
+#[test]
+fn images_that_cross_as_bytes_give_the_same_run() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("set");
+    let set = shard_digits(&dir);
+    damage(&dir.join("train"), &[0, 17, 600, 601, 602, 1441]);
+    let (pad, flip) = ("{ name = \"pad-and-crop\", padding = 2 }", "{ name = \"flip\" }");
+    let (cut, mix) = ("{ name = \"random-crop\", size = 7 }", "{ name = \"mixup\" }");
+    for (n, (rows, policy, ranks)) in [
+        (&[pad, flip][..], "substitute", 1),
+        (&[cut, flip, mix], "quarantine", 3),
+        (&["{ name = \"vertical-flip\" }", flip], "substitute", 2),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let of = |pixels: &str| {
+            let rows = format!("loader.transforms=[{}]", rows.join(", "));
+            let (pixels_are, policy) =
+                (format!("loader.pixels={pixels}"), format!("loader.bad_records={policy}"));
+            let out = tmp.path().join(format!("{n}-{pixels}"));
+            let request = on(&set, &out, ranks, &["train.epochs=1", &rows, &pixels_are, &policy]);
+            let summary = run(&request).unwrap();
+            (hashes(&summary), summary.bad_records, summary.train_loss.to_bits())
+        };
+        assert_eq!(of("bytes"), of("floats"), "{rows:?}");
+    }
+}
+
 #[test]
 fn a_bad_record_ends_all_ranks_where_it_must_and_the_run_goes_on_with_another_policy() {
     let tmp = tempfile::tempdir().unwrap();

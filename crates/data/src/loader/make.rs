@@ -138,7 +138,10 @@ impl Maker {
             let rows = if c.padded { 0 } else { ids.len() };
             let shape: Vec<usize> = std::iter::once(rows).chain(c.shape.iter().copied()).collect();
             let mut field = Field::new(&self.pool, c.spec.name.clone(), c.dtype, &shape)?;
-            field.normalise = c.pipeline.as_ref().and_then(Pipeline::normalise).cloned();
+            if let Some(pipeline) = &c.pipeline {
+                field.normalise = pipeline.normalise().cloned();
+                field.crops = pipeline.crops(&self.pool, rows)?;
+            }
             fields.push(field);
         }
         let (mut bad, mut rows) = (Vec::new(), Vec::with_capacity(ids.len()));
@@ -213,8 +216,14 @@ impl Maker {
             return Err(Error::field("record", problem));
         }
         let columns = self.columns.iter_mut().zip(&mut self.record.fields).zip(&mut *fields).enumerate();
-        for (_, ((c, from), field)) in columns.filter(|(i, _)| straight != Some(*i)) {
-            c.put(from, field, row, key)?;
+        for (i, ((c, from), field)) in columns {
+            if straight != Some(i) {
+                c.put(from, field, row, key)?;
+            }
+            let place = c.pipeline.as_ref().and_then(|p| p.place(key));
+            if let (Some(place), Some(crops)) = (place, &mut field.crops) {
+                crops.places_mut()[row] = place;
+            }
         }
         self.check_label(id, fields, row)
     }
@@ -292,7 +301,7 @@ impl Filler {
         };
         if spec.role == Role::Image {
             let pipeline = Pipeline::of(config, spec, training, pixels)?;
-            filler.shape = pipeline.output_shape().to_vec();
+            filler.shape = pipeline.carried_shape().to_vec();
             filler.padded = false;
             filler.dtype = if pipeline.pixels() == Pixels::Bytes { DType::U8 } else { DType::F32 };
             filler.pipeline = Some(pipeline);

@@ -173,7 +173,11 @@ impl Framer {
         out: &mut [u8],
     ) {
         let [tall, wide] = frame.place.take;
-        let at = [0, 1].map(|axis| (frame.canvas[axis] - frame.place.take[axis]) / 2);
+        // What is mirrored is the canvas: of an odd number of zeros the odd one changes sides.
+        let at = [0, 1].map(|axis| {
+            let around = frame.canvas[axis] - frame.place.take[axis];
+            if frame.mirrored[axis] { around - around / 2 } else { around / 2 }
+        });
         if frame.canvas != frame.place.take {
             out.fill(0);
         }

@@ -4,6 +4,7 @@
 use phalanx_host::rng::Stream;
 
 use super::Image;
+use super::left::{Later, Part};
 use crate::picture::{Frame, bilinear, shorter_side};
 use crate::{Place, Resample};
 
@@ -166,6 +167,25 @@ impl Geometry {
         if let Some(frame) = self.frame(image, stream) {
             arrange(image, &frame);
         }
+    }
+
+    /// What a device does in its place, if it can.
+    pub(super) fn later(&self) -> Option<Later> {
+        match self {
+            Geometry::Crop { .. } => Some(Later::Crops),
+            Geometry::Flip { axis: 1, .. } => Some(Later::Mirrors),
+            _ => None,
+        }
+    }
+
+    /// The same to what a device is to see, where there is a [`Geometry::later`].
+    pub(super) fn place(&self, part: &mut Part, stream: &mut Stream) {
+        let mut frame = Frame::whole(part.size);
+        self.narrow(&mut frame, stream);
+        let Frame { place, canvas, mirrored, .. } = frame;
+        let around = [0, 1].map(|axis| (canvas[axis] - place.take[axis]) / 2);
+        part.cut([0, 1].map(|axis| place.from[axis] as i64 - around[axis] as i64), canvas);
+        part.mirrored ^= mirrored[1];
     }
 
     /// What it makes of an image, unless that has no pixels or stays as it is.

@@ -9,6 +9,9 @@
 mod colour;
 mod config;
 mod geometry;
+mod left;
+#[cfg(test)]
+mod left_tests;
 mod mix;
 mod moves;
 mod ops;
@@ -24,6 +27,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use geometry::Geometry;
+use left::{Later, Part};
 pub use mix::{Mix, Mixing};
 use phalanx_host::rng::Stream;
 pub use pipeline::{Output, Pipeline, Pixels, Signal, check_fields, delivered};
@@ -237,6 +241,13 @@ trait Step: Send {
     }
 
     fn apply_bytes(&self, _: &mut Image<u8>, _: &mut Stream) {}
+
+    /// What a device does in its place, if it can: then [`Step::place`] tells with the same draws what that is.
+    fn later(&self) -> Option<Later> {
+        None
+    }
+
+    fn place(&self, _: &mut Part, _: &mut Stream) {}
 
     /// What it does to each value, if a device can do that later.
     fn normalise(&self) -> Option<&Normalise> {

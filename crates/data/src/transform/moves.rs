@@ -2,6 +2,7 @@
 
 use phalanx_host::rng::Stream;
 
+use super::left::{Later, Part};
 use super::ops::{at, range};
 use super::{Image, Step, Value};
 use crate::{Error, FieldSpec, Result};
@@ -34,14 +35,18 @@ impl Translate {
         Ok(Box::new(Translate { most }))
     }
 
+    /// How far an image of that height and width goes down and to the right.
+    fn draw(&self, size: [usize; 2], stream: &mut Stream) -> [i64; 2] {
+        let most = match self.most {
+            Most::Pixels(most) => [most; 2],
+            Most::Fraction(f) => size.map(|of| (of as f64 * f).round() as i64),
+        };
+        most.map(|most| stream.below(2 * most as u64 + 1) as i64 - most)
+    }
+
     fn shift<T: Copy + Default>(&self, image: &mut Image<T>, stream: &mut Stream) {
         let [h, w, c] = image.shape;
-        let [y, x] = match self.most {
-            Most::Pixels(most) => [most; 2],
-            Most::Fraction(f) => [h, w].map(|of| (of as f64 * f).round() as i64),
-        };
-        let mut draw = |most: i64| stream.below(2 * most as u64 + 1) as i64 - most;
-        let (dy, dx) = (draw(y), draw(x));
+        let [dy, dx] = self.draw([h, w], stream);
         if (dy, dx) == (0, 0) {
             return;
         }
@@ -72,6 +77,14 @@ impl Step for Translate {
 
     fn apply_bytes(&self, image: &mut Image<u8>, stream: &mut Stream) {
         self.shift(image, stream);
+    }
+
+    fn later(&self) -> Option<Later> {
+        Some(Later::Shifts)
+    }
+
+    fn place(&self, part: &mut Part, stream: &mut Stream) {
+        part.cut(self.draw(part.size, stream).map(|by| -by), part.size);
     }
 }
 

@@ -4,6 +4,7 @@ use phalanx_host::rng::Stream;
 
 use super::colour::{ColorJitter, Grey, Lighting};
 use super::geometry::{Geometry, Target};
+use super::left::{Later, Part};
 use super::moves::{Erase, Translate};
 use super::signal::{Noise, PitchShift, TimeShift};
 use super::warp::{Affine, Rotate};
@@ -330,6 +331,14 @@ impl Step for Look {
 
     fn apply_bytes(&self, image: &mut Image<u8>, stream: &mut Stream) {
         self.0.apply_bytes(image, stream);
+    }
+
+    fn later(&self) -> Option<Later> {
+        self.0.later()
+    }
+
+    fn place(&self, part: &mut Part, stream: &mut Stream) {
+        self.0.place(part, stream);
     }
 }
 

@@ -4,15 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use phalanx_host::DType;
 use phalanx_host::rng::{Key, Stream};
+use phalanx_host::{DType, Pool};
 use serde::{Deserialize, Serialize};
 
 use super::geometry::Geometry;
+use super::left::Left;
 use super::ops::{self, NORMALISE};
 use super::{Image, Make, Step, Transform};
 use crate::picture::{Area, Files, Frame, Framer};
-use crate::{Codec, Error, FieldSpec, LoaderConfig, Normalise, RecordField, Result, Role};
+use crate::{Codec, Crops, Error, FieldSpec, LoaderConfig, Normalise, RecordField, Result, Role};
 
 /// What images are delivered as.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +23,8 @@ pub enum Pixels {
     #[default]
     Floats,
     /// u8 with [`Field::normalise`](crate::Field::normalise) left to the device, where every row works on bytes; else as
-    /// `Floats`. The values are the same.
+    /// `Floats`. Where the last rows mirror left and right or shift, or nothing but crops, these are left to it, too
+    /// ([`Field::crops`](crate::Field::crops)). The values are the same.
     Bytes,
 }
 
@@ -48,6 +50,8 @@ pub struct Pipeline {
     table: Option<Vec<[f32; 256]>>,
     /// When bytes are delivered.
     normalise: Option<Arc<Normalise>>,
+    /// What else is left to the device then.
+    left: Left,
     output: [usize; 3],
     /// Whether image files may be decoded smaller than they are.
     shrinks: bool,
@@ -139,11 +143,15 @@ impl Pipeline {
                 _ => floats.push((i, step)),
             }
         }
-        let Some([h, w]) = size else { return Err(no_size(spec, training)) };
+        let Some(size) = size else { return Err(no_size(spec, training)) };
         let table = if spec.dtype == DType::U8 { table(&floats, c) } else { None };
         let normalise = match (pixels, spec.dtype, &floats[..]) {
             (Pixels::Bytes, DType::U8, [(_, last)]) => last.normalise().cloned().map(Arc::new),
             _ => None,
+        };
+        let left = match normalise {
+            Some(_) => Left::of(&mut looks, &mut moves, (!spec.variable).then_some([h, w]), size),
+            None => Left::nothing(size),
         };
         Ok(Pipeline {
             spec: spec.clone(),
@@ -152,7 +160,8 @@ impl Pipeline {
             steps: floats,
             table,
             normalise,
-            output: [h, w, c],
+            left,
+            output: [size[0], size[1], c],
             shrinks: training,
             files: Files::default(),
             framer: Framer::default(),
@@ -172,9 +181,27 @@ impl Pipeline {
         Ok(pipeline)
     }
 
-    /// Height, width and channels of what is delivered.
+    /// Height, width and channels of what a model sees.
     pub fn output_shape(&self) -> [usize; 3] {
         self.output
+    }
+
+    /// Height, width and channels of what is delivered: of larger or smaller images where the device crops them.
+    pub fn carried_shape(&self) -> [usize; 3] {
+        let [h, w] = self.left.carried;
+        [h, w, self.output[2]]
+    }
+
+    /// Room for what the device is to see of so many images, where that is not all of them.
+    pub(crate) fn crops(&self, pool: &Pool, images: usize) -> Result<Option<Crops>> {
+        let [h, w, _] = self.output;
+        (!self.left.is_empty()).then(|| Crops::new(pool, [h, w], images)).transpose()
+    }
+
+    /// For the sample of that key, as in [`Pipeline::run`], what the device is to see of its image: see
+    /// [`Crops::places`](crate::Crops::places). None where that is all of every image.
+    pub fn place(&self, key: Option<Key>) -> Option<[i64; 3]> {
+        self.left.place(streams(key))
     }
 
     /// What is delivered.
@@ -193,16 +220,17 @@ impl Pipeline {
             && self.looks.is_empty()
             && self.moves.is_empty()
             && !self.spec.variable
-            && self.output[..] == self.spec.shape[..]
+            && self.carried_shape()[..] == self.spec.shape[..]
     }
 
-    /// Takes one image from its record to `out`, which has the size of [`Pipeline::output_shape`] and the type of
+    /// Takes one image from its record to `out`, which has the size of [`Pipeline::carried_shape`] and the type of
     /// [`Pipeline::pixels`]. `key` names the sample's random stream in this epoch; `None` in evaluation.
     ///
     /// Fails on a record that is not what the schema says, and on an image file that cannot be decoded or is beyond the
     /// limits.
     pub fn run(&mut self, field: &RecordField, key: Option<Key>, out: Output<'_>) -> Result<()> {
-        let length: usize = self.output.iter().product();
+        let carried = self.carried_shape();
+        let length: usize = carried.iter().product();
         let given = match &out {
             Output::Floats(out) => (out.len(), Pixels::Floats),
             Output::Bytes(out) => (out.len(), Pixels::Bytes),
@@ -213,8 +241,7 @@ impl Pipeline {
         }
         self.bytes.let_go();
         self.floats.let_go();
-        let key = key.unwrap_or(Key::new(0));
-        let stream = |i: &u64| key.derive(*i, 0).stream();
+        let stream = streams(key);
         if self.spec.dtype != DType::U8 {
             self.floats.shape = check_raw(&self.spec, field)?;
             fill(&mut self.floats.pixels, &field.bytes);
@@ -222,10 +249,10 @@ impl Pipeline {
         }
         if let Output::Bytes(out) = out {
             if self.moves.is_empty() {
-                return self.look(field, stream, self.output, out);
+                return self.look(field, stream, carried, out);
             }
             self.moved(field, stream)?;
-            return deliver(&self.bytes, self.output, &self.spec, out);
+            return deliver(&self.bytes, carried, &self.spec, out);
         }
         self.moved(field, stream)?;
         match (&self.table, out) {
@@ -351,6 +378,12 @@ impl Pipeline {
             Output::Bytes(_) => Err(Error::field(&self.spec.name, "floats are no bytes")),
         }
     }
+}
+
+/// The random stream of each row for a sample.
+fn streams(key: Option<Key>) -> impl Fn(&u64) -> Stream + Copy {
+    let key = key.unwrap_or(Key::new(0));
+    move |i| key.derive(*i, 0).stream()
 }
 
 /// What becomes of each byte through steps that are all pointwise.
@@ -505,9 +538,9 @@ impl Signal {
             let problem = format!("{} bytes are no signal of shape {shape:?}", bytes.len());
             return Err(Error::field(&self.spec.name, problem));
         }
-        let key = key.unwrap_or(Key::new(0));
+        let stream = streams(key);
         for (i, step) in &self.steps {
-            step.apply(&mut self.image, &mut key.derive(*i, 0).stream());
+            step.apply(&mut self.image, &mut stream(i));
         }
         for (to, x) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&self.image.pixels) {
             *to = x.to_ne_bytes();

@@ -8,7 +8,7 @@ use phalanx_host::rng::Key;
 use super::*;
 use crate::{Codec, LoaderConfig, Picture, Place, RecordField, Resample};
 
-fn rows(texts: &[&str]) -> Vec<Transform> {
+pub(super) fn rows(texts: &[&str]) -> Vec<Transform> {
     #[derive(serde::Deserialize)]
     struct Table {
         rows: Vec<Transform>,
@@ -21,7 +21,7 @@ fn config(train: &[&str], eval: Option<&[&str]>) -> LoaderConfig {
 }
 
 /// Images of any size in three colours.
-fn varying() -> FieldSpec {
+pub(super) fn varying() -> FieldSpec {
     FieldSpec { variable: true, ..FieldSpec::image([500, 500, 3], 255.0) }
 }
 
@@ -30,7 +30,7 @@ fn golden(name: &str) -> Vec<u8> {
         .unwrap()
 }
 
-fn file(name: &str) -> RecordField {
+pub(super) fn file(name: &str) -> RecordField {
     let codec = if name.ends_with("png") { Codec::Png } else { Codec::Jpeg };
     RecordField { bytes: golden(name), shape: vec![500, 500, 3], codec }
 }
@@ -127,7 +127,7 @@ fn pieces_of_files_decoded_smaller_are_nearly_the_same() {
 fn bytes_with_their_normalisation_are_the_floats() {
     let texts = [
         PIECE,
-        "{ name = \"flip\" }",
+        "{ name = \"vertical-flip\" }",
         "{ name = \"normalise\", mean = [0.4, 0.5, 0.6], std = [0.2, 0.3, 0.1] }",
     ];
     let erase = [PIECE, "{ name = \"random-erasing\", p = 1 }", "{ name = \"grey\", p = 0.5 }"];

@@ -61,14 +61,14 @@ pub(super) struct Graphs {
     used: bool,
 }
 
-/// What a shard's batch looks like: the name, type and shape of each field.
+/// What a shard's batch looks like: the name, type and shape of each tensor.
 pub(super) type ShardForm = Vec<(Arc<str>, DType, Shape)>;
 /// What the batches of a step look like, by shard.
 pub(super) type Form = Vec<ShardForm>;
 
 /// What a batch looks like.
 pub(super) fn form_of(batch: &Batch) -> ShardForm {
-    batch.fields.iter().map(|(name, t)| (name.clone(), t.dtype(), t.shape())).collect()
+    batch.tensors().map(|(name, t)| (name.clone(), t.dtype(), t.shape())).collect()
 }
 
 /// Graphs that are kept: a data set's last batch is another one than the rest, and few sets have more.

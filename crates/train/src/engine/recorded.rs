@@ -45,8 +45,8 @@ pub(super) struct Recorded {
 #[derive(Debug)]
 struct Inputs {
     batch: Batch,
-    /// What each field's block was filled from.
-    fields: Vec<(Buffer, Option<Memento>)>,
+    /// The block of each of its tensors, and what that was filled from.
+    blocks: Vec<(Buffer, Option<Memento>)>,
 }
 
 /// What a shard's report has.
@@ -452,14 +452,14 @@ impl Engine {
 impl Inputs {
     /// Blocks for batches like this one.
     fn like(batch: &Batch, gpu: &Context, device: &Device) -> Result<Self> {
-        let (mut own, mut fields) = (batch.without_fields(), Vec::new());
-        for (name, t) in &batch.fields {
+        let mut blocks = Vec::new();
+        let batch = batch.like(|t| {
             let block = gpu.alloc_lasting(t.shape().numel() * t.dtype().size())?;
-            let field = Tensor::of_buffer(&block, 0, t.dtype(), t.shape(), device)?;
-            own.fields.insert(name.clone(), field);
-            fields.push((block, None));
-        }
-        Ok(Inputs { batch: own, fields })
+            let own = Tensor::of_buffer(&block, 0, t.dtype(), t.shape(), device)?;
+            blocks.push((block, None));
+            Ok(own)
+        })?;
+        Ok(Inputs { batch, blocks })
     }
 }
 
@@ -472,7 +472,7 @@ impl Recorded {
     /// Puts the batches where the graph reads them, unless they are there.
     fn take(&mut self, batches: &[Batch]) -> Result<()> {
         for (input, batch) in self.inputs.iter_mut().zip(batches) {
-            for ((block, from), t) in input.fields.iter_mut().zip(batch.fields.values()) {
+            for ((block, from), (_, t)) in input.blocks.iter_mut().zip(batch.tensors()) {
                 if from.as_ref().is_some_and(|from| from.knows(t)) {
                     continue;
                 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use phalanx_data::Mix;
 use phalanx_nn::Forward;
-use phalanx_tensor::{DType, Device, Landing, Normalisation, Shape, Tensor};
+use phalanx_tensor::{Crops, DType, Device, Landing, Normalisation, Shape, Tensor};
 
 use crate::{Error, Result};
 
@@ -21,8 +21,16 @@ pub struct Batch {
     /// Samples of it whose records could not be used.
     pub bad: u64,
     /// What is still to be done to the bytes of these fields; see [`Batch::pixels`].
-    normalise: BTreeMap<Arc<str>, Normalisation>,
+    undone: BTreeMap<Arc<str>, Undone>,
     mix: Option<Mixed>,
+}
+
+/// What is still to be done to images of bytes.
+#[derive(Debug, Clone)]
+struct Undone {
+    how: Normalisation,
+    /// Height and width of the part that is taken of each, and where they lie ([`Crops`]); all of it without.
+    crops: Option<([usize; 2], Tensor)>,
 }
 
 /// How samples are mixed: on the host and on the device.
@@ -49,13 +57,21 @@ impl Ahead {
         let weights = (!uniform).then_some(batch.weights);
         let mut out = Batch { ids: batch.ids, weights, ..Batch::default() };
         let mut landings = Vec::new();
+        let mut send = |bytes, dtype, shape: &[usize]| -> Result<Tensor> {
+            let (tensor, landing) = Tensor::send(bytes, dtype, Shape::new(shape), device)?;
+            landings.extend(landing);
+            Ok(tensor)
+        };
         for f in batch.fields {
+            let tensor = send(f.bytes, f.dtype, &f.shape)?;
             if let Some(n) = f.normalise {
                 let how = Normalisation { scale: n.scale, mean: n.mean.clone(), std: n.std.clone() };
-                out.normalise.insert(f.name.clone(), how);
+                let crops = match f.crops {
+                    Some(c) => Some((c.size, send(c.places, DType::I64, &[f.shape[0], 3])?)),
+                    None => None,
+                };
+                out.undone.insert(f.name.clone(), Undone { how, crops });
             }
-            let (tensor, landing) = Tensor::send(f.bytes, f.dtype, Shape::new(&f.shape), device)?;
-            landings.extend(landing);
             out.fields.insert(f.name, tensor);
         }
         if let Some(plan) = batch.mix {
@@ -89,9 +105,22 @@ impl Batch {
         Batch { weights: Some(weights), ..self }
     }
 
-    /// A batch of nothing yet, of whose fields the same is to become as of this one's.
-    pub(crate) fn without_fields(&self) -> Self {
-        Batch { normalise: self.normalise.clone(), ..Batch::default() }
+    /// All that a step reads of it on the device, mixing aside: its fields, and where their parts lie.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&Arc<str>, &Tensor)> {
+        let places = self.undone.iter().filter_map(|(name, u)| Some((name, &u.crops.as_ref()?.1)));
+        self.fields.iter().chain(places)
+    }
+
+    /// A batch with what `make` gives for each of [`Batch::tensors`], in that order, of which the same is to become.
+    pub(crate) fn like(&self, mut make: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        let mut own = Batch { undone: self.undone.clone(), ..Batch::default() };
+        for (name, t) in &self.fields {
+            own.fields.insert(name.clone(), make(t)?);
+        }
+        for (_, places) in own.undone.values_mut().filter_map(|u| u.crops.as_mut()) {
+            *places = make(places)?;
+        }
+        Ok(own)
     }
 
     /// Takes note that samples are to be mixed. Fails for a plan of another number of samples.
@@ -145,7 +174,7 @@ impl Batch {
     /// [`Batch::input`] do.
     pub fn field(&self, name: &str) -> Result<&Tensor> {
         let fail = |problem| Err(Error::Task { task: "batch", problem });
-        if self.normalise.contains_key(name) {
+        if self.undone.contains_key(name) {
             return fail(format!("its field {name:?} holds bytes that are to be normalised"));
         }
         match self.fields.get(name) {
@@ -157,10 +186,14 @@ impl Batch {
         }
     }
 
-    /// The field `name`; bytes that are to be normalised become floats of type `dtype`.
+    /// The field `name`; bytes that are to be normalised, or the parts of them that are to be seen, become floats of type
+    /// `dtype`.
     pub fn pixels(&self, name: &str, dtype: DType) -> Result<Tensor> {
-        match (self.fields.get(name), self.normalise.get(name)) {
-            (Some(bytes), Some(how)) => Ok(bytes.normalise_bytes(how, None, dtype)?),
+        match (self.fields.get(name), self.undone.get(name)) {
+            (Some(bytes), Some(Undone { how, crops })) => {
+                let crops = crops.as_ref().map(|(size, places)| Crops { size: *size, places });
+                Ok(bytes.normalise_bytes(how, crops.as_ref(), dtype)?)
+            }
             _ => self.field(name).cloned(),
         }
     }
@@ -205,7 +238,9 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
-    use phalanx_data::{Field, Normalise};
+    use phalanx_data::{
+        Column, Field, FieldSpec, Loader, LoaderConfig, Memory, Mode, Normalise, Pixels, Plan,
+    };
     use phalanx_host::{Cpu, Isa};
 
     use super::*;
@@ -268,6 +303,57 @@ mod tests {
 
         let short = Mix { lambda: vec![0.5], ..plan() };
         assert!(Batch::from_data(loaded(device, Some(short)), device).is_err());
+    }
+
+    /// What the device makes of bytes is what a loader delivers as floats.
+    fn check_crops(device: &Device) {
+        let (n, spec) = (13, FieldSpec::image([9, 11, 3], 255.0));
+        let pixels = (0..n * 9 * 11 * 3).map(|i| (i * 73 + i * i % 31) as u8).collect();
+        let columns = vec![Column::fixed(spec, pixels).unwrap()];
+        let set = Memory::new("noise", columns, vec![]).unwrap().shared();
+        let rows = |texts: &[&str]| -> LoaderConfig {
+            toml::from_str(&format!("threads = 0\ntransforms = [{}]", texts.join(", "))).unwrap()
+        };
+        let (pad, flip) = ("{ name = \"pad-and-crop\", padding = 3 }", "{ name = \"flip\" }");
+        let (cut, wide) =
+            ("{ name = \"random-crop\", size = 8 }", "{ name = \"random-crop\", size = [14, 7] }");
+        let mean = "{ name = \"normalise\", mean = [0.4, 0.5, 0.6], std = [0.2, 0.3, 0.1] }";
+        let piece = "{ name = \"random-resized-crop\", size = [6, 5] }";
+        for texts in [
+            &[flip, mean][..],
+            &[pad],
+            &[pad, flip, mean],
+            &[flip, cut],
+            &[cut, flip],
+            &[wide, flip],
+            &[piece, flip],
+            &[piece, pad, flip],
+        ] {
+            for mode in [Mode::Train { seed: 3 }, Mode::Eval] {
+                let all = |pixels| -> Vec<u32> {
+                    let config = LoaderConfig { pixels, ..rows(texts) };
+                    let plan = Plan::new(n as u64, 7, 1, 0..1, 2).unwrap();
+                    let loader = Loader::new(set.clone(), &config, mode, plan, &device.host_pool()).unwrap();
+                    let of = |loaded: phalanx_data::Result<phalanx_data::Loaded>| {
+                        let batch = Batch::from_data(loaded.unwrap().batch, device).unwrap();
+                        batch.pixels("image", DType::F32).unwrap().to_vec::<f32>().unwrap()
+                    };
+                    loader.flat_map(of).map(f32::to_bits).collect()
+                };
+                assert!(all(Pixels::Bytes) == all(Pixels::Floats), "{texts:?}, {mode:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn images_that_the_device_crops_and_mirrors_are_those_of_the_loader() {
+        check_crops(&Device::cpu(Cpu::new(Isa::detect(), 2).unwrap()));
+    }
+
+    #[test]
+    #[ignore = "needs a GPU or its stand-in"]
+    fn images_that_a_gpu_crops_and_mirrors_are_those_of_the_loader() {
+        check_crops(&Device::cuda(0).unwrap());
     }
 
     #[test]
