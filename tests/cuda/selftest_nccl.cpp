@@ -32,6 +32,7 @@ int ncclRecv(void*, size_t, int, int, Handle, Handle);
 int ncclGroupStart();
 int ncclGroupEnd();
 int cuStreamQuery(Handle);
+int phalanx_standin_load(const char*);
 }
 
 namespace {
@@ -189,6 +190,19 @@ void nccl_missing_peer_can_be_aborted(const Fixture&) {
     int state = 0;
     REQUIRE(ncclCommInitRankConfig(&lonely, 2, id, 0, &config) == IN_PROGRESS);
     REQUIRE(ncclCommGetAsyncError(lonely, &state) == 0 && state == IN_PROGRESS && ncclCommAbort(lonely) == 0);
+}
+
+/// Code may come to a device that is at rest, and is there from then on.
+void nccl_code_that_comes_behind_a_collective_is_found(const Fixture&) {
+    with_ranks(2, [](const Rank& r) {
+        if (r.rank == 0) return;
+        const Device x = r.values(6);
+        REQUIRE(phalanx_standin_load("early") == 0);
+        REQUIRE(ncclAllReduce((void*)x, (void*)x, 6, FLOAT32, SUM, r.communicator, r.stream) == 0);
+        REQUIRE(phalanx_standin_load("early") == 0 && phalanx_standin_load("late") == 1);
+        REQUIRE(ncclCommAbort(r.communicator) == 0 && cuStreamSynchronize(r.stream) == 0);
+        REQUIRE(phalanx_standin_load("later") == 0);
+    });
 }
 
 void nccl_planned_fault_comes(const Fixture&) {
@@ -407,6 +421,7 @@ const std::vector<Entry> nccl_tests = {
     TEST(nccl_mismatch_is_found),
     TEST(nccl_two_ranks_on_a_device_are_found),
     TEST(nccl_missing_peer_can_be_aborted),
+    TEST(nccl_code_that_comes_behind_a_collective_is_found),
     TEST(nccl_planned_fault_comes),
     TEST(nccl_two_communicators_in_one_order),
     TEST(nccl_opposite_orders_are_found),
