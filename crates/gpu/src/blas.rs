@@ -26,8 +26,9 @@ impl Type {
 /// The oldest version that will do, as `cublasLtGetVersion` gives it: that of the oldest driver's toolkit, CUDA 12.2.
 const OLDEST: usize = 120_200;
 
-/// Memory that an algorithm may use beside its operands, in bytes.
-const WORKSPACE: usize = 64 << 20;
+/// Memory that an algorithm may use beside its operands, in bytes: what cuBLAS's manual advises for compute capability 9.0
+/// (`cublasSetWorkspace`).
+const WORKSPACE: usize = 32 << 20;
 
 /// Alignment beyond which no algorithm asks for more, in bytes.
 const ALIGNED: u64 = 16;
