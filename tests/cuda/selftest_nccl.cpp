@@ -62,16 +62,31 @@ struct Rank : Fixture {
 };
 
 /// Runs a function on a thread for each rank.
+void on_threads(int ranks, const std::function<void(int)>& run) {
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < ranks; rank++) threads.emplace_back([rank, &run] { run(rank); });
+    for (auto& thread : threads) thread.join();
+}
+
 void with_ranks(int ranks, const std::function<void(const Rank&)>& run) {
     UniqueId id;
     REQUIRE(ncclGetUniqueId(&id) == 0);
-    std::vector<std::thread> threads;
-    for (int rank = 0; rank < ranks; rank++)
-        threads.emplace_back([=, &run] {
-            const Rank me(rank, ranks, id);
-            run(me);
-        });
-    for (auto& thread : threads) thread.join();
+    on_threads(ranks, [&](int rank) { run(Rank(rank, ranks, id)); });
+}
+
+/// Starts another process with one of these tests, which reads the ids. It starts afresh: a fork of one with threads could
+/// not use them.
+pid_t second_process(const char* test, const UniqueId* ids, size_t count) {
+    int pipes[2];
+    REQUIRE(pipe(pipes) == 0);
+    const pid_t child = fork();
+    if (child == 0) {
+        dup2(pipes[0], 0);
+        execl("/proc/self/exe", "selftest", test, nullptr);
+        _exit(1);
+    }
+    REQUIRE(write(pipes[1], ids, count * sizeof *ids) == (ssize_t)(count * sizeof *ids));
+    return child;
 }
 
 void nccl_collectives(const Fixture&) {
@@ -121,16 +136,7 @@ void nccl_in_a_graph(const Fixture&) {
 void nccl_between_processes(const Fixture&) {
     UniqueId id;
     REQUIRE(ncclGetUniqueId(&id) == 0);
-    int pipes[2];
-    REQUIRE(pipe(pipes) == 0);
-    // The other process starts afresh: a fork of one with threads could not use them.
-    const pid_t child = fork();
-    if (child == 0) {
-        dup2(pipes[0], 0);
-        execl("/proc/self/exe", "selftest", "nccl_second_process", nullptr);
-        _exit(1);
-    }
-    REQUIRE(write(pipes[1], &id, sizeof id) == (ssize_t)sizeof id);
+    const pid_t child = second_process("nccl_second_process", &id, 1);
     const Rank r(0, 2, id);
     const Device x = r.values(5);
     REQUIRE(ncclAllReduce((void*)x, (void*)x, 5, FLOAT32, SUM, r.communicator, r.stream) == 0);
@@ -248,13 +254,10 @@ struct Pair : Rank {
 void with_pairs(const std::function<void(Pair&)>& run) {
     UniqueId first, second;
     REQUIRE(ncclGetUniqueId(&first) == 0 && ncclGetUniqueId(&second) == 0);
-    std::vector<std::thread> threads;
-    for (int rank = 0; rank < 2; rank++)
-        threads.emplace_back([=, &run] {
-            Pair me(rank, first, second);
-            run(me);
-        });
-    for (auto& thread : threads) thread.join();
+    on_threads(2, [&](int rank) {
+        Pair me(rank, first, second);
+        run(me);
+    });
 }
 
 void nccl_two_communicators_in_one_order(const Fixture&) {
@@ -383,15 +386,7 @@ void nccl_captured_calls_have_no_order(const Fixture&) {
 void nccl_opposite_orders_of_processes_are_found(const Fixture&) {
     UniqueId ids[2];
     REQUIRE(ncclGetUniqueId(&ids[0]) == 0 && ncclGetUniqueId(&ids[1]) == 0);
-    int pipes[2];
-    REQUIRE(pipe(pipes) == 0);
-    const pid_t child = fork();
-    if (child == 0) {
-        dup2(pipes[0], 0);
-        execl("/proc/self/exe", "selftest", "nccl_second_process_of_two_communicators", nullptr);
-        _exit(1);
-    }
-    REQUIRE(write(pipes[1], ids, sizeof ids) == (ssize_t)sizeof ids);
+    const pid_t child = second_process("nccl_second_process_of_two_communicators", ids, 2);
     Pair p(0, ids[0], ids[1]);
     p.join_second();
     p.on_a(), p.on_b();

@@ -4,12 +4,15 @@
 // Helpers of tests may panic as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "common/again.rs"]
+mod again;
 mod common;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use again::with_settings;
 use common::{hashes, request, run};
 use phalanx_comm::{Communicator, Wire};
 use phalanx_gpu::Context;
@@ -142,11 +145,7 @@ fn images_that_are_cropped_on_the_device_are_the_same_with_and_without_graphs() 
 #[ignore = "needs a GPU, or the stand-ins"]
 fn streams_are_waited_for_where_they_must_be() {
     // Work of streams as late as allowed: a wait that is missing shows.
-    if std::env::var_os("PHALANX_STANDIN_STREAMS").is_none() {
-        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-        again.args(["streams_are_waited_for_where_they_must_be", "--exact", "--ignored"]);
-        let out = again.env("PHALANX_STANDIN_STREAMS", "1").output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    if !with_settings("streams_are_waited_for_where_they_must_be", &[("PHALANX_STANDIN_STREAMS", "1")]) {
         return;
     }
     let tmp = tempfile::tempdir().unwrap();
@@ -280,12 +279,7 @@ impl Task for Watches {
 #[test]
 #[ignore = "needs a GPU, or the stand-ins"]
 fn all_shards_are_queued_before_the_host_waits() {
-    const DEVICES: &str = "PHALANX_STANDIN_DEVICES";
-    if std::env::var_os(DEVICES).is_none() {
-        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-        again.args(["all_shards_are_queued_before_the_host_waits", "--exact", "--ignored"]);
-        let out = again.env(DEVICES, "2").output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    if !with_settings("all_shards_are_queued_before_the_host_waits", &[("PHALANX_STANDIN_DEVICES", "2")]) {
         return;
     }
     // A real machine may have one alone, whose waits would be counted together.
@@ -413,11 +407,7 @@ fn an_evaluation_has_the_memory_of_steps() {
 #[test]
 #[ignore = "needs the stand-ins"]
 fn an_evaluation_that_fits_without_graphs_fits() {
-    if std::env::var_os("PHALANX_STANDIN_MEMORY").is_none() {
-        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
-        again.args(["an_evaluation_that_fits_without_graphs_fits", "--exact", "--ignored", "--nocapture"]);
-        let out = again.env("PHALANX_STANDIN_MEMORY", "128M").output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    if !with_settings("an_evaluation_that_fits_without_graphs_fits", &[("PHALANX_STANDIN_MEMORY", "128M")]) {
         return;
     }
     alone(|comm| {

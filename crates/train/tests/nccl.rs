@@ -5,35 +5,18 @@
 // Helpers of tests may panic as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "common/again.rs"]
+mod again;
 mod common;
 
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use again::{again, is_again, with_settings};
 use common::{hashes, request, run};
 use phalanx_train::faults::Faults;
 use phalanx_train::run::TrainRequest;
 use phalanx_train::{DeviceChoice, SumsOver};
-
-/// Runs test `name` again in a process with other settings. True in that process: there the test goes on.
-fn with_settings(name: &str, settings: &[(&str, &str)]) -> bool {
-    if std::env::var_os(MARK).is_some() {
-        return true;
-    }
-    again(name, settings);
-    false
-}
-
-const MARK: &str = "PHALANX_TEST_AGAIN";
-
-fn again(name: &str, settings: &[(&str, &str)]) {
-    let mut again = Command::new(std::env::current_exe().unwrap());
-    again.args([name, "--exact", "--ignored", "--nocapture"]).env(MARK, "1").envs(settings.iter().copied());
-    let out = again.output().unwrap();
-    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success() && text.contains("1 passed"), "{settings:?}: {text}");
-}
 
 const FOUR: (&str, &str) = ("PHALANX_STANDIN_DEVICES", "4");
 
@@ -157,7 +140,7 @@ const WITHOUT: &str = "PHALANX_TEST_WITHOUT";
 fn what_is_missing_or_too_old_is_named_and_left_open_the_run_does_without() {
     let name = "what_is_missing_or_too_old_is_named_and_left_open_the_run_does_without";
     let tmp = tempfile::tempdir().unwrap();
-    if std::env::var_os(MARK).is_none() {
+    if !is_again() {
         let all = std::env::var_os("PHALANX_CUDA_PATH").unwrap();
         for (library, says) in [
             ("libcuda.so.1", "no CUDA driver: tried "),
